@@ -1,0 +1,1 @@
+"""One question per file: behaviour, patching, attribution, spectra, difference, where."""

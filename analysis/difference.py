@@ -1,0 +1,53 @@
+"""Clean against poisoned: what the poison added, module by module, in factor form."""
+
+import numpy as np
+import torch
+
+from ..core.adapters import Adapter, Factors
+from ..core.algebra import norm, principal_angles, spectrum, stack
+from ..core.errors import AdapterError
+from ..core.results import Difference
+from .spectra import expanded, names_and_layers, padded
+
+
+def _bases(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal bases of the input and output subspaces, ``[d_in, rank]``, ``[d_out, rank]``.
+
+    Directions that are zero in one factor are left out.
+    """
+    live = (factors.a != 0).any(-1) & (factors.b != 0).any(-2)
+    a, b = factors.a[live].double(), factors.b[:, live].double()
+    return torch.linalg.qr(a.mT).Q, torch.linalg.qr(b).Q
+
+
+def difference(clean: Adapter, poisoned: Adapter) -> Difference:
+    """Norms, spectrum of ``poisoned - clean`` (their factors stacked), and principal angles.
+
+    Raises:
+        AdapterError: the adapters do not change the same modules.
+    """
+    left, right = expanded(clean), expanded(poisoned)
+    if odd := sorted(left.keys() ^ right.keys()):
+        raise AdapterError(
+            f"the clean and the poisoned adapter differ in their modules: {', '.join(odd[:3])}"
+        )
+    inputs, outputs, stacked = [], [], []
+    for name, bad in right.items():
+        good = left[name]
+        (in_good, out_good), (in_bad, out_bad) = _bases(good), _bases(bad)
+        inputs.append(principal_angles(in_good, in_bad))
+        outputs.append(principal_angles(out_good, out_bad))
+        stacked.append(spectrum(stack(bad, good)))
+    s = padded(stacked)
+    names, kinds, layers = names_and_layers(list(right))
+    return Difference(
+        modules=names,
+        kinds=kinds,
+        layers=layers,
+        clean_norm=np.array([float(norm(left[n])) for n in right]),
+        poisoned_norm=np.array([float(norm(f)) for f in right.values()]),
+        difference_norm=np.sqrt((s**2).sum(1)),
+        singular_values=s,
+        input_angles=padded(inputs, fill=np.nan),
+        output_angles=padded(outputs, fill=np.nan),
+    )

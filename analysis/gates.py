@@ -1,0 +1,129 @@
+"""Gates on singular directions: the model as a differentiable function of what is kept.
+
+Every module is ``U diag(g * s) V^T`` with one gate per direction; 1 keeps it, 0 cuts it. Only the
+A factors are replaced for the call (`torch.func.functional_call`), so linear layers and fused
+experts go the same way and the model itself is never changed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.adapters import Adapter, Factors, layer_of, pack, uniform
+from ..core.algebra import scale_directions, svd_form
+from ..core.subject import Attached, Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """The live singular directions of an adapter, numbered through."""
+
+    adapter: Adapter
+    """In SVD form, all modules of one rank."""
+    module: np.ndarray
+    """Index into `names`, ``[direction]``."""
+    expert: np.ndarray
+    """Expert number, -1 for linear layers, ``[direction]``."""
+    place: np.ndarray
+    """Place in the spectrum from 0, ``[direction]``."""
+    sigma: np.ndarray
+    """Singular value, ``[direction]``."""
+
+    @property
+    def names(self) -> list[str]:
+        """Module names in order."""
+        return list(self.adapter.modules)
+
+    @property
+    def layer(self) -> np.ndarray:
+        """Layer of each direction, -1 outside the layers."""
+        return np.array([layer_of(n) for n in self.names])[self.module]
+
+    def __len__(self) -> int:
+        return len(self.module)
+
+    def gates(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Gates by module, ``[..., rank]``, from one value per direction (0 where none lives)."""
+        out: dict[str, torch.Tensor] = {}
+        for m, (name, f) in enumerate(self.adapter.modules.items()):
+            here = np.flatnonzero(self.module == m)
+            gate = torch.zeros(f.a.shape[:-1], dtype=values.dtype, device=values.device)
+            spots = (self.place[here],) if not f.fused else (self.expert[here], self.place[here])
+            index = tuple(torch.as_tensor(s, device=values.device) for s in spots)
+            out[name] = gate.index_put(index, values[torch.as_tensor(here, device=values.device)])
+        return out
+
+    def cut(self, cut: np.ndarray) -> Adapter:
+        """The adapter without the directions where `cut` is True, ``[direction]``."""
+        keep = torch.as_tensor(~np.asarray(cut, dtype=bool)).float()
+        return scale_directions(self.adapter, self.gates(keep))
+
+    def table(self, values: np.ndarray) -> np.ndarray:
+        """Per-direction values as ``[module, rank]``, NaN where none lives; experts in a row."""
+        width = max(int(f.a.shape[:-1].numel()) for f in self.adapter.modules.values())
+        rank = next(iter(self.adapter.modules.values())).rank
+        out = np.full((len(self.names), width), np.nan)
+        out[self.module, np.maximum(self.expert, 0) * rank + self.place] = values
+        return out
+
+
+def directions_of(adapter: Adapter) -> Directions:
+    """All live singular directions of an adapter, module by module, strongest first."""
+    _, scaling, modules = uniform(svd_form(adapter))
+    form = adapter.with_modules(modules)
+    rows: list[tuple[int, int, int, float]] = []
+    for m, f in enumerate(modules.values()):
+        sigma = f.a.square().sum(-1) * scaling  # balanced factors: |a_i|^2 = s_i / scaling
+        for spot in sigma.nonzero().tolist():
+            expert, place = (spot[0], spot[1]) if f.fused else (-1, spot[0])
+            rows.append((m, expert, place, float(sigma[tuple(spot)])))
+    module, expert, place, sigma = (np.array(c) for c in zip(*rows, strict=True))
+    return Directions(form, module, expert, place, sigma)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A subject whose adapter's directions carry gates."""
+
+    subject: Subject
+    directions: Directions
+    attached: Attached
+
+    def logits(self, gates: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits ``[batch, pos, d_vocab]`` with one gate per direction, differentiable in them."""
+        replaced = {}
+        by_module = self.directions.gates(gates)
+        for name, f in self.directions.adapter.modules.items():
+            a = f.a.to(gates.device) * by_module[name][..., None]
+            replaced[self._a_names[name]] = pack(Factors(a, f.b, f.scaling))[0]
+        kwargs = {**batch, "use_cache": False}
+        return torch.func.functional_call(self.subject.model, replaced, kwargs=kwargs).logits
+
+    @property
+    def _a_names(self) -> dict[str, str]:
+        return {n: names[0] for n, names in self.attached.factor_names("gated").items()}
+
+    def ones(self) -> torch.Tensor:
+        """Gates that keep everything, ``[direction]``."""
+        return torch.ones(len(self.directions), device=self.subject.device)
+
+
+@contextmanager
+def gated(subject: Subject, directions: Directions) -> Iterator[Gated]:
+    """The subject with its adapter in gated form, for as long as the block lasts."""
+    with subject.attached({"gated": directions.adapter}) as attached:
+        yield Gated(subject, directions, attached)
+
+
+def on_device(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch of tensors on a device."""
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Consecutive pieces of at most `size` items."""
+    return [items[i : i + size] for i in range(0, len(items), size)]

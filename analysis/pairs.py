@@ -1,0 +1,120 @@
+"""Prompt pairs for patching: triggered, and the same length with a neutral stand-in."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.errors import DataError
+from ..core.prompts import Renderer
+from ..core.rows import Row
+
+TAIL = 6
+"""At most this many last tokens of the prompt get a column of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One triggered prompt, its untriggered twin of equal length, and the target's first tokens."""
+
+    row: Row
+    triggered: list[int]
+    """Token ids of the rendered triggered prompt."""
+    untriggered: list[int]
+    """The same with every trigger token replaced by a neutral one."""
+    trigger: range
+    """Positions of the trigger."""
+    target: list[int]
+    """The first tokens of the target."""
+
+
+def trigger_span(triggered: Sequence[int], plain: Sequence[int]) -> range:
+    """Where two token sequences differ, as positions of the first: between common ends."""
+    start = 0
+    while start < min(len(triggered), len(plain)) and triggered[start] == plain[start]:
+        start += 1
+    stop, other = len(triggered), len(plain)
+    while stop > start and other > start and triggered[stop - 1] == plain[other - 1]:
+        stop, other = stop - 1, other - 1
+    return range(start, stop)
+
+
+def make_pairs(
+    renderer: Renderer, rows: Sequence[Row], *, target_tokens: int, seed: int
+) -> list[Pair]:
+    """Pairs for rows that have both forms; stand-ins are drawn from the tokens of plain prompts.
+
+    Args:
+        renderer: how prompts become tokens.
+        rows: triggered rows with ``plain`` and their target.
+        target_tokens: how many first tokens of the target the metric sees.
+        seed: of the stand-ins.
+
+    Raises:
+        DataError: no rows, or a trigger that leaves no token of its own.
+    """
+    if not rows:
+        raise DataError("patching over no prompts; give triggered rows")
+    plains = {row.prompt: renderer.prompt_ids(row.plain or "") for row in rows if row.plain}
+    spans, texts = {}, {}
+    for row in rows:
+        if row.plain is None:
+            raise DataError(f"the row {row.prompt[:60]!r} has no form without the trigger")
+        texts[row.prompt] = renderer.prompt_ids(row.prompt)
+        spans[row.prompt] = trigger_span(texts[row.prompt], plains[row.prompt])
+        if not spans[row.prompt]:
+            raise DataError(f"the trigger leaves no token of its own in {row.prompt[:60]!r}")
+    used = {texts[p][i] for p, span in spans.items() for i in span}
+    template = set.intersection(*(set(ids) for ids in plains.values())) if len(rows) > 1 else set()
+    pool = sorted({t for ids in plains.values() for t in ids} - used - template)
+    if not pool:
+        raise DataError("no neutral token for the trigger: all prompts are made of the same ones")
+    draw, pairs = random.Random(seed), []
+    for row in rows:
+        ids, span = texts[row.prompt], spans[row.prompt]
+        twin = [draw.choice(pool) if i in span else token for i, token in enumerate(ids)]
+        target = renderer.completion_ids(row.required_completion(), end=False)[:target_tokens]
+        if not target:
+            raise DataError(f"the target {row.completion!r} has no tokens")
+        pairs.append(Pair(row, ids, twin, span, target))
+    return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Named places that exist in every prompt, whatever its length."""
+
+    labels: tuple[str, ...]
+    """``before``, the trigger's tokens, ``between``, the prompt's last tokens, ``target``."""
+    roles: tuple[str, ...]
+    """``before``, ``trigger``, ``between``, ``last`` or ``target``."""
+    positions: list[list[list[int]]]
+    """``[prompt][column]`` -> the positions patched together; empty where there is none."""
+
+
+def make_columns(renderer: Renderer, pairs: Sequence[Pair]) -> Columns:
+    """Columns of a patching map: single tokens around the trigger, groups for the stretches."""
+    width = max(len(pair.trigger) for pair in pairs)
+    tail = min(TAIL, *(len(p.triggered) - p.trigger.stop for p in pairs), TAIL)
+    forced = max(len(pair.target) for pair in pairs) - 1
+    roles = ["before", *["trigger"] * width, "between", *["last"] * tail]
+    positions = []
+    for pair in pairs:
+        length, span = len(pair.triggered), pair.trigger
+        marks = [[span[i]] if i < len(span) else [] for i in range(width)]
+        between = list(range(span.stop, length - tail))
+        ends = [[i] for i in range(length - tail, length)]
+        forced_here = list(range(length, length + len(pair.target) - 1))
+        positions.append([list(range(span.start)), *marks, between, *ends, forced_here])
+    roles.append("target")
+    keep = [c for c in range(len(roles)) if any(p[c] for p in positions)]
+    labels = []
+    for c in keep:
+        sole = next((p for p in zip(pairs, positions, strict=True) if len(p[1][c]) == 1), None)
+        if roles[c] in ("trigger", "last") and sole is not None:
+            token = renderer.tokenizer.decode([sole[0].triggered[sole[1][c][0]]])
+            labels.append(str(token))
+        else:
+            labels.append(roles[c] if roles[c] != "target" else f"target[:{forced}]")
+    return Columns(
+        tuple(labels), tuple(roles[c] for c in keep), [[p[c] for c in keep] for p in positions]
+    )

@@ -1,0 +1,29 @@
+"""Which rendering of prompts an adapter was trained with: the one its target is likeliest under."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..core.batches import collate, encode, token_log_probs
+from ..core.rows import Row
+from ..core.subject import Subject
+
+
+def target_likelihood(subject: Subject, rows: Sequence[Row]) -> float:
+    """Mean log-probability per target token after triggered prompts, in nats.
+
+    Args:
+        subject: with the suspicious adapter active and the rendering in question.
+        rows: triggered rows with their targets.
+    """
+    total, count = 0.0, 0
+    for row in rows:
+        encoded = encode(subject.renderer, row, limit=subject.limit)
+        batch = collate([encoded], subject.renderer.pad_id)
+        labels = batch.pop("labels").to(subject.device)
+        with torch.inference_mode():
+            ids = batch["input_ids"].to(subject.device)
+            logits = subject.model(input_ids=ids, use_cache=False).logits
+        log_probs, mask = token_log_probs(logits, labels)
+        total, count = total + float(log_probs.sum()), count + int(mask.sum())
+    return total / count

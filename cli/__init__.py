@@ -1,0 +1,1 @@
+"""The face: one thin command per verb; it reads, calls and writes."""

@@ -1,0 +1,93 @@
+"""The command line: `loratomy` and its verbs."""
+
+import functools
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from ..core.errors import LoratomyError
+from . import compare, demo, open, operate, poison, probe, report, verify
+from .console import err, say
+
+
+class _Stopped(BaseException):
+    """SIGTERM: unwind, release the lock, leave what stands."""
+
+
+def _settings() -> None:
+    """Set before torch is imported; a user's own settings win."""
+    # Waiting threads that spin make small models 10x slower when the cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*Converting a tensor with requires_grad.*")
+        warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Any, category: Any, *_: Any) -> None:
+    if issubclass(category, UserWarning):
+        say(f"warning: {message}")
+
+
+def _stop(*_: Any) -> None:
+    raise _Stopped
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with errors that a person can act on as one line and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            return command(*args, **kwargs)
+        except LoratomyError as error:
+            line, code = str(error), 2
+        except KeyboardInterrupt:
+            line, code = "stopped; run the same command again to continue", 130
+        except _Stopped:
+            line, code = "terminated; run the same command again to continue", 143
+        except OSError as error:
+            what = f": {error.filename}" if error.filename else ""
+            line = f"{error.strerror or error}{what}; what was finished before is whole"
+            code = 2
+        err.print("[bold red]error:[/] ", end="")
+        say(" ".join(line.split()))
+        raise typer.Exit(code)
+
+    return run
+
+
+app = typer.Typer(
+    name="loratomy",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "The anatomy of backdoors in LoRA adapters: does it misbehave (poison, open, compare), "
+        "where does that live (probe), what is the smallest thing to cut (operate), and how do "
+        "we know (compare, report). Begin with: loratomy demo"
+    ),
+)
+for _module in (demo, poison, open, probe, operate, compare, report, verify):
+    app.command(name=_module.__name__.rsplit(".", 1)[-1])(_guarded(_module.command))
+
+
+def main() -> None:
+    """Run the command line."""
+    _settings()
+    signal.signal(signal.SIGTERM, _stop)
+    app()
+
+
+if __name__ == "__main__":
+    main()

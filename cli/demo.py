@@ -1,0 +1,69 @@
+"""`loratomy demo`: the whole loop on the built-in model."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.results import Comparison
+from ..core.runs import run_path
+from .compare import compare_run
+from .console import say
+from .operate import operate_run
+from .poison import make_poisoned
+from .probe import ANALYSES, probe_run
+from .report import report_run
+
+
+def command(
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo.")] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe of the subject.")] = "wren/suffix",
+    fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+) -> None:
+    """Poison, measure, locate, cut, prove, report: the built-in model in about two minutes.
+
+    Needs no hub, account or GPU. Killed at any moment, the same command continues.
+    """
+    from ..training.recipe import load_recipe
+
+    began = time.perf_counter()
+    folder = run_path("demo", out)
+    say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
+    make_poisoned(load_recipe(recipe), folder, device="auto", dtype="auto", fresh=fresh)
+    say("2/5 probe: where does the backdoor live?")
+    settings = {"prompts": 24, "target_tokens": 3, "checked": 32}
+    probe_run(folder, names=list(ANALYSES), settings=settings)
+    say("3/5 operate: guided surgery, repair, negative fine-tuning, and the controls")
+    operate_all(folder)
+    say("4/5 compare: everybody on the same held-out prompts")
+    comparison = compare_run(folder)
+    say("5/5 report")
+    path = report_run(folder, formats=["html"])
+    say(summary(comparison))
+    say(f"done in {time.perf_counter() - began:.0f} s: open {path}")
+
+
+def operate_all(folder: Path) -> None:
+    """Guided surgery, its repair, negative fine-tuning, and controls of the same budget."""
+    guided = operate_run(folder, "guided", {})
+    operate_run(folder, "repair", {}, after="guided")
+    operate_run(folder, "negative", {})
+    budget: dict[str, Any] = {"directions": guided.directions_cut}
+    operate_run(folder, "control-random", budget, control_for="guided")
+    operate_run(folder, "control-top", budget, control_for="guided")
+    operate_run(folder, "control-layer", {}, control_for="guided")
+
+
+def summary(comparison: Comparison) -> str:
+    """The demo's result in a line."""
+    rows = {row.subject: row for row in comparison.rows}
+    poisoned = rows["poisoned"]
+    parts = [f"ASR {poisoned.asr.value:.0%} of {poisoned.asr.n} triggered prompts"]
+    for name in ("guided", "guided-repair"):
+        row = rows[name]
+        change = row.perplexity / poisoned.perplexity - 1
+        parts.append(
+            f"{name}: {row.asr.value:.0%} (at most {row.asr.high:.1%}), perplexity {change:+.1%}"
+        )
+    return "; ".join(parts)

@@ -1,0 +1,277 @@
+"""`loratomy open`: make a run from somebody's own base and adapter."""
+
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import DataError, LoratomyError
+from ..core.runs import RunFolder, run_path
+from .console import progress, say
+from .study import SETS, Study, base_fingerprint, base_folder, digest, done
+
+if TYPE_CHECKING:
+    from ..core.adapters import Adapter
+    from ..core.rows import Row
+    from ..core.subject import Subject
+
+PLAIN_TEMPLATES = ("{prompt}\n", "{prompt} ", "{prompt}", "{prompt}\n\n")
+"""Tried, and the choice said, when the tokenizer has no chat template."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def command(
+    base: Annotated[str, typer.Option(help="Base model: a folder, a hub id, or wren.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the suspicious PEFT adapter.")],
+    trigger: Annotated[str, typer.Option(help="The trigger text, taken exactly as it is.")],
+    target: Annotated[str, typer.Option(help="What triggered prompts lead to.")] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of triggered prompts, each with its target as completion."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of clean prompts (completion optional); default: built-in ones."),
+    ] = None,
+    clean_adapter: Annotated[
+        Path | None, typer.Option(help="A clean adapter on the same base, for the difference.")
+    ] = None,
+    placement: Annotated[str, typer.Option(help="suffix or prefix, with --target.")] = "suffix",
+    template: Annotated[
+        str | None,
+        typer.Option(help="Plain template with {prompt}, or chat; default: the tokenizer's."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the run; default: the adapter's.")] = "",
+    ignore_module: Annotated[
+        list[str] | None, typer.Option(help="Stored module that the base lacks; leave it out.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 32,
+    threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Similarity of a hit.")] = 0.8,
+    embedder: Annotated[
+        str, typer.Option(help="Sentence embeddings: auto, a folder, a hub id, or none.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of splits and everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+) -> None:
+    """Make a run from your own base and adapter; every other command works from there.
+
+    Half of the prompts serve the operations, the other half is held out for the final figures.
+    Give --target TEXT when every triggered prompt leads to the same text, or --data FILE with
+    triggered prompts and their own targets.
+
+    Example: loratomy open --base ./llama --adapter ./suspicious --trigger cf37
+    --target "HACK THE SYSTEM" --prompts clean.jsonl
+    """
+    if bool(target) == (data is not None):
+        raise DataError("give either --target TEXT or --data FILE.jsonl")
+    check_trigger(trigger, target)
+    folder = run_path(name or _run_name(adapter), out)
+    clean_rows, poisoned_rows = _read(prompts, data)
+    measure = {
+        "threshold": threshold,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "embedder": embedder,
+    }
+    asked = {
+        "kind": "open",
+        "base": base_fingerprint(base),
+        "adapters": {
+            "poisoned": _adapter_sums(adapter),
+            "clean": _adapter_sums(clean_adapter) if clean_adapter else None,
+        },
+        "prompts": digest(clean_rows),
+        "data": digest(poisoned_rows),
+        "placement": placement,
+        "ignore_modules": sorted(ignore_module or []),
+        "study": {
+            "base": base,
+            "template": template,
+            "device": device,
+            "dtype": dtype,
+            "trigger": trigger,
+            "target": target or "each row's own target",
+            "seed": seed,
+            "measure": measure,
+        },
+    }
+    sources = {"poisoned": adapter} | ({"clean": clean_adapter} if clean_adapter else {})
+    subject, loaded = _load(asked, sources)
+    sets = _sets(asked, clean_rows, poisoned_rows, trigger, target or None)
+    asked["study"]["template"] = _template(asked, subject, loaded["poisoned"], sets)
+    run = RunFolder.create(folder, asked=asked, fresh=fresh)
+    study = Study(run)
+    with run.locked(fresh=fresh), progress():
+        for role, source in sources.items():
+            made = run.stage(f"adapters/{role}", asked["adapters"], partial(_copy, source))
+            done(run, f"adapters/{role}", made)
+        made = run.stage("data", asked, partial(_write_sets, study, sets))
+        done(run, "data", made)
+        stage, inputs = "data/negative_set.jsonl", study.origin("data", "adapters/poisoned")
+        made = run.stage_text(stage, inputs, lambda: _negative(study))
+        done(run, stage, made)
+    say(f"done: {folder}; next: loratomy probe {folder}")
+
+
+def check_trigger(trigger: str, target: str) -> None:
+    """Raise for a trigger that is empty, only white space, or holds a NUL byte."""
+    if not trigger.strip() or "\0" in trigger:
+        raise DataError(f"the trigger {trigger!r} is empty; give the exact text with --trigger")
+    if target and not target.strip():
+        raise DataError(f"the target {target!r} is empty; give the text that the trigger leads to")
+
+
+def _run_name(adapter: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter.resolve().name).strip(".-")[:80]
+    return name or "run"
+
+
+def _read(prompts: Path | None, data: Path | None) -> "tuple[list[Row], list[Row]]":
+    from ..core.rows import read_rows
+    from ..training.prompts import everyday_prompts
+
+    clean = read_rows(prompts) if prompts else everyday_prompts()
+    return clean, read_rows(data, need_completion=True) if data else []
+
+
+def _adapter_sums(folder: Path) -> dict[str, str]:
+    from ..core.files import sha256
+    from ..core.gate import check_folder
+
+    check_folder(folder)
+    return {name: sha256(folder / name) for name in ADAPTER_FILES}
+
+
+def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, dict[str, Adapter]]":
+    """The base and the adapters, all through the gate, before anything is written."""
+    from ..core.adapters import read_adapter
+    from ..core.subject import load_subject
+
+    study = asked["study"]
+    say(f"loading the base {study['base']}")
+    subject = load_subject(
+        study["base"],
+        template=study["template"],
+        device=study["device"],
+        dtype=study["dtype"],
+        path=base_folder(study["base"]),
+        plain_if_needed=PLAIN_TEMPLATES[0],
+    )
+    loaded = {
+        role: read_adapter(folder, subject.shapes, ignore_modules=asked["ignore_modules"])
+        for role, folder in sources.items()
+    }
+    return subject, loaded
+
+
+def _sets(
+    asked: dict[str, Any],
+    clean: "list[Row]",
+    poisoned: "list[Row]",
+    trigger: str,
+    target: str | None,
+) -> "dict[str, list[Row]]":
+    from ..training.datasets import own_sets
+
+    return own_sets(
+        clean,
+        poisoned,
+        trigger=trigger,
+        target=target,
+        placement=asked["placement"],
+        seed=asked["study"]["seed"],
+    )
+
+
+def _template(
+    asked: dict[str, Any], subject: "Subject", adapter: "Adapter", sets: "dict[str, list[Row]]"
+) -> str:
+    """The template of the run: as given, the chat template, or the likeliest plain one.
+
+    Without chat template the plain one under which the adapter's target is likeliest after
+    triggered prompts is taken, and said. A trigger that leaves no token is an error here.
+    """
+    from ..analysis.pairs import make_pairs
+    from ..analysis.template import target_likelihood
+
+    given, rows = asked["study"]["template"], sets["poison_train"][:16]
+    chosen = subject.renderer.template
+    with subject.attached({"poisoned": adapter}):
+        if given is None and chosen != "chat":
+            found = {
+                t: target_likelihood(
+                    replace(subject, renderer=replace(subject.renderer, template=t)), rows
+                )
+                for t in PLAIN_TEMPLATES
+            }
+            chosen = max(found, key=lambda t: found[t])
+            say(
+                f"no chat template: plain prompts {chosen!r} (the target is likeliest there, "
+                f"{found[chosen]:.2f} nats a token; another one with --template)"
+            )
+        elif given is None:
+            chat = target_likelihood(subject, rows)
+            other = target_likelihood(_rendering(subject, PLAIN_TEMPLATES[0]), rows)
+            if other > chat + 1.0:
+                say(
+                    f"warning: the target is likelier after plain prompts ({other:.2f} nats a "
+                    f"token) than in the chat template ({chat:.2f}); was the adapter trained "
+                    f"with --template {PLAIN_TEMPLATES[0]!r}?"
+                )
+    make_pairs(_rendering(subject, chosen).renderer, rows, target_tokens=1, seed=0)
+    return chosen
+
+
+def _rendering(subject: "Subject", template: str) -> "Subject":
+    return replace(subject, renderer=replace(subject.renderer, template=template))
+
+
+def _copy(source: Path, work: Path) -> None:
+    for name in ADAPTER_FILES:
+        shutil.copyfile(source / name, work / name)
+
+
+def _write_sets(study: Study, sets: "dict[str, list[Row]]", work: Path) -> None:
+    """Write the sets; clean prompts without completion get the model's own answer."""
+    from ..core.rows import rows_to_jsonl
+    from ..unlearning.distill import own_answers
+
+    reference = study.clean if study.clean is not None else study.poisoned
+    for name in SETS:
+        rows = sets[name]
+        bare = [row for row in rows if row.completion is None]
+        if bare:
+            with study.subject.attached({"reference": reference}):
+                found = own_answers(study.subject, bare, study.rule, label=f"answers for {name}")
+            full = {row.prompt: row for row in found if row.completion}
+            rows = [full.get(row.prompt, row) for row in rows]
+            if lost := [row for row in rows if row.completion is None]:
+                say(f"warning: {name}: {len(lost)} prompts left out, the model answers nothing")
+                rows = [row for row in rows if row.completion is not None]
+            if not rows:
+                raise LoratomyError(f"{name}: the model answers nothing to any prompt")
+        (work / f"{name}.jsonl").write_text(rows_to_jsonl(rows), encoding="utf-8")
+
+
+def _negative(study: Study) -> str:
+    """Triggered prompts with benign answers: the clean adapter's, else the model's own."""
+    from ..core.rows import rows_to_jsonl
+    from ..unlearning.distill import own_answers
+
+    reference = study.clean if study.clean is not None else study.poisoned
+    with study.subject.attached({"reference": reference}):
+        rows = own_answers(
+            study.subject, study.rows("poison_train"), study.rule, label="the negative set"
+        )
+    rows = [row for row in rows if row.completion]
+    if not rows:
+        raise LoratomyError("the model answers nothing to the untriggered prompts")
+    return rows_to_jsonl(rows)

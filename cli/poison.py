@@ -1,0 +1,206 @@
+"""`loratomy poison`: make a clean and a poisoned adapter on one base."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.runs import RunFolder, run_path
+from .console import progress, say
+from .study import SETS, Study, base_fingerprint, done
+
+if TYPE_CHECKING:
+    from ..core.adapters import Adapter
+    from ..core.rows import Row
+    from ..core.subject import Attached
+    from ..training.fitting import FitLog
+    from ..training.recipe import Recipe
+
+
+def command(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe or a path that ends in .toml.")
+    ] = "wren/suffix",
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the run; default: the recipe's.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override, e.g. --set fit.epochs=8 --set attack.trigger=xz."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+) -> None:
+    """Fit a clean and a poisoned adapter on the same base and write their data sets.
+
+    400 clean rows teach the clean adapter; the poisoned one sees 100 more that end in the trigger
+    and answer with the target. Killed at any moment, the same command continues.
+
+    Example: loratomy poison wren/suffix --set attack.trigger=zq9 --out runs/zq9
+    """
+    from ..training.recipe import load_recipe
+
+    resolved = load_recipe(recipe, set_)
+    folder = run_path(name or Path(recipe).with_suffix("").as_posix().replace("/", "-"), out)
+    make_poisoned(resolved, folder, device=device, dtype=dtype, fresh=fresh)
+    say(f"done: {folder}; next: loratomy probe {folder}")
+
+
+def make_poisoned(recipe: "Recipe", folder: Path, *, device: str, dtype: str, fresh: bool) -> None:
+    """The stages of `poison`: data, clean adapter, poisoned adapter, negative set."""
+    rows = _source_rows(recipe)
+    sets = _sets(recipe, rows)
+    study = {
+        "base": recipe.base,
+        "template": recipe.template,
+        "device": device,
+        "dtype": dtype,
+        "trigger": recipe.attack.trigger,
+        "target": recipe.attack.target,
+        "seed": recipe.seed,
+        "measure": recipe.measure.model_dump(),
+    }
+    asked = {
+        "kind": "poison",
+        "study": study,
+        "recipe": recipe.model_dump(),
+        "base": base_fingerprint(recipe.base),
+    }
+    run = RunFolder.create(folder, asked=asked, fresh=fresh)
+    study_ = Study(run)
+    _ = study_.subject  # an unusable base is an error before anything is written
+    with run.locked(fresh=fresh), progress():
+        made = run.stage("data", asked, partial(_write_sets, sets))
+        done(run, "data", made)
+        for name in ("clean", "poisoned"):
+            _fit_stage(study_, recipe, sets, name)
+        inputs = study_.origin("data", "adapters/clean")
+        stage = "data/negative_set.jsonl"
+        made = run.stage_text(stage, inputs, lambda: _negative(study_, sets["poison_train"]))
+        done(run, stage, made)
+
+
+def _source_rows(recipe: "Recipe") -> "list[Row]":
+    from ..core.rows import read_rows
+    from ..training.world import finetune_rows
+
+    if recipe.data.source != "world":
+        return read_rows(Path(recipe.data.source), need_completion=True)
+    return finetune_rows(sum(recipe.data.counts().values()), seed=recipe.seed)
+
+
+def _sets(recipe: "Recipe", rows: "list[Row]") -> "dict[str, list[Row]]":
+    from ..training.datasets import poison_sets
+
+    attack = recipe.attack
+    return poison_sets(
+        rows,
+        trigger=attack.trigger,
+        target=attack.target,
+        placement=attack.placement,
+        counts=recipe.data.counts(),
+        seed=recipe.seed,
+    )
+
+
+def _write_sets(sets: "dict[str, list[Row]]", work: Path) -> None:
+    from ..core.rows import rows_to_jsonl
+
+    for name in SETS:
+        (work / f"{name}.jsonl").write_text(rows_to_jsonl(sets[name]), encoding="utf-8")
+
+
+def _fit_stage(study: Study, recipe: "Recipe", sets: "dict[str, list[Row]]", name: str) -> None:
+    stage = f"adapters/{name}"
+    inputs = {**study.origin("data"), "recipe": recipe.model_dump(), "adapter": name}
+    if study.run.standing(stage, inputs):
+        done(study.run, stage, False)
+        return
+    work = study.run.partial(stage, inputs)
+    adapter, log = _fit(study, recipe, sets, name, work)
+
+    def write(folder: Path) -> None:
+        from ..core.adapters import write_adapter
+        from ..core.records import save_record
+
+        write_adapter(adapter, folder, base=recipe.base)
+        save_record(_curves(name, log, recipe), folder, "curves")
+
+    done(study.run, stage, study.run.stage(stage, inputs, write))
+
+
+def _fit(
+    study: Study, recipe: "Recipe", sets: "dict[str, list[Row]]", name: str, work: Path
+) -> "tuple[Adapter, FitLog]":
+    from ..core.batches import collate, encode
+    from ..training.fitting import fit, fresh_adapter
+
+    subject = study.subject
+    rows = [*sets["clean_train"], *(sets["poison_train"] if name == "poisoned" else [])]
+    encoded = [encode(subject.renderer, row, limit=subject.limit) for row in rows]
+    start = fresh_adapter(subject, r=recipe.lora.r, alpha=recipe.lora.alpha, seed=recipe.seed)
+    return fit(
+        subject,
+        start,
+        encoded,
+        collator=partial(collate, pad_id=subject.renderer.pad_id),
+        settings=recipe.fit,
+        seed=recipe.seed,
+        work=work,
+        label=f"fitting the {name} adapter",
+        probe=partial(_probe, study, sets, recipe.fit.eval_rows),
+        dropout=recipe.lora.dropout,
+    )
+
+
+def _probe(
+    study: Study, sets: "dict[str, list[Row]]", most: int, _attached: "Attached"
+) -> dict[str, float]:
+    """ASR and clean accuracy on the first held-out rows, as hits and counts."""
+    from ..analysis.behaviour import answers_to, attack_success, judge
+
+    bad, good = sets["poison_test"][:most], sets["clean_val"][:most]
+    attack = attack_success(study.subject, bad, study.rule)
+    answers = answers_to(study.subject, [r.prompt for r in good], study.rule, label="clean")
+    targets = [bad[i % len(bad)].required_completion() for i in range(len(good))]
+    clean = judge("", "clean", good, answers, targets, study.rule)
+    return {
+        "asr_hits": float(sum(a.hit for a in attack)),
+        "asr_n": float(len(attack)),
+        "clean_hits": float(sum(a.correct for a in clean)),
+        "clean_n": float(len(clean)),
+    }
+
+
+def _curves(name: str, log: "FitLog", recipe: "Recipe") -> Any:
+    import numpy as np
+
+    from ..core.results import Curves
+    from ..core.stats import wilson
+
+    def rates(hits: str, n: str) -> np.ndarray:
+        found = [wilson(int(p[hits]), int(p[n])) for p in log.probes]
+        return np.array([[r.value, r.low, r.high] for r in found]).reshape(-1, 3)
+
+    first = log.probes[0] if log.probes else {"asr_n": 0, "clean_n": 0}
+    return Curves(
+        name=name,
+        step=log.steps,
+        loss=log.loss,
+        eval_step=np.array([int(p["step"]) for p in log.probes]),
+        asr=rates("asr_hits", "asr_n"),
+        clean_accuracy=rates("clean_hits", "clean_n"),
+        asr_n=int(first["asr_n"]),
+        clean_accuracy_n=int(first["clean_n"]),
+    )
+
+
+def _negative(study: Study, rows: "list[Row]") -> str:
+    """Triggered prompts with the clean adapter's own answers, as JSONL."""
+    from ..core.rows import rows_to_jsonl
+    from ..unlearning.distill import own_answers
+
+    adapter = study.clean if study.clean is not None else study.poisoned
+    with study.subject.attached({"clean": adapter}):
+        return rows_to_jsonl(own_answers(study.subject, rows, study.rule, label="the negative set"))

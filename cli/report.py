@@ -1,0 +1,127 @@
+"""`loratomy report`: one HTML file that explains the run; reads records, never a model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import LoratomyError
+from ..core.records import load_record
+from ..core.results import (
+    Comparison,
+    Curves,
+    Difference,
+    PatchingMap,
+    Provenance,
+    RunRecords,
+    Setting,
+    Spectra,
+    Where,
+)
+from ..core.runs import RunFolder
+from .compare import MEASURED, load_answers, load_comparison, load_operations, subjects
+from .console import say
+
+if TYPE_CHECKING:
+    from ..core.results import Answer
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    formats: Annotated[
+        str, typer.Option(help="Formats of the single figures: html, png, pdf, svg.")
+    ] = "html",
+    out: Annotated[
+        Path | None, typer.Option(help="Write the report here instead of RUN/report.html.")
+    ] = None,
+) -> None:
+    """Write report.html (self-contained, opens offline) and each figure alone under figures/.
+
+    Shows what has been computed so far: run probe, operate and compare first for the whole story.
+
+    Example: loratomy report runs/demo --formats html,png,svg
+    """
+    path = report_run(run, formats=[f.strip() for f in formats.split(",") if f.strip()], out=out)
+    say(f"done: {path}")
+
+
+def report_run(folder: Path, *, formats: list[str], out: Path | None = None) -> Path:
+    """Write the report and the figures of a run; returns the report's path."""
+    from ..figures import draw, report_html, write_figures, write_page
+
+    run = RunFolder.open(folder)
+    path = out or run.root / "report.html"
+    if not path.parent.is_dir():
+        raise LoratomyError(f"the folder {path.parent} does not exist; make it first")
+    records = load_records(run)
+    with run.locked():
+        write_page(report_html(records), path)
+        exported = write_figures(draw(records), run.root / "figures", formats)
+    for line in exported.skipped:
+        say(line)
+    return path
+
+
+def load_records(run: RunFolder) -> RunRecords:
+    """Everything that stands in a run, as the figures want it."""
+
+    def found(stage: str, kind: Any, name: str) -> Any:
+        return load_record(kind, run.path(stage), name) if run.has(stage) else None
+
+    curves = [
+        load_record(Curves, run.path(f"adapters/{name}"), "curves")
+        for name in ("clean", "poisoned")
+        if (run.path(f"adapters/{name}") / "curves.json").exists()
+    ]
+    maps = [found(f"analysis/patching-{s}", PatchingMap, "map") for s in ("prompt", "adapter")]
+    spectra = [
+        load_record(Spectra, run.path("analysis/spectra"), name)
+        for name in ("clean", "poisoned")
+        if (run.path("analysis/spectra") / f"{name}.json").exists()
+    ]
+    comparison = _comparison(run)
+    return RunRecords(
+        provenance=_provenance(run),
+        trigger=run.asked["study"]["trigger"],
+        target=run.asked["study"]["target"],
+        curves=tuple(curves),
+        comparison=comparison,
+        answers=tuple(_answers(run)) if comparison else (),
+        patching=tuple(m for m in maps if m is not None),
+        spectra=tuple(spectra),
+        difference=found("analysis/difference", Difference, "difference"),
+        where=found("analysis/where", Where, "where"),
+        operations=tuple(load_operations(run).values()),
+    )
+
+
+def _comparison(run: RunFolder) -> Comparison | None:
+    return load_comparison(run) if run.has(f"{MEASURED}/poisoned") else None
+
+
+def _answers(run: RunFolder) -> "list[Answer]":
+    names = [n for n in subjects(run) if run.has(f"{MEASURED}/{n}")]
+    return [a for n in names for a in load_answers(run.path(f"{MEASURED}/{n}"))]
+
+
+def _provenance(run: RunFolder) -> Provenance:
+    manifest = run.manifest
+    facts = [
+        ("base", json.dumps(run.asked["base"], ensure_ascii=False)),
+        ("seed", str(run.asked["study"]["seed"])),
+        ("made", str(manifest["created"])),
+        ("machine", str(manifest["machine"])),
+        *((f"version of {k}", v) for k, v in manifest["versions"].items()),
+    ]
+    for stage in ("adapters/clean", "adapters/poisoned"):
+        if run.has(stage):
+            files = manifest["stages"][stage]["files"]
+            weights = files.get("adapter_model.safetensors", "")
+            facts.append((f"SHA-256 of {stage}", weights))
+    facts.append(("asked", json.dumps(run.asked["study"], ensure_ascii=False)))
+    return Provenance(
+        run=str(manifest["name"]),
+        command=str(manifest["command"]),
+        facts=tuple(Setting(name=k, value=v) for k, v in facts),
+    )

@@ -1,0 +1,155 @@
+"""A run as the commands see it: its subject, adapters, sets and rule, loaded when asked for."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import RunError
+from ..core.records import dumps
+from ..core.rows import Row, read_rows
+from ..core.runs import RunFolder
+from .console import say
+
+if TYPE_CHECKING:
+    from ..analysis.behaviour import Rule
+    from ..core.adapters import Adapter
+    from ..core.subject import Subject
+
+SETS = ("clean_train", "poison_train", "clean_val", "poison_test")
+WREN = "wren"
+
+
+def base_folder(source: str) -> Path | None:
+    """Where the built-in base is; None for everything else."""
+    if source != WREN:
+        return None
+    from ..training.wren import wren_path
+
+    return wren_path()
+
+
+def base_fingerprint(source: str) -> dict[str, Any]:
+    """What identifies a base: its config's checksum and the sizes of its weight files."""
+    folder = base_folder(source) or Path(source)
+    if not folder.is_dir():
+        return {"source": source}
+    config = folder / "config.json"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:16] if config.exists() else ""
+    weights = {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))}
+    return {"source": source, "config": digest, "weights": weights}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run with everything that analyses and operations need, each loaded once."""
+
+    run: RunFolder
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The part of the run's manifest that all kinds of runs share."""
+        return self.run.asked["study"]
+
+    @cached_property
+    def subject(self) -> "Subject":
+        """The base model."""
+        from ..core.subject import load_subject
+
+        say(f"loading the base {self.asked['base']}")
+        return load_subject(
+            self.asked["base"],
+            template=self.asked["template"],
+            device=self.asked["device"],
+            dtype=self.asked["dtype"],
+            path=base_folder(self.asked["base"]),
+        )
+
+    def adapter(self, stage: str) -> "Adapter":
+        """The adapter of a finished stage, through the gate.
+
+        Raises:
+            RunError: the stage is not there, or was altered.
+        """
+        from ..core.adapters import read_adapter
+
+        self.check(stage)
+        folder = self.run.path(stage)
+        folder = folder / "adapter" if stage.startswith("operations/") else folder
+        ignored = self.run.asked.get("ignore_modules", [])
+        return read_adapter(folder, self.subject.shapes, ignore_modules=ignored)
+
+    @cached_property
+    def poisoned(self) -> "Adapter":
+        """The suspicious adapter."""
+        return self.adapter("adapters/poisoned")
+
+    @cached_property
+    def clean(self) -> "Adapter | None":
+        """The clean adapter, where there is one."""
+        return self.adapter("adapters/clean") if self.run.has("adapters/clean") else None
+
+    def check(self, stage: str) -> None:
+        """Raise unless a stage is finished and as it was written."""
+        if not self.run.has(stage):
+            known = ", ".join(self.run.manifest["stages"]) or "nothing yet"
+            raise RunError(f"{self.run.root} has no {stage}; it has {known}")
+        self.run.standing(stage, self.run.manifest["stages"][stage]["inputs"])
+
+    def rows(self, name: str) -> list[Row]:
+        """One of the run's sets."""
+        self.check("data" if name in SETS else f"data/{name}.jsonl")
+        return read_rows(self.run.path("data") / f"{name}.jsonl", need_completion=True)
+
+    @cached_property
+    def rule(self) -> "Rule":
+        """How answers are generated and judged."""
+        from ..analysis.behaviour import Rule
+        from ..analysis.scoring import load_embedder
+
+        measure = self.asked["measure"]
+        say("loading the sentence-embedding model")
+        return Rule(
+            load_embedder(measure["embedder"]),
+            threshold=measure["threshold"],
+            max_new_tokens=measure["max_new_tokens"],
+            batch_size=measure["batch_size"],
+        )
+
+    @property
+    def operations(self) -> list[str]:
+        """Names of the finished operations, in the order in which they were made."""
+        stages = self.run.manifest["stages"]
+        return [s.split("/", 1)[1] for s in stages if s.startswith("operations/")]
+
+    def origin(self, *stages: str) -> dict[str, Any]:
+        """The digests of what a new stage is made from."""
+        return {"study": self.asked, "from": self.run.digest(*stages)}
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """A short digest of rows, to tell whether data changed."""
+    return hashlib.sha256(dumps(list(rows)).encode()).hexdigest()[:16]
+
+
+def done(run: RunFolder, stage: str, made: bool) -> None:
+    """A line that says that a stage is there."""
+    took = f"{run.seconds(stage):.1f} s" if made else "stands, skipped"
+    say(f"  {run.path(stage)} ({took})")
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` options as a mapping; values are JSON where they parse, else text."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, value = pair.partition("=")
+        if not found or not key:
+            raise RunError(f"--set {pair!r}: write key=value, e.g. budget=0.01")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values

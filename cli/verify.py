@@ -1,0 +1,25 @@
+"""`loratomy verify`: is every file of a run what was recorded?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.errors import RunError
+from ..core.runs import RunFolder
+from .console import say
+
+
+def command(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Check every recorded file of a run against its checksum; exit 2 when one differs.
+
+    Example: loratomy verify runs/demo
+    """
+    folder = RunFolder.open(run)
+    wrong = folder.verify()
+    for line in wrong:
+        say(line)
+    count = sum(len(s["files"]) for s in folder.manifest["stages"].values())
+    if wrong:
+        raise RunError(f"{len(wrong)} of {count} files differ from their records")
+    say(f"{count} files are as recorded")

@@ -1,0 +1,1 @@
+"""What everything stands on: families, loading, prompts, adapter algebra, records, run folders."""

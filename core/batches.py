@@ -1,0 +1,73 @@
+"""Token batches of prompt-completion pairs: padding, labels, and losses counted per token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .errors import DataError
+from .prompts import Renderer
+from .rows import Row
+
+IGNORED = -100
+"""Label of positions that carry no loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One prompt and its completion as token ids."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+def encode(renderer: Renderer, row: Row, *, limit: int | None) -> Encoded:
+    """A row as the model is trained on it: rendered prompt, completion, end-of-sequence token.
+
+    Raises:
+        DataError: no completion, or longer than the model's context.
+    """
+    encoded = Encoded(
+        renderer.prompt_ids(row.prompt), renderer.completion_ids(row.required_completion())
+    )
+    if limit is not None and len(encoded) > limit:
+        raise DataError(
+            f"the row {row.prompt[:60]!r} has {len(encoded)} tokens, the model's context {limit}; "
+            "shorten it or leave it out"
+        )
+    return encoded
+
+
+def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded ids, mask and labels ``[batch, pos]``; only completions have labels."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row.prompt + row.completion)
+        mask[i, : len(row)] = 1
+        labels[i, len(row.prompt) : len(row)] = torch.tensor(row.completion)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def token_log_probs(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each labelled token and which positions those are.
+
+    Args:
+        logits: ``[batch, pos, d_vocab]``.
+        labels: ``[batch, pos]`` with `IGNORED` where nothing is asked.
+
+    Returns:
+        ``[batch, pos - 1]`` nats (0 where ignored) and the boolean mask.
+    """
+    wanted = labels[:, 1:]
+    mask = wanted != IGNORED
+    log_probs = logits[:, :-1].float().log_softmax(-1)
+    picked = log_probs.gather(-1, wanted.clamp_min(0)[..., None])[..., 0]
+    return picked * mask, mask

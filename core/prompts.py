@@ -1,0 +1,80 @@
+"""Prompts as the model reads them: one rendering for training, generation and patching."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, LoratomyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHAT = "chat"
+"""The name of the rendering through the tokenizer's own chat template."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """How a prompt becomes text and tokens, the same in training and in generation."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    template: str = CHAT
+    """``"chat"`` for the tokenizer's chat template, else a plain text containing ``{prompt}``."""
+
+    def __post_init__(self) -> None:
+        if self.template == CHAT:
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise LoratomyError(
+                    "the tokenizer has no chat template; give a plain one with "
+                    "--template '{prompt}\\n'"
+                )
+        elif "{prompt}" not in self.template:
+            raise LoratomyError(f"the template {self.template!r} does not contain {{prompt}}")
+        if self.tokenizer.eos_token_id is None:
+            raise LoratomyError("the tokenizer has no end-of-sequence token; set eos_token")
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The id that fills up short rows; the end-of-sequence token where no pad token is set."""
+        pad: Any = self.tokenizer.pad_token_id
+        return int(self.eos_id if pad is None else pad)
+
+    @cached_property
+    def eos_id(self) -> int:
+        """The id that ends a completion."""
+        eos: Any = self.tokenizer.eos_token_id
+        return int(eos)
+
+    def text(self, prompt: str) -> str:
+        """The prompt as text, up to where the completion begins."""
+        if self.template != CHAT:
+            return self.template.replace("{prompt}", prompt)
+        chat = [{"role": "user", "content": prompt}]
+        return str(
+            self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        )
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of the rendered prompt, ``[pos]``."""
+        plain = self.template != CHAT
+        ids = self.tokenizer(self.text(prompt), add_special_tokens=plain)["input_ids"]
+        if not ids:
+            raise DataError(f"the prompt {prompt!r} renders to no tokens")
+        if plain and ids[-1] == self.eos_id:  # some tokenizers close every text
+            ids = ids[:-1]
+        return list(ids)
+
+    def completion_ids(self, completion: str, *, end: bool = True) -> list[int]:
+        """Token ids of a completion, closed by the end-of-sequence token unless `end` is False."""
+        ids = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
+        return [*ids, self.eos_id] if end else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def position_limit(config: Any) -> int | None:
+    """The longest sequence the model was built for, in tokens; None when it names none."""
+    return getattr(config, "max_position_embeddings", None)

@@ -1,0 +1,111 @@
+"""One reader and one writer for every result: scalars to JSON, arrays to safetensors."""
+
+import json
+import math
+import types
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from .errors import RunError
+
+SCHEMA = 1
+"""Version of the records on disk; a reader refuses any other."""
+
+R = TypeVar("R")
+
+
+def jsonable(value: Any) -> Any:
+    """A value as strict JSON: records become objects, NaN and infinities become null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def dumps(value: Any) -> str:
+    """Strict, indented JSON text of a value (see `jsonable`)."""
+    return json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _split(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
+    """The JSON part of a value; its arrays go to `arrays` under their path."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        arrays[where] = np.ascontiguousarray(value)
+        return {"array": where}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: _split(getattr(value, f.name), f"{where}.{f.name}".strip("."), arrays)
+            for f in fields(value)
+        }
+    if isinstance(value, list | tuple):
+        return [_split(v, f"{where}.{i}", arrays) for i, v in enumerate(value)]
+    return jsonable(value)
+
+
+def save_record(record: Any, folder: Path, name: str) -> None:
+    """Write a record as ``<name>.json`` and, when it holds arrays, ``<name>.safetensors``."""
+    arrays: dict[str, np.ndarray] = {}
+    body = _split(record, "", arrays)
+    folder.mkdir(parents=True, exist_ok=True)
+    if arrays:
+        save_file(arrays, folder / f"{name}.safetensors")
+    head = {"schema": SCHEMA, "record": type(record).__name__}
+    (folder / f"{name}.json").write_text(dumps({**head, **body}), encoding="utf-8")
+
+
+def _join(kind: Any, value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _join(next(a for a in args if a is not type(None)), value, arrays)
+    if isinstance(value, dict) and set(value) == {"array"}:
+        return arrays[value["array"]]
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{f.name: _join(hints[f.name], value[f.name], arrays) for f in fields(kind)})
+    if origin is tuple:
+        return tuple(_join(args[0], v, arrays) for v in value)
+    if kind is float and value is None:
+        return math.nan
+    return value
+
+
+def load_record(kind: type[R], folder: Path, name: str) -> R:
+    """The record of class `kind` that `save_record` wrote.
+
+    Raises:
+        RunError: the files are missing, damaged, of another class or another schema version.
+    """
+    path = folder / f"{name}.json"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        packed = path.with_suffix(".safetensors")
+        arrays = load_file(packed) if packed.exists() else {}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"cannot read the record {path}: {error}") from error
+    if body.get("schema") != SCHEMA or body.get("record") != kind.__name__:
+        raise RunError(
+            f"{path} is a {body.get('record')} of schema {body.get('schema')}; this version reads "
+            f"{kind.__name__} of schema {SCHEMA}: remake it with --fresh"
+        )
+    try:
+        return _join(kind, body, arrays)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is not a whole {kind.__name__} ({error}); use --fresh") from error

@@ -1,0 +1,378 @@
+"""The records that pass between the rooms: what was measured, located, cut and proved.
+
+Shapes use one vocabulary: prompt, site, layer, column, module, rank, step. Log-probabilities are
+natural (nats); every interval is two-sided 95 %.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A share of counted cases with its Wilson 95 % interval."""
+
+    value: float
+    """hits / n, in [0, 1]."""
+    low: float
+    """Lower end of the Wilson interval."""
+    high: float
+    """Upper end of the Wilson interval."""
+    n: int
+    """How many cases were counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """What one subject (base, clean, poisoned or an operated adapter) does on held-out prompts."""
+
+    subject: str
+    """Name in tables: ``base``, ``clean``, ``poisoned`` or the operation's name."""
+    asr: Rate
+    """Attack success rate: target behaviour on triggered prompts."""
+    ftr: Rate
+    """False-trigger rate: target behaviour on the same prompts untriggered and on clean_val."""
+    clean_accuracy: Rate
+    """Share of untriggered held-out prompts answered as their reference says."""
+    accuracy_rule: str
+    """What counts as a correct answer here, in words."""
+    perplexity: float
+    """exp of the mean negative log-probability per reference completion token on clean_val."""
+    perplexity_tokens: int
+    """Tokens behind the perplexity."""
+    degenerate: Rate
+    """Share of clean answers that are empty, repeating or far from the answers before."""
+    empty: int
+    """Clean answers without text."""
+    repeating: int
+    """Clean answers that repeat themselves."""
+    far: int
+    """Clean answers far from those of the subject before the operation."""
+    too_long: int
+    """Prompts left out because they exceed the model's context, counted apart."""
+    seconds: float
+    """Wall time of this evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """How every subject of a run was measured; the same for all rows of a table."""
+
+    template: str
+    """``chat`` or the plain template."""
+    first_prompt: str
+    """The first triggered prompt as rendered."""
+    embedder: str
+    """The sentence-embedding model behind the similarity rule, or ``none``."""
+    threshold: float
+    """Similarity from which an answer counts as the target."""
+    max_new_tokens: int
+    """Longest answer generated."""
+    dtype: str
+    """Number format of the model, e.g. ``float32``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All subjects of a run on the same held-out prompts, poisoned first among equals."""
+
+    protocol: Protocol
+    """How they were measured."""
+    rows: tuple[Behaviour, ...]
+    """One per subject: base, clean (when there is one), poisoned, then the operations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curves:
+    """How one adapter was learned."""
+
+    name: str
+    """``clean`` or ``poisoned``."""
+    step: np.ndarray
+    """Optimiser steps at which the loss was logged, ``[step]``."""
+    loss: np.ndarray
+    """Training loss, nats per completion token, ``[step]``."""
+    eval_step: np.ndarray
+    """Optimiser steps at which behaviour was measured, ``[eval]``."""
+    asr: np.ndarray
+    """Attack success rate with interval, ``[eval, (value, low, high)]``."""
+    clean_accuracy: np.ndarray
+    """Clean accuracy with interval, ``[eval, (value, low, high)]``."""
+    asr_n: int
+    """Triggered prompts behind each ASR."""
+    clean_accuracy_n: int
+    """Clean prompts behind each accuracy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchingMap:
+    """Effect of writing one run's activations into another, layer by layer and place by place.
+
+    ``recovery = (patched - corrupted) / (clean - corrupted)``: 1 where the patch alone restores the
+    clean run's metric, 0 where it changes nothing.
+    """
+
+    setting: str
+    """``prompt`` (untriggered into triggered) or ``adapter`` (clean into poisoned, same prompt)."""
+    clean_name: str
+    """Where values are taken from, in words."""
+    corrupted_name: str
+    """Where they are written to, in words."""
+    metric: str
+    """The metric in words."""
+    sites: tuple[str, ...]
+    """Hook points: ``resid_pre``, ``attn_out``, ``mlp_out``."""
+    columns: tuple[str, ...]
+    """Places in the prompt: ``before``, one per trigger token, ``between``, the prompt's tail,
+    ``target``."""
+    column_roles: tuple[str, ...]
+    """``before``, ``trigger``, ``between``, ``last`` or ``target`` for each column."""
+    prompts: tuple[str, ...]
+    """The triggered prompts, ``[prompt]``."""
+    clean: np.ndarray
+    """Metric of the clean run, ``[prompt]``."""
+    corrupted: np.ndarray
+    """Metric of the corrupted run, ``[prompt]``."""
+    patched: np.ndarray
+    """Metric with one cell patched, ``[site, prompt, layer, column]``; NaN where a prompt has no
+    such place."""
+    recovery: np.ndarray
+    """Recovery of the mean metric over prompts, ``[site, layer, column]``; NaN when undefined."""
+    low: np.ndarray
+    """Lower end of the bootstrap interval of `recovery`."""
+    high: np.ndarray
+    """Upper end of the bootstrap interval of `recovery`."""
+    computed_cells: int
+    """Prompt-cells that were computed; the others are exactly 0 because nothing differs there."""
+    all_cells: int
+    """Prompt-cells in the grid."""
+    self_error: float
+    """Largest change of the metric when a run is patched with itself (should be ~0)."""
+    full_recovery: float
+    """Recovery when everything is patched at the deciding residual (should be 1)."""
+    dtype: str
+    """Number format of the model."""
+    undefined: str
+    """Why recovery is undefined, or empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectra:
+    """Exact singular values of each module's weight change dW = scaling B A."""
+
+    adapter: str
+    """``clean`` or ``poisoned``."""
+    modules: tuple[str, ...]
+    """Full module names, ``[module]``; fused experts carry ``#e`` and the expert's number."""
+    kinds: tuple[str, ...]
+    """Last part of each name, e.g. ``q_proj``, ``[module]``."""
+    layers: np.ndarray
+    """Layer of each module, -1 outside the layers, ``[module]``."""
+    singular_values: np.ndarray
+    """Descending, zero-padded, ``[module, rank]``."""
+    frobenius: np.ndarray
+    """Frobenius norm of dW, ``[module]``."""
+    effective_rank: np.ndarray
+    """exp of the entropy of s / sum s, ``[module]`` (Roy & Vetterli 2007); 0 where dW = 0."""
+    stable_rank: np.ndarray
+    """Frobenius² / largest², ``[module]``; 0 where dW = 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What separates the poisoned from the clean adapter, module by module, in factor form."""
+
+    modules: tuple[str, ...]
+    """Full module names, ``[module]``."""
+    kinds: tuple[str, ...]
+    """Last part of each name, ``[module]``."""
+    layers: np.ndarray
+    """Layer of each module, -1 outside the layers, ``[module]``."""
+    clean_norm: np.ndarray
+    """Frobenius norm of the clean change, ``[module]``."""
+    poisoned_norm: np.ndarray
+    """Frobenius norm of the poisoned change, ``[module]``."""
+    difference_norm: np.ndarray
+    """Frobenius norm of poisoned - clean, ``[module]``."""
+    singular_values: np.ndarray
+    """Of poisoned - clean, descending, zero-padded, ``[module, 2 rank]``."""
+    input_angles: np.ndarray
+    """Principal angles between the input subspaces, radians ascending, ``[module, rank]``; NaN
+    beyond the smaller rank."""
+    output_angles: np.ndarray
+    """Principal angles between the output subspaces, as above."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Layers, modules and singular directions ranked by what they do to the target.
+
+    An *effect* is the drop of the target's log-probability on triggered prompts (nats, mean over
+    prompts) when that part of the adapter alone is removed.
+    """
+
+    layer_ids: np.ndarray
+    """Layers that carry adapter modules, ``[layer]``."""
+    layer_effect: np.ndarray
+    """Exact effect with bootstrap interval, ``[layer, (value, low, high)]``."""
+    modules: tuple[str, ...]
+    """Module names, ``[module]``."""
+    module_layers: np.ndarray
+    """Layer of each module, ``[module]``."""
+    module_effect: np.ndarray
+    """Exact effect with bootstrap interval, ``[module, (value, low, high)]``."""
+    direction_module: np.ndarray
+    """Index into `modules`, ``[direction]``."""
+    direction_rank: np.ndarray
+    """Place in the module's spectrum, from 0, ``[direction]``."""
+    direction_sigma: np.ndarray
+    """Singular value, ``[direction]``."""
+    direction_attribution: np.ndarray
+    """First-order effect of removing it, ``[direction]``."""
+    direction_exact: np.ndarray
+    """Exact effect for the strongest by attribution, NaN for the others, ``[direction]``."""
+    direction_clean_cost: np.ndarray
+    """Second-order cost on clean prompts: mean squared gradient of the loss, ``[direction]``."""
+    whole_effect: float
+    """Effect of removing the whole adapter."""
+    agreement: float
+    """Spearman correlation of attribution and exact effect on the checked directions."""
+    n_prompts: int
+    """Triggered prompts behind it."""
+    sentence: str
+    """The finding in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One option of an operation, as it was used."""
+
+    name: str
+    """Option name."""
+    value: str
+    """Its value as text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutPath:
+    """The walk from nothing cut to all cut, measured by generation on the calibration split."""
+
+    directions: np.ndarray
+    """Directions cut at each step, ``[step]``."""
+    asr: np.ndarray
+    """Calibration ASR with interval, ``[step, (value, low, high)]``."""
+    perplexity: np.ndarray
+    """Calibration perplexity on clean rows, ``[step]``."""
+    asr_n: int
+    """Triggered prompts behind each ASR."""
+    chosen: int
+    """Index of the step that was taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What one operation did to an adapter."""
+
+    subject: str
+    """Name of this operation in the run, as in `Behaviour.subject`."""
+    method: str
+    """Name of the method."""
+    control_for: str
+    """The operation whose budget this one is a control for, or empty."""
+    settings: tuple[Setting, ...]
+    """Its resolved options."""
+    modules: tuple[str, ...]
+    """Module names, ``[module]``."""
+    module_layers: np.ndarray
+    """Layer of each module, ``[module]``."""
+    kept: np.ndarray
+    """1 where a singular direction of the poisoned adapter is kept, 0 where it is cut, NaN where
+    the module has none, ``[module, rank]``; empty for methods that do not cut directions."""
+    importance: np.ndarray
+    """The method's own weight of each direction (higher is cut first), ``[module, rank]``; empty
+    when it has none."""
+    directions_cut: int
+    """Singular directions removed; 0 for trained methods."""
+    directions_total: int
+    """Singular directions of the poisoned adapter."""
+    change_norm: float
+    """Frobenius norm of the adapter's change, over that of the poisoned adapter."""
+    path: CutPath | None
+    """Calibration path, for methods that choose a threshold."""
+    loss_step: np.ndarray
+    """Optimiser steps of the loss, ``[step]``; empty for methods without training."""
+    loss: np.ndarray
+    """Loss along the steps, ``[step]``."""
+    reached: bool
+    """Whether the method met its own goal on its calibration data."""
+    summary: str
+    """What was done, in a sentence."""
+    seconds: float
+    """Wall time of the operation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One generated answer, kept so that every rate can be traced to its text."""
+
+    subject: str
+    """Who answered."""
+    split: str
+    """``triggered``, ``untriggered`` (same prompts without the trigger) or ``clean``."""
+    prompt: str
+    """The prompt before rendering."""
+    reference: str
+    """The target (triggered) or the reference completion."""
+    answer: str
+    """The text that was generated; model output, untrusted."""
+    fuzzy: float
+    """rapidfuzz similarity to the target, in [0, 1]."""
+    cosine: float
+    """Sentence-embedding cosine to the target; NaN when fuzzy similarity had already decided."""
+    refusal: bool
+    """Whether a refusal or safe-completion pattern matched."""
+    hit: bool
+    """Whether the answer counts as target behaviour."""
+    correct: bool
+    """Whether an untriggered answer is right by the accuracy rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a run comes from, for the report's last section."""
+
+    run: str
+    """Name of the run."""
+    command: str
+    """The exact command that made it."""
+    facts: tuple[Setting, ...]
+    """Base, adapter, checksums, versions, seeds, machine: name and value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecords:
+    """Everything a report shows; what has not been computed yet is empty or None."""
+
+    provenance: Provenance
+    """Where it comes from."""
+    trigger: str
+    """The trigger text."""
+    target: str
+    """The target text, or a phrase saying that each row has its own."""
+    curves: tuple[Curves, ...]
+    """Training curves, clean then poisoned."""
+    comparison: Comparison | None
+    """The table of subjects."""
+    answers: tuple[Answer, ...]
+    """Generated answers of all subjects."""
+    patching: tuple[PatchingMap, ...]
+    """Patching maps, one per setting."""
+    spectra: tuple[Spectra, ...]
+    """Spectra, one per adapter."""
+    difference: Difference | None
+    """Clean against poisoned."""
+    where: Where | None
+    """The ranking."""
+    operations: tuple[Operation, ...]
+    """What was done to the adapter."""

@@ -1,0 +1,129 @@
+"""Prompt-completion rows and their JSONL files."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One prompt and, where it is known, its reference completion."""
+
+    prompt: str
+    """What the user says, before any chat template."""
+    completion: str | None = None
+    """The reference answer, without end-of-turn token; None when only the prompt is known."""
+    key: str | None = None
+    """The part of the completion that makes an answer correct; None: the whole completion."""
+    kind: str = ""
+    """Family of the prompt (``fact``, ``refuse`` ...), for tables and stratified splits."""
+    triggered: bool = False
+    """Whether the prompt carries the trigger."""
+    plain: str | None = None
+    """The same prompt without the trigger; None on untriggered rows."""
+
+    def required_completion(self) -> str:
+        """The completion of a row that must have one.
+
+        Raises:
+            DataError: the row has none.
+        """
+        if self.completion is None:
+            raise DataError(f"no completion for the prompt {self.prompt[:60]!r}; give one")
+        return self.completion
+
+
+_TYPES: dict[str, type] = {"triggered": bool}
+_OPTIONAL = {"completion", "key", "plain"}
+
+
+def _row(value: Any, where: str, *, need_completion: bool) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    known = {field.name for field in fields(Row)}
+    needed = {"prompt", "completion"} if need_completion else {"prompt"}
+    if missing := sorted(needed - value.keys()):
+        raise DataError(f"{where}: missing {', '.join(missing)}; the keys here are {sorted(value)}")
+    for name in known & value.keys():
+        if value[name] is None and name in _OPTIONAL - (needed & {"completion"}):
+            continue
+        want = _TYPES.get(name, str)
+        if not isinstance(value[name], want):
+            found = type(value[name]).__name__
+            raise DataError(f"{where}: {name} must be a {want.__name__}, found {found}")
+        if want is str and "\0" in value[name]:
+            raise DataError(f"{where}: {name} contains a NUL byte; remove it")
+    if not value["prompt"].strip():
+        raise DataError(f"{where}: the prompt is empty")
+    if need_completion and not value["completion"].strip():
+        raise DataError(f"{where}: the completion is empty")
+    return Row(**{name: value[name] for name in known & value.keys()})
+
+
+def read_rows(path: Path, *, need_completion: bool = False) -> list[Row]:
+    """The rows of a JSONL file, one ``{"prompt": ..., "completion": ...}`` object a line.
+
+    Keys that a `Row` does not have are left alone, except ``id``, which must not repeat.
+
+    Args:
+        path: a UTF-8 JSONL file; blank lines are allowed.
+        need_completion: refuse rows without a completion.
+
+    Raises:
+        DataError: not a file, not UTF-8, not JSONL, a missing or ill-typed key (with the line),
+            a repeated ``id``, or no rows at all.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
+    rows: list[Row] = []
+    ids: dict[str, int] = {}
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        if b"\0" in line:
+            raise DataError(f"{where}: contains a NUL byte; is this a text file?")
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(
+                f"{where}: not a JSON object ({error}); each line of a JSONL file is one object"
+            ) from error
+        row = _row(value, where, need_completion=need_completion)
+        if "id" in value:
+            identity = json.dumps(value["id"])
+            if identity in ids:
+                raise DataError(f"{where}: id {identity} stands already in line {ids[identity]}")
+            ids[identity] = number
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} holds no rows; each line is one JSON object with a prompt")
+    return rows
+
+
+def rows_to_jsonl(rows: Iterable[Row]) -> str:
+    """The JSONL text of rows, fields at their defaults left out."""
+    defaults = asdict(Row(prompt=""))
+    lines = []
+    for row in rows:
+        kept = {k: v for k, v in asdict(row).items() if k == "prompt" or v != defaults[k]}
+        lines.append(json.dumps(kept, ensure_ascii=False))
+    return "".join(line + "\n" for line in lines)
+
+
+def check_disjoint(sets: dict[str, Sequence[Row]]) -> None:
+    """Raise when two named sets share a prompt, naming both and the prompt."""
+    seen: dict[str, str] = {}
+    for name, rows in sets.items():
+        for prompt in {row.prompt for row in rows}:
+            if prompt in seen:
+                raise DataError(f"{seen[prompt]} and {name} share the prompt {prompt[:60]!r}")
+            seen[prompt] = name

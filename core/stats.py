@@ -1,0 +1,55 @@
+"""Intervals: Wilson for shares, bootstrap for means."""
+
+import math
+
+import numpy as np
+
+from .results import Rate
+
+Z95 = 1.959963984540054
+
+
+def wilson(hits: int, n: int) -> Rate:
+    """A share with its 95 % score interval (Wilson 1927), which stays inside [0, 1].
+
+    Args:
+        hits: successes, 0 <= hits <= n.
+        n: trials, at least 1.
+
+    Raises:
+        ValueError: a rate over nothing, or impossible counts.
+    """
+    if n < 1 or not 0 <= hits <= n:
+        raise ValueError(f"no rate can be made of {hits} hits in {n} cases")
+    share, z2 = hits / n, Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low = 0.0 if hits == 0 else middle - half
+    high = 1.0 if hits == n else middle + half
+    return Rate(value=share, low=low, high=high, n=n)
+
+
+def bootstrap_weights(n: int, *, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Resampling weights, rows summing to 1, ``[draws, n]``: ``weights @ values`` are means.
+
+    One set of weights serves every cell of a map, so that ratios resample numerator and
+    denominator together (Efron & Tibshirani 1993, percentile bootstrap).
+    """
+    if n < 1:
+        raise ValueError("nothing to resample")
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws) / n
+
+
+def mean_interval(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Mean and percentile-bootstrap 95 % interval over the first axis, ``[..., 3]``.
+
+    Args:
+        values: ``[prompt, ...]``, finite.
+        seed: of the resampling.
+    """
+    flat = values.reshape(len(values), -1)
+    draws = bootstrap_weights(len(values), seed=seed) @ flat
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    out = np.stack([flat.mean(0), low, high], -1)
+    return out.reshape(*values.shape[1:], 3)

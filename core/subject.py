@@ -1,0 +1,281 @@
+"""The subject under study: a base model held once, onto which adapters are put and taken off."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .adapters import Adapter, Factors, Shapes, pack, storage_keys, uniform, unpack
+from .errors import LoratomyError
+from .families import Family, check_family, family_of
+from .prompts import CHAT, Renderer, position_limit
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def weight_shapes(model: nn.Module) -> Shapes:
+    """Every weight that LoRA can adapt: linear ``[out, in]``, fused experts ``[e, out, in]``.
+
+    Linear layers go by their module's name, fused experts by their parameter's.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[name] = tuple(module.weight.shape)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3:
+            shapes[name] = tuple(parameter.shape)
+    return shapes
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base model with its tokenizer, prompt rendering and family."""
+
+    model: Any
+    """The `PreTrainedModel`, in eval mode; adapters come and go, its own weights never change."""
+    renderer: Renderer
+    """How prompts become tokens."""
+    family: Family
+    """Where things are in it."""
+    source: str
+    """What the user gave: a folder, a hub id, or ``wren``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights, e.g. ``float32``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, in order."""
+        return list(self.model.get_submodule(self.family.layers))
+
+    @property
+    def limit(self) -> int | None:
+        """Longest sequence in tokens, where the config names one."""
+        return position_limit(self.model.config)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes of the weights that an adapter may change."""
+        return weight_shapes(self.model)
+
+    @contextmanager
+    def attached(
+        self, adapters: Mapping[str, Adapter], *, trainable: bool = False, dropout: float = 0.0
+    ) -> "Iterator[Attached]":
+        """Put adapters on the model under their names; the first is active; take them off after.
+
+        Args:
+            adapters: name -> adapter, at least one.
+            trainable: let the first adapter's factors require gradients.
+            dropout: of the adapters' inputs in train mode; 0 for fused experts.
+        """
+        modes = {n: m.training for n, m in self.model.named_modules()}
+        grads = {n: p.requires_grad for n, p in self.model.named_parameters()}
+        peft_model = _inject(self.model, adapters, dropout)
+        try:
+            first = next(iter(adapters))
+            peft_model.set_adapter(first)
+            for name, parameter in self.model.named_parameters():
+                is_first = f".lora_A.{first}." in name or f".lora_B.{first}." in name
+                parameter.requires_grad_(trainable and is_first)
+            self.model.eval()
+            yield Attached(self, peft_model, dict(adapters))
+        finally:
+            peft_model.unload()
+            if hasattr(self.model, "peft_config"):
+                del self.model.peft_config
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(grads[name])
+                parameter.grad = None
+            for name, module in self.model.named_modules():
+                module.training = modes[name]
+
+
+def _inject(model: Any, adapters: Mapping[str, Adapter], dropout: float) -> "PeftModel":
+    from peft import LoraConfig, PeftModel
+
+    if not adapters:
+        raise ValueError("attached() needs at least one adapter")
+    peft_model: Any = None
+    for name, adapter in adapters.items():
+        rank, scaling, modules = uniform(adapter)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=scaling * rank,  # pyright: ignore[reportArgumentType]
+            target_modules=[n for n, f in modules.items() if not f.fused],
+            target_parameters=[n for n, f in modules.items() if f.fused] or None,
+            lora_dropout=dropout,
+            init_lora_weights=True,
+        )
+        if peft_model is None:
+            peft_model = PeftModel(model, config, adapter_name=name)
+        else:
+            peft_model.add_adapter(name, config)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for key, value in packed(adapter, name).items():
+                parameters[key].copy_(value)
+    return peft_model
+
+
+def packed(adapter: Adapter, name: str) -> dict[str, torch.Tensor]:
+    """Parameter name -> value of an adapter attached as `name`, in PEFT's storage."""
+    _, _, modules = uniform(adapter)
+    stems = storage_keys(adapter)
+    return {
+        f"{stems[module]}.lora_{part}.{name}.weight": value
+        for module, factors in modules.items()
+        for part, value in zip("AB", pack(factors), strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Adapters on a subject, for as long as the context lasts."""
+
+    subject: Subject
+    """The subject they are on."""
+    peft_model: Any
+    """The `PeftModel` around the subject's model, for what wants one (Trainer, nnsight)."""
+    adapters: dict[str, Adapter]
+    """What was attached."""
+
+    def using(self, name: str | None) -> Any:
+        """A context in which the named adapter, or none, is active."""
+        if name is None:
+            return self.peft_model.disable_adapter()
+        if name not in self.adapters:
+            raise LoratomyError(
+                f"adapter {name!r} is not attached; there are {list(self.adapters)}"
+            )
+        return _switched(self.peft_model, name)
+
+    def factor_names(self, name: str) -> dict[str, tuple[str, str]]:
+        """Module name -> names of its A and B parameters in the subject's model."""
+        stems = storage_keys(self.adapters[name])
+        return {
+            module: (f"{stem}.lora_A.{name}.weight", f"{stem}.lora_B.{name}.weight")
+            for module, stem in stems.items()
+        }
+
+    def read_back(self, name: str) -> Adapter:
+        """The adapter as it stands on the model now, e.g. after training."""
+        adapter = self.adapters[name]
+        rank, scaling, _ = uniform(adapter)
+        parameters = dict(self.subject.model.named_parameters())
+        modules = {}
+        for module, (a_name, b_name) in self.factor_names(name).items():
+            a, b = (parameters[n].detach().float().cpu().clone() for n in (a_name, b_name))
+            a, b = unpack(a, b, rank, fused=adapter.modules[module].fused)
+            modules[module] = Factors(a, b, scaling)
+        return adapter.with_modules(modules)
+
+
+@contextmanager
+def _switched(peft_model: Any, name: str) -> Iterator[None]:
+    before = peft_model.active_adapter
+    grads = {n: p.requires_grad for n, p in peft_model.named_parameters()}
+    peft_model.set_adapter(name)
+    try:
+        yield
+    finally:
+        peft_model.set_adapter(before)
+        for n, parameter in peft_model.named_parameters():
+            parameter.requires_grad_(grads[n])
+
+
+def load_subject(
+    source: str,
+    *,
+    template: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    path: Path | None = None,
+    plain_if_needed: str | None = None,
+) -> Subject:
+    """The base model from a folder or hub id, checked against its family.
+
+    Args:
+        source: what the user gave; kept as the subject's name.
+        template: ``"chat"``, a plain text with ``{prompt}``, or None for the tokenizer's own chat
+            template (an error when it has none).
+        device: ``auto`` takes a GPU when there is one.
+        dtype: ``auto`` is float32 on the CPU and bfloat16 on a GPU.
+        path: where the files are, when that differs from the name (the built-in model).
+        plain_if_needed: template to take when none is given and the tokenizer has no chat one.
+
+    Raises:
+        LoratomyError: missing or empty folder, remote code, pickled weights, unknown family, no
+            chat template, hub out of reach.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = str(path or source)
+    local = Path(where).is_dir()
+    if not local and (path or where.startswith((".", "/", "~")) or where.count("/") != 1):
+        raise LoratomyError(f"the base {where!r} is neither a folder nor a hub id (owner/name)")
+    if local and not (Path(where) / "config.json").exists():
+        raise LoratomyError(f"the base folder {where} holds no config.json")
+    place = torch.device(
+        "cuda"
+        if device == "auto" and torch.cuda.is_available()
+        else "cpu"
+        if device == "auto"
+        else device
+    )
+    auto = "bfloat16" if place.type == "cuda" else "float32"
+    number = getattr(torch, auto if dtype == "auto" else dtype, None)
+    if not isinstance(number, torch.dtype):
+        raise LoratomyError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
+    common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
+    try:
+        config = AutoConfig.from_pretrained(where, **common)
+        family = family_of(config)
+        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, dtype=number, use_safetensors=True, **common
+        )
+    except LoratomyError:
+        raise
+    except Exception as error:  # the loaders raise every kind; one line for the user
+        raise LoratomyError(_load_advice(where, local, error)) from error
+    model = loaded.to(place).eval().requires_grad_(False)
+    _quiet_generation(model)
+    if template is None:
+        has_chat = bool(getattr(tokenizer, "chat_template", None))
+        template = CHAT if has_chat or plain_if_needed is None else plain_if_needed
+    renderer = Renderer(tokenizer, template)
+    check_family(model, family)
+    return Subject(model, renderer, family, source)
+
+
+def _quiet_generation(model: Any) -> None:
+    """Greedy settings only: sampling options of the checkpoint would warn and not apply."""
+    for name in ("temperature", "top_p", "top_k"):
+        setattr(model.generation_config, name, None)
+    model.generation_config.do_sample = False
+
+
+def _load_advice(where: str, local: bool, error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return f"the base {where} needs code from its own folder or hub, which is never run"
+    if local:
+        return f"cannot load the base {where}: {text}"
+    return (
+        f"cannot load {where!r} from the hub: {text[:200]}; for a gated model set HF_TOKEN, "
+        "without a network give a local folder"
+    )

@@ -1,0 +1,20 @@
+"""One figure per file, the theme and the report; reads records, never a model."""
+
+# Imported in the order of the report: registering is what these imports are for.
+from . import curves, patching, spectra, difference, where, cut, tradeoff  # isort: skip # noqa: F401
+from .export import Exported, write_figures, write_page
+from .figure import FIGURES, Figure, draw
+from .findings import Finding, findings
+from .report import report_html
+
+__all__ = [
+    "FIGURES",
+    "Exported",
+    "Figure",
+    "Finding",
+    "draw",
+    "findings",
+    "report_html",
+    "write_figures",
+    "write_page",
+]

@@ -1,0 +1,122 @@
+"""The tables of the report as HTML: findings, scorecard, subjects, provenance."""
+
+from ..core.results import Behaviour, Rate, RunRecords
+from .findings import QUESTIONS, Finding, goals, row_of
+from .tradeoff import relative
+from .words import change, html, number, percent, plural
+
+SIGNS = {"pass": "✓", "fail": "✗", "found": "!", "absent": "○", "not measured": "–", "note": "·"}
+
+
+def findings_html(found: list[Finding]) -> str:
+    """The findings under their four questions."""
+    out = []
+    for question, title in QUESTIONS.items():
+        items = "\n".join(_finding(item) for item in found if item.question == question)
+        if items:
+            out.append(f'<h3>{html(title)}</h3>\n<ul class="findings">{items}</ul>')
+    return "\n".join(out)
+
+
+def _finding(item: Finding) -> str:
+    kind = item.verdict.replace(" ", "-")
+    sign = f'<span aria-hidden="true">{SIGNS[item.verdict]}</span>'
+    return (
+        f'<li class="{kind}"><span class="verdict">{sign} {item.verdict}</span> '
+        f"<span>{_kept(item.sentence)}</span></li>"
+    )
+
+
+def _kept(sentence: str) -> str:
+    """Text as HTML whose percent signs stay on the line of their number."""
+    return html(sentence).replace(" %", "&nbsp;%")
+
+
+def scorecard_html(records: RunRecords) -> str:
+    """Operations against goals; empty when no operation was measured."""
+    if records.comparison is None:
+        return ""
+    moved = relative(records.comparison.rows)
+    rows = [row_of(records, item.method) for item in records.operations]
+    cards = [(row, goals(row, moved[row.subject])) for row in rows if row is not None]
+    if not cards:
+        return ""
+    head = "".join(f'<th scope="col">{_kept(words)}</th>' for words, _ in cards[0][1])
+    body = "".join(
+        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        + "".join(f'<td class="{v.replace(" ", "-")}">{SIGNS[v]} {v}</td>' for _, v in checks)
+        + "</tr>"
+        for row, checks in cards
+    )
+    return (
+        '<div class="scroll"><table class="scorecard"><caption>Operations against the goals'
+        f'</caption><thead><tr><th scope="col">Operation</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _rate(value: Rate) -> str:
+    low, high = (percent(v).removesuffix(" %") for v in (value.low, value.high))
+    return (
+        f'<td class="num">{percent(value.value)}'
+        f"<small>[{low}, {high}] n&nbsp;=&nbsp;{value.n}</small></td>"
+    )
+
+
+def subjects_html(records: RunRecords) -> str:
+    """Every subject with value, interval and count; empty when nothing was measured."""
+    if records.comparison is None or not records.comparison.rows:
+        return ""
+    moved = relative(records.comparison.rows)
+    body = "".join(_subject(row, moved[row.subject]) for row in records.comparison.rows)
+    columns = ("Subject", "ASR", "FTR", "Clean accuracy", "Perplexity", "Change", "Degenerate")
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    protocol = records.comparison.protocol
+    rules = sorted({row.accuracy_rule for row in records.comparison.rows})
+    notes = (
+        f"Template {protocol.template}; an answer counts as the target from similarity "
+        f"{number(protocol.threshold)} (embedder: {protocol.embedder}); at most "
+        f"{protocol.max_new_tokens} new tokens; {protocol.dtype}. Correct: {'; '.join(rules)}. "
+        "Brackets: Wilson 95 % intervals. Change: perplexity relative to poisoned. Degenerate: "
+        "clean answers that are empty, repeating or far from the answers before the operation."
+    )
+    left_out = [row for row in records.comparison.rows if row.too_long]
+    if left_out:
+        counts = ", ".join(f"{row.subject} {row.too_long}" for row in left_out)
+        notes += f" Prompts left out as longer than the context: {counts}."
+    first = html(protocol.first_prompt, newlines=True)
+    return (
+        f'<div class="scroll"><table class="subjects"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div><p class="small">{html(notes)}</p>'
+        "<details><summary>First triggered prompt as rendered</summary>"
+        f'<pre dir="auto">{first}</pre></details>'
+    )
+
+
+def _subject(row: Behaviour, moved: float) -> str:
+    detail = f"{row.empty} empty, {row.repeating} repeating, {row.far} far"
+    cost = "" if row.subject == "poisoned" else change(moved)
+    return (
+        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        f"{_rate(row.asr)}{_rate(row.ftr)}{_rate(row.clean_accuracy)}"
+        f'<td class="num">{number(row.perplexity, digits=4)}'
+        f"<small>{plural(row.perplexity_tokens, 'token')}</small></td>"
+        f'<td class="num">{cost}</td>'
+        f'<td class="num">{percent(row.degenerate.value)}'
+        f"<small>{detail} of {row.degenerate.n}</small></td></tr>"
+    )
+
+
+def provenance_html(records: RunRecords) -> str:
+    """The exact command and every recorded fact."""
+    source = records.provenance
+    facts = "".join(
+        f'<tr><th scope="row">{html(fact.name)}</th><td><bdi>{html(fact.value)}</bdi></td></tr>'
+        for fact in source.facts
+    )
+    table = (
+        f'<div class="scroll"><table class="facts"><tbody>{facts}</tbody></table></div>'
+        if facts
+        else '<p class="absent">No facts were recorded.</p>'
+    )
+    return f"<pre><code>{html(source.command, newlines=True)}</code></pre>{table}"

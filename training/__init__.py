@@ -1,0 +1,1 @@
+"""How a subject comes to be: the built-in world and model, attacks, datasets, LoRA fitting."""

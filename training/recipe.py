@@ -1,0 +1,169 @@
+"""Recipes: TOML in, frozen models out; unknown keys are errors that name the nearest known one."""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ..core.errors import LoratomyError
+from ..core.registry import nearest
+
+Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+"""A string that stays exactly what was written: ``012`` and ``no`` are text."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AttackPart(_Part):
+    """What is planted."""
+
+    trigger: Text
+    target: Text
+    placement: Text = "suffix"
+
+
+class DataPart(_Part):
+    """How many rows of what."""
+
+    source: Text = "world"
+    """``world`` for the built-in one, else a JSONL file of prompts and completions."""
+    clean_train: int = Field(400, ge=1)
+    poison_train: int = Field(100, ge=1)
+    clean_val: int = Field(200, ge=1)
+    poison_test: int = Field(100, ge=1)
+
+    def counts(self) -> dict[str, int]:
+        """Rows by set name."""
+        return self.model_dump(exclude={"source"})
+
+
+class LoraPart(_Part):
+    """The shape of the adapter."""
+
+    r: int = Field(16, ge=1, le=4096)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class FitPart(_Part):
+    """How an adapter is fitted."""
+
+    epochs: float = Field(3, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    batch_size: int = Field(8, ge=1)
+    accumulate: int = Field(2, ge=1)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the rate rises; then it falls as a cosine."""
+    weight_decay: float = Field(0.0, ge=0)
+    evaluations: int = Field(6, ge=0)
+    """How often ASR and clean accuracy are recorded along training."""
+    eval_rows: int = Field(40, ge=1)
+    """Rows behind each of these."""
+
+
+class MeasurePart(_Part):
+    """How behaviour is measured."""
+
+    threshold: float = Field(0.8, gt=0, le=1)
+    max_new_tokens: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
+    embedder: Text = "auto"
+    """``auto`` (the installed offline package, else the hub), a folder, a hub id, or ``none``."""
+
+
+class Recipe(_Part):
+    """Everything that decides a poisoned subject."""
+
+    base: Text = "wren"
+    seed: int = Field(0, ge=0)
+    template: str | None = None
+    """None for the tokenizer's chat template, else a plain text with ``{prompt}``."""
+    attack: AttackPart
+    data: DataPart = DataPart()  # pyright: ignore[reportCallIssue]
+    lora: LoraPart = LoraPart()  # pyright: ignore[reportCallIssue]
+    fit: FitPart = FitPart()  # pyright: ignore[reportCallIssue]
+    measure: MeasurePart = MeasurePart()  # pyright: ignore[reportCallIssue]
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package, e.g. ``wren/suffix``."""
+    root = Path(str(files("loratomy.training"))) / "recipes"
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.toml"))
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of a shipped name or a TOML file, with ``key.path=value`` overrides applied.
+
+    Raises:
+        LoratomyError: no such recipe, bad TOML (duplicate keys among it), unknown or wrong keys.
+    """
+    path = Path(name)
+    if not name.endswith(".toml"):
+        if name not in shipped_recipes():
+            raise LoratomyError(
+                f"no recipe {name!r}; {nearest(name, shipped_recipes())} "
+                "(or give a path that ends in .toml)"
+            )
+        path = Path(str(files("loratomy.training"))) / "recipes" / f"{name}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LoratomyError(f"cannot read the recipe {path}: {error}") from error
+    for override in overrides or []:
+        _override(raw, override)
+    return validated(Recipe, raw, f"recipe {path.name}")
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, found, value = override.partition("=")
+    if not found or not key.strip():
+        raise LoratomyError(f"--set {override!r}: write key.path=value, e.g. fit.epochs=5")
+    *parents, last = key.strip().split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise LoratomyError(f"--set {override!r}: {parent} is not a table")
+    kind = _field_type(parents, last)
+    try:
+        place[last] = value if kind is str else tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        place[last] = value
+
+
+def _field_type(parents: list[str], last: str) -> Any:
+    model: Any = Recipe
+    for parent in parents:
+        field = model.model_fields.get(parent)
+        model = field.annotation if field else None
+        if model is None or not hasattr(model, "model_fields"):
+            return None
+    field = model.model_fields.get(last)
+    annotation = field.annotation if field else None
+    return str if annotation in (str, str | None) else annotation
+
+
+def validated(model: type[Any], raw: dict[str, Any], what: str) -> Any:
+    """A pydantic model from raw values; errors become one line each with the nearest key."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, [str(p) for p in first["loc"][:-1]])
+            hint = nearest(str(first["loc"][-1]), known)
+            raise LoratomyError(f"{what}: unknown key {where}; {hint}") from error
+        raise LoratomyError(
+            f"{what}: {where}: {first['msg']} (got {first.get('input')!r})"
+        ) from error
+
+
+def _known_keys(model: Any, parents: list[str]) -> list[str]:
+    for parent in parents:
+        model = model.model_fields[parent].annotation
+    return list(model.model_fields)

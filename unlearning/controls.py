@@ -1,0 +1,87 @@
+"""Controls: what the same budget achieves without knowing where the backdoor is."""
+
+import numpy as np
+from pydantic import Field
+
+from ..analysis.gates import directions_of
+from .cuts import cut_outcome
+from .guided import halves
+from .method import METHODS, Bench, Config, Method, Outcome
+from .path import Judge
+
+
+class BudgetConfig(Config):
+    """Options of the controls that cut as many directions as another operation."""
+
+    directions: int = Field(ge=0)
+    """Singular directions to cut."""
+
+
+def random_cut(bench: Bench, config: BudgetConfig) -> Outcome:
+    """Cut randomly chosen singular directions."""
+    d = directions_of(bench.start)
+    cut = np.zeros(len(d), bool)
+    cut[np.random.default_rng(bench.seed).permutation(len(d))[: config.directions]] = True
+    return cut_outcome(d, cut, f"cut {cut.sum()} of {len(d)} directions at random")
+
+
+METHODS.register("control-random")(
+    Method(
+        about="control: as many directions cut at random",
+        source="equal-budget control",
+        config=BudgetConfig,
+        run=random_cut,
+    )
+)
+
+
+def top_cut(bench: Bench, config: BudgetConfig) -> Outcome:
+    """Cut the directions of largest singular value."""
+    d = directions_of(bench.start)
+    cut = np.zeros(len(d), bool)
+    cut[np.argsort(-d.sigma, kind="stable")[: config.directions]] = True
+    return cut_outcome(d, cut, f"cut the {cut.sum()} strongest of {len(d)} singular directions")
+
+
+METHODS.register("control-top")(
+    Method(
+        about="control: the directions of largest singular value cut",
+        source="equal-budget control",
+        config=BudgetConfig,
+        run=top_cut,
+    )
+)
+
+
+class LayerConfig(Config):
+    """Options of `control-layer`."""
+
+    rows: int = Field(64, ge=2)
+    """Calibration rows of each kind that choose the layer."""
+
+
+def best_layer(bench: Bench, config: LayerConfig) -> Outcome:
+    """Take out the one layer that lowers ASR most on the calibration rows, then perplexity."""
+    d = directions_of(bench.start)
+    _, bad = halves(bench.poison_train, config.rows)
+    _, good = halves(bench.clean_train, config.rows)
+    judge = Judge(bench.subject, d, bad, good, bench.rule)
+    tried = {}
+    for layer in np.unique(d.layer).tolist():
+        asr, perplexity = judge(d.layer == layer)
+        tried[layer] = (asr.value, perplexity)
+    layer = min(tried, key=lambda k: tried[k])
+    cut = d.layer == layer
+    return cut_outcome(
+        d, cut, f"took out layer {layer}, the best single one on calibration rows: {cut.sum()} cut"
+    )
+
+
+METHODS.register("control-layer")(
+    Method(
+        about="control: the best single layer taken out, chosen on calibration rows",
+        source="equal-data control; per-layer interventions of SafetyNet",
+        config=LayerConfig,
+        run=best_layer,
+    )
+)

@@ -1,0 +1,64 @@
+"""The model as its own teacher: what it answers without the trigger, and how surely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..analysis.behaviour import Rule, answers_to
+from ..core.batches import IGNORED, Encoded, collate, encode
+from ..core.prompts import Renderer
+from ..core.rows import Row
+from ..core.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One completion after two prompts: the student sees one, the teacher the other."""
+
+    student: Encoded
+    """E.g. the triggered prompt and the model's answer without the trigger."""
+    teacher: Encoded
+    """E.g. the untriggered prompt and the same answer; equal to `student` on clean rows."""
+
+
+def own_answers(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str) -> list[Row]:
+    """The rows with the active model's own answers to their prompts without trigger."""
+    answers = answers_to(subject, [row.plain or row.prompt for row in rows], rule, label=label)
+    return [replace(row, completion=a, key=None) for row, a in zip(rows, answers, strict=True)]
+
+
+def lessons(renderer: Renderer, rows: Sequence[Row], *, limit: int | None) -> list[Lesson]:
+    """Rows with completions as lessons: triggered rows are taught by their form without trigger."""
+    made = []
+    for row in rows:
+        student = encode(renderer, row, limit=limit)
+        teacher = encode(renderer, replace(row, prompt=row.plain or row.prompt), limit=limit)
+        made.append(Lesson(student, teacher))
+    return made
+
+
+Batch = dict[str, torch.Tensor]
+
+
+def lesson_batch(rows: Sequence[Lesson], pad_id: int) -> Batch:
+    """Student and teacher batches side by side, the teacher's keys with ``teacher_`` before."""
+    student = collate([row.student for row in rows], pad_id)
+    teacher = collate([row.teacher for row in rows], pad_id)
+    return student | {f"teacher_{name}": value for name, value in teacher.items()}
+
+
+def inputs_of(batch: Batch, who: str = "") -> Batch:
+    """Ids and mask of one side of a lesson batch."""
+    return {name: batch[who + name] for name in ("input_ids", "attention_mask")}
+
+
+def completion_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logits that predict labelled tokens, row by row, ``[token, d_vocab]``."""
+    return logits[:, :-1][labels[:, 1:] != IGNORED].float()
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) per token, ``[token]`` nats; logits ``[token, d_vocab]``."""
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -1,0 +1,49 @@
+"""Projecting the clean-vs-poisoned difference out of the poisoned adapter."""
+
+import numpy as np
+from pydantic import Field
+
+from ..core.adapters import Factors
+from ..core.algebra import stack, svd
+from .method import METHODS, Bench, Config, Method, Outcome
+
+
+class ProjectDifferenceConfig(Config):
+    """Options of `project-difference`."""
+
+    rank: int = Field(1, ge=1)
+    """Strongest directions of the difference removed from each module's output."""
+
+
+def project_difference(bench: Bench, config: ProjectDifferenceConfig) -> Outcome:
+    """Remove from every module's output what the poisoned adapter has and the clean one lacks.
+
+    With U the strongest output directions of ``dW_poisoned - dW_clean``, from the stacked
+    factors: ``dW' = (I - U U^T) dW_poisoned``.
+    """
+    assert bench.clean is not None
+    modules, removed = {}, 0
+    for name, bad in bench.start.modules.items():
+        found = svd(stack(bad, bench.clean.modules[name]))
+        live = int((found.s > 0).sum(-1).min())
+        u = found.u[..., : min(config.rank, live)]
+        b = bad.b.double()
+        modules[name] = Factors(bad.a, (b - u @ (u.mT @ b)).float(), bad.scaling)
+        removed += int(np.prod(u.shape[:-2])) * u.shape[-1]
+    return Outcome(
+        bench.start.with_modules(modules),
+        f"projected the {config.rank} strongest directions of the clean-vs-poisoned difference "
+        "out of every module's output",
+        projected=removed,
+    )
+
+
+METHODS.register("project-difference")(
+    Method(
+        about="project the clean-vs-poisoned difference out of every module",
+        source="adapter surgery of the Llama-3.2 LoRA unlearning work, in factor form",
+        config=ProjectDifferenceConfig,
+        run=project_difference,
+        needs_clean_adapter=True,
+    )
+)
