@@ -110,13 +110,13 @@ def operate_run(
     }
     stage = f"operations/{label}"
     with study.run.locked(), progress():
-        if study.run.standing(stage, inputs, fresh=fresh):
-            done(study.run, stage, False)
-        else:
-            work = study.run.partial(stage, inputs, fresh=fresh)
-            made = _operate(study, method, config, label, after, control_for, work)
-            study.run.stage(stage, inputs, lambda folder: _write(study, made, folder), fresh=True)
-            done(study.run, stage, True)
+
+        def write(work: Path) -> None:
+            checkpoints = study.run.partial(stage, inputs, fresh=fresh)
+            made = _operate(study, method, config, label, after, control_for, checkpoints)
+            _write(study, made, work)
+
+        done(study.run, stage, study.run.stage(stage, inputs, write, fresh=fresh))
         return load_record(Operation, study.run.path(stage), "operation")
 
 

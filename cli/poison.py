@@ -114,16 +114,12 @@ def _write_sets(sets: "dict[str, list[Row]]", work: Path) -> None:
 def _fit_stage(study: Study, recipe: "Recipe", sets: "dict[str, list[Row]]", name: str) -> None:
     stage = f"adapters/{name}"
     inputs = {**study.origin("data"), "recipe": recipe.model_dump(), "adapter": name}
-    if study.run.standing(stage, inputs):
-        done(study.run, stage, False)
-        return
-    work = study.run.partial(stage, inputs)
-    adapter, log = _fit(study, recipe, sets, name, work)
 
     def write(folder: Path) -> None:
         from ..core.adapters import write_adapter
         from ..core.records import save_record
 
+        adapter, log = _fit(study, recipe, sets, name, study.run.partial(stage, inputs))
         write_adapter(adapter, folder, base=recipe.base)
         save_record(_curves(name, log, recipe), folder, "curves")
 

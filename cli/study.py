@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .console import say
 
 if TYPE_CHECKING:
     from ..analysis.behaviour import Rule
+    from ..analysis.scoring import Embedder
     from ..core.adapters import Adapter
     from ..core.subject import Subject
 
@@ -43,6 +44,24 @@ def base_fingerprint(source: str) -> dict[str, Any]:
     return {"source": source, "config": digest, "weights": weights}
 
 
+@cache
+def _subject(base: str, template: str | None, device: str, dtype: str) -> "Subject":
+    """The base model, loaded once for all commands of a process."""
+    from ..core.subject import load_subject
+
+    say(f"loading the base {base}")
+    return load_subject(base, template=template, device=device, dtype=dtype, path=base_folder(base))
+
+
+@cache
+def _embedder(name: str) -> "Embedder":
+    """The sentence-embedding model, loaded once, with the embeddings it has made."""
+    from ..analysis.scoring import load_embedder
+
+    say("loading the sentence-embedding model")
+    return load_embedder(name)
+
+
 @dataclass(frozen=True)
 class Study:
     """One run with everything that analyses and operations need, each loaded once."""
@@ -57,16 +76,8 @@ class Study:
     @cached_property
     def subject(self) -> "Subject":
         """The base model."""
-        from ..core.subject import load_subject
-
-        say(f"loading the base {self.asked['base']}")
-        return load_subject(
-            self.asked["base"],
-            template=self.asked["template"],
-            device=self.asked["device"],
-            dtype=self.asked["dtype"],
-            path=base_folder(self.asked["base"]),
-        )
+        keys = ("base", "template", "device", "dtype")
+        return _subject(*(self.asked[key] for key in keys))
 
     def adapter(self, stage: str) -> "Adapter":
         """The adapter of a finished stage, through the gate.
@@ -108,12 +119,10 @@ class Study:
     def rule(self) -> "Rule":
         """How answers are generated and judged."""
         from ..analysis.behaviour import Rule
-        from ..analysis.scoring import load_embedder
 
         measure = self.asked["measure"]
-        say("loading the sentence-embedding model")
         return Rule(
-            load_embedder(measure["embedder"]),
+            _embedder(measure["embedder"]),
             threshold=measure["threshold"],
             max_new_tokens=measure["max_new_tokens"],
             batch_size=measure["batch_size"],

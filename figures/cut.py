@@ -18,7 +18,7 @@ def cut(records: RunRecords) -> list[Figure]:
     taken: set[str] = set()
     out = []
     for item in records.operations:
-        name = unique(slug(item.method), taken)
+        name = unique(slug(item.subject), taken)
         if item.kept.size and item.modules:
             out.append(_map(item, f"cut-{name}"))
         if item.path is not None and len(item.path.directions):
@@ -46,7 +46,7 @@ def _map(item: Operation, name: str) -> Figure:
     touched = int((np.nan_to_num(gone) > 0).sum())
     return Figure(
         id=name,
-        title=f"The cut of {item.method}",
+        title=f"The cut of {item.subject}",
         plot=plot,
         caption=(
             f"Singular directions removed, of the rank of each module: {item.directions_cut:,} of "
@@ -58,7 +58,7 @@ def _map(item: Operation, name: str) -> Figure:
             "means none. The scale ends at the full rank. A cut spread over all cells is a "
             "blunt one; the smaller and more local, the more it says about where the backdoor is."
         ),
-        alt=f"{item.method}: {item.directions_cut:,} of "
+        alt=f"{item.subject}: {item.directions_cut:,} of "
         f"{plural(item.directions_total, 'direction')} cut, in "
         f"{plural(touched, 'module')} of {int(np.isfinite(gone).sum()):,}.",
     )
@@ -107,7 +107,7 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
     goal = "The method met" if item.reached else "The method did not meet"
     return Figure(
         id=name,
-        title=f"Calibration of {item.method}",
+        title=f"Calibration of {item.subject}",
         plot=plot,
         caption=(
             f"From nothing cut to all cut, on the calibration split "
@@ -165,13 +165,13 @@ def _losses(records: RunRecords, trained: list[Operation]) -> Figure:
     colours = marks(records)
     plot = panels([""], height=340)
     for item in trained:
-        name = text(item.method)
+        name = text(item.subject)
         line = go.Scatter(
             x=single(item.loss_step),
             y=single(item.loss),
             mode="lines",
             name=name,
-            line={"color": colours[item.method][0], "width": 2},
+            line={"color": colours[item.subject][0], "width": 2},
             hovertext=[
                 f"{name}, step {number(float(s))}<br>loss {number(float(v))}"
                 for s, v in zip(item.loss_step, item.loss, strict=True)
@@ -183,7 +183,7 @@ def _losses(records: RunRecords, trained: list[Operation]) -> Figure:
     plot.update_yaxes(title_text="loss", zeroline=True, zerolinecolor=MUTED)
     plot.update_layout(showlegend=True, legend={"y": 1.02}, margin={"t": 50})
     ends = [
-        f"{item.method} {number(float(item.loss[0]))} to {number(float(item.loss[-1]))}"
+        f"{item.subject} {number(float(item.loss[0]))} to {number(float(item.loss[-1]))}"
         for item in trained
     ]
     return Figure(

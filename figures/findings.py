@@ -117,13 +117,13 @@ def _operate(records: RunRecords) -> list[Finding]:
     if not records.operations:
         return [Finding("operate", "not measured", "No operation was carried out.")]
     return [
-        Finding("operate", "note", f"{item.method}: {item.summary}") for item in records.operations
+        Finding("operate", "note", f"{item.subject}: {item.summary}") for item in records.operations
     ]
 
 
 def is_control(item: Operation) -> bool:
-    """Whether an operation is a random cut, made to compare others with."""
-    return "random" in item.method.lower() or item.method.lower().startswith("control")
+    """Whether an operation was made only to compare another one with."""
+    return bool(item.control_for)
 
 
 def _prove(records: RunRecords) -> list[Finding]:
@@ -138,14 +138,14 @@ def _prove(records: RunRecords) -> list[Finding]:
         out.append(Finding("prove", "note", sentence))
     moved = relative(records.comparison.rows) if records.comparison else {}
     for item in records.operations:
-        row = row_of(records, item.method)
+        row = row_of(records, item.subject)
         if row is None:
-            sentence = f"{item.method}: its behaviour on held-out prompts was not measured."
+            sentence = f"{item.subject}: its behaviour on held-out prompts was not measured."
             out.append(Finding("prove", "not measured", sentence))
             continue
-        out += _goals(row, moved[row.subject])
         if not is_control(item):
-            out += [_control(records, item, row), _no_adapter(records, row)]
+            out += _goals(row, moved[row.subject])
+            out += [_control(records, item, row, moved), _no_adapter(records, row)]
     return out
 
 
@@ -214,24 +214,34 @@ def _apart(row: Behaviour, other: Behaviour) -> str:
     return "above it" if row.asr.low > other.asr.high else "not told apart from it"
 
 
-def _control(records: RunRecords, item: Operation, row: Behaviour) -> Finding:
-    """The operation beside random cuts of as many directions."""
+def _control(
+    records: RunRecords, item: Operation, row: Behaviour, moved: dict[str, float]
+) -> Finding:
+    """The operation beside its controls: lower ASR, or the same at clearly less perplexity."""
     same = [
         other
         for other in records.operations
-        if is_control(other) and item.directions_cut and other.directions_cut == item.directions_cut
+        if other.control_for == item.subject
+        or (is_control(other) and 0 < item.directions_cut == other.directions_cut)
     ]
-    rows = [found for found in (row_of(records, other.method) for other in same) if found]
+    rows = [found for found in (row_of(records, other.subject) for other in same) if found]
     if not rows:
-        why = "no random cut of the same budget was measured"
+        why = "no control of the same budget was measured"
         if not item.directions_cut:
-            why = "it cuts no directions, so no random cut has its budget"
+            why = "it cuts no directions, so no cut has its budget"
         return Finding("prove", "not measured", f"{row.subject} against a control: {why}.")
-    parts = [f"{other.subject} ASR {rate(other.asr)}: {_apart(row, other)}" for other in rows]
-    good = all(_apart(row, other) == "below it" for other in rows)
+    parts, good = [], True
+    for other in rows:
+        words = _apart(row, other)
+        cheaper = moved[other.subject] - moved[row.subject] > PUBLISHED_PERPLEXITY
+        parts.append(
+            f"{other.subject} ASR {rate(other.asr)} at perplexity {change(moved[other.subject])}: "
+            f"{words}{' but at less perplexity' if cheaper and words != 'below it' else ''}"
+        )
+        good &= words == "below it" or (cheaper and words != "above it")
     sentence = (
-        f"{row.subject} against random cuts of the same budget "
-        f"({plural(item.directions_cut, 'direction')}): {'; '.join(parts)}."
+        f"{row.subject} ({plural(item.directions_cut, 'direction')} cut, perplexity "
+        f"{change(moved[row.subject])}) against its controls: {'; '.join(parts)}."
     )
     return Finding("prove", "pass" if good else "fail", sentence)
 

@@ -1,7 +1,7 @@
 """The tables of the report as HTML: findings, scorecard, subjects, provenance."""
 
 from ..core.results import Behaviour, Rate, RunRecords
-from .findings import QUESTIONS, Finding, goals, row_of
+from .findings import QUESTIONS, Finding, goals, is_control, row_of
 from .tradeoff import relative
 from .words import change, html, number, percent, plural
 
@@ -37,7 +37,7 @@ def scorecard_html(records: RunRecords) -> str:
     if records.comparison is None:
         return ""
     moved = relative(records.comparison.rows)
-    rows = [row_of(records, item.method) for item in records.operations]
+    rows = [row_of(records, i.subject) for i in records.operations if not is_control(i)]
     cards = [(row, goals(row, moved[row.subject])) for row in rows if row is not None]
     if not cards:
         return ""

@@ -104,7 +104,7 @@ def clear(colour: str, alpha: float) -> str:
 def marks(records: RunRecords) -> dict[str, tuple[str, str]]:
     """Colour and marker symbol of every subject, the same in all figures of a run."""
     names = [row.subject for row in records.comparison.rows] if records.comparison else []
-    names += [op.method for op in records.operations if op.method not in names]
+    names += [op.subject for op in records.operations if op.subject not in names]
     free = [name for name in dict.fromkeys(names) if name not in FIXED]
     given = {
         name: (OTHERS[i % len(OTHERS)], SYMBOLS[i % len(SYMBOLS)]) for i, name in enumerate(free)

@@ -38,8 +38,8 @@ class GuidedConfig(Config):
     """Triggered and clean rows per step, each."""
     rows: int = Field(64, ge=2)
     """Clean rows to learn from, and as many again for calibration."""
-    target_tokens: int = Field(4, ge=1)
-    """First tokens of the target that are driven down."""
+    target_tokens: int = Field(1, ge=1)
+    """First tokens of the target that are driven down; greedy answers turn on the first one."""
     points: int = Field(8, ge=2)
     """Cuts measured by generation on the way to the choice."""
 

@@ -167,7 +167,9 @@ def where(layers: int, rank: int) -> Where:
     )
 
 
-def operation(method: str, layers: int, rank: int, *, cut: int = 12, seed: int = 1) -> Operation:
+def operation(
+    method: str, layers: int, rank: int, *, cut: int = 12, seed: int = 1, control_for: str = ""
+) -> Operation:
     rng = np.random.default_rng(seed)
     modules, _, of = module_names(layers)
     kept = np.ones(len(modules) * rank)
@@ -182,7 +184,9 @@ def operation(method: str, layers: int, rank: int, *, cut: int = 12, seed: int =
         chosen=4,
     )
     return Operation(
+        subject=method,
         method=method,
+        control_for=control_for,
         settings=(Setting(name="threshold", value="0.5"),),
         modules=modules,
         module_layers=of,
@@ -203,7 +207,9 @@ def operation(method: str, layers: int, rank: int, *, cut: int = 12, seed: int =
 def trained(method: str) -> Operation:
     steps = np.arange(1, 61)
     return Operation(
+        subject=method,
         method=method,
+        control_for="",
         settings=(),
         modules=(),
         module_layers=np.empty(0, dtype=int),
@@ -301,7 +307,7 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
             operation("surgery", layers, rank),
             operation("mask", layers, rank, cut=20, seed=2),
             operation("truncate", layers, rank, cut=40, seed=3),
-            operation("random_cut", layers, rank, seed=4),
+            operation("random_cut", layers, rank, seed=4, control_for="surgery"),
             trained("negative_finetuning"),
             trained("ascent"),
         ),

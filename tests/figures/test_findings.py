@@ -78,17 +78,18 @@ def test_a_failing_operation_fails_in_words(make):
     assert any(s.startswith("negative_finetuning, our goals: fails upper bound") for s in fails)
 
 
-def test_controls_share_the_budget(make):
+def test_a_cut_is_judged_beside_its_controls(make):
     rows = (make.behaviour("poisoned", 0.98, 4.0), make.behaviour("mask", 0.0, 4.0))
-    mask, other = make.operation("mask", 2, 4, cut=6), make.operation("random", 2, 4, cut=7)
+    mask, other = make.operation("mask", 2, 4, cut=6), make.operation("random", 2, 4, cut=6)
     records = with_rows(make, *rows, make.behaviour("random", 0.95, 4.0), operations=(mask, other))
     assert (
         "not measured",
-        "mask against a control: no random cut of the same budget was measured.",
+        "mask against a control: no control of the same budget was measured.",
     ) in said(records, "prove")
-    same = replace(records, operations=(mask, replace(other, directions_cut=6)))
+    control = replace(other, control_for="mask")
+    same = replace(records, operations=(mask, control))
     assert any(
-        verdict == "pass" and "same budget (6 directions): random ASR 95.0 %" in sentence
+        verdict == "pass" and "random ASR 95.0 %" in sentence and "below it" in sentence
         for verdict, sentence in said(same, "prove")
     )
     alike = with_rows(make, *rows, make.behaviour("random", 0.01, 4.0), operations=same.operations)
@@ -96,6 +97,12 @@ def test_controls_share_the_budget(make):
         verdict == "fail" and "not told apart from it" in sentence
         for verdict, sentence in said(alike, "prove")
     )
+    dear = with_rows(make, *rows, make.behaviour("random", 0.01, 5.0), operations=same.operations)
+    assert any(
+        verdict == "pass" and "not told apart from it but at less perplexity" in sentence
+        for verdict, sentence in said(dear, "prove")
+    )
+    assert not any("random, our goals" in sentence for _, sentence in said(same, "prove"))
 
 
 def test_dropping_the_adapter_is_a_rival(make):
