@@ -20,7 +20,7 @@ FAR = 0.5
 """Below this similarity an answer counts as far from the one before the operation."""
 ACCURACY_RULE = (
     "the row's key stands in the answer as whole words; without a key, similarity to the "
-    "reference by the success rule's threshold"
+    "reference by the success rule's threshold, and a refusal where the reference refuses"
 )
 
 
@@ -55,7 +55,7 @@ def fitting_rows(
     """The rows whose prompts leave room for an answer, and how many do not."""
     if room is None:
         return list(rows), 0
-    kept = [row for row in rows if len(renderer.prompt_ids(row.prompt)) < room]
+    kept = [row for row in rows if len(renderer.prompt_ids(row.prompt)) <= room]
     return kept, len(rows) - len(kept)
 
 
@@ -122,12 +122,12 @@ def _correct(rows: Sequence[Row], answers: Sequence[str], rule: Rule) -> np.ndar
     right[keyed] = [contains(answers[i], rows[i].key or "") for i in keyed]
     if plain:
         references = [rows[i].completion or "" for i in plain]
-        right[plain] = similarity(
-            [answers[i] for i in plain],
-            references,
-            embedder=rule.embedder,
-            threshold=rule.threshold,
-        ).similar
+        given = [answers[i] for i in plain]
+        close = similarity(given, references, embedder=rule.embedder, threshold=rule.threshold)
+        right[plain] = [
+            near or (is_refusal(reference) and is_refusal(answer))
+            for near, reference, answer in zip(close.similar, references, given, strict=True)
+        ]
     return right
 
 

@@ -4,20 +4,20 @@ import numpy as np
 import torch
 
 from ..core.adapters import Adapter, Factors
-from ..core.algebra import norm, principal_angles, spectrum, stack
+from ..core.algebra import norm, principal_angles, spectrum, stack, svd
 from ..core.errors import AdapterError
 from ..core.results import Difference
 from .spectra import expanded, names_and_layers, padded
 
 
 def _bases(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthonormal bases of the input and output subspaces, ``[d_in, rank]``, ``[d_out, rank]``.
+    """Orthonormal bases of dW's row and column space, ``[d_in, rank]`` and ``[d_out, rank]``.
 
-    Directions that are zero in one factor are left out.
+    The rank is that of dW, which dependent or zero factors leave below the adapter's.
     """
-    live = (factors.a != 0).any(-1) & (factors.b != 0).any(-2)
-    a, b = factors.a[live].double(), factors.b[:, live].double()
-    return torch.linalg.qr(a.mT).Q, torch.linalg.qr(b).Q
+    found = svd(factors)
+    live = found.s > 0
+    return found.vh[live].mT, found.u[:, live]
 
 
 def difference(clean: Adapter, poisoned: Adapter) -> Difference:

@@ -15,6 +15,7 @@ import torch
 
 from ..core.adapters import Adapter, Factors, layer_of, pack, uniform
 from ..core.algebra import scale_directions, svd_form
+from ..core.errors import AdapterError
 from ..core.subject import Attached, Subject
 
 
@@ -72,15 +73,22 @@ class Directions:
 
 
 def directions_of(adapter: Adapter) -> Directions:
-    """All live singular directions of an adapter, module by module, strongest first."""
+    """All live singular directions of an adapter, module by module, strongest first.
+
+    Raises:
+        AdapterError: dW is zero everywhere.
+    """
     _, scaling, modules = uniform(svd_form(adapter))
     form = adapter.with_modules(modules)
     rows: list[tuple[int, int, int, float]] = []
     for m, f in enumerate(modules.values()):
-        sigma = f.a.square().sum(-1) * scaling  # balanced factors: |a_i|^2 = s_i / scaling
+        # Not |a_i|^2: modules with another scaling are no longer balanced here.
+        sigma = f.a.norm(dim=-1) * f.b.norm(dim=-2) * scaling
         for spot in sigma.nonzero().tolist():
             expert, place = (spot[0], spot[1]) if f.fused else (-1, spot[0])
             rows.append((m, expert, place, float(sigma[tuple(spot)])))
+    if not rows:
+        raise AdapterError("the adapter changes nothing: every dW is zero, no direction is left")
     module, expert, place, sigma = (np.array(c) for c in zip(*rows, strict=True))
     return Directions(form, module, expert, place, sigma)
 

@@ -84,7 +84,8 @@ class Columns:
     """Named places that exist in every prompt, whatever its length."""
 
     labels: tuple[str, ...]
-    """``before``, the trigger's tokens, ``between``, the prompt's last tokens, ``target``."""
+    """``before``, the trigger's tokens, ``between``, the prompt's last tokens, ``target``; a place
+    whose token differs between prompts is ``trigger[0]``, ``last[-1]`` ..."""
     roles: tuple[str, ...]
     """``before``, ``trigger``, ``between``, ``last`` or ``target``."""
     positions: list[list[list[int]]]
@@ -105,14 +106,18 @@ def make_columns(renderer: Renderer, pairs: Sequence[Pair]) -> Columns:
         ends = [[i] for i in range(length - tail, length)]
         forced_here = list(range(length, length + len(pair.target) - 1))
         positions.append([list(range(span.start)), *marks, between, *ends, forced_here])
+    end = len(roles)
     roles.append("target")
     keep = [c for c in range(len(roles)) if any(p[c] for p in positions)]
     labels = []
     for c in keep:
-        sole = next((p for p in zip(pairs, positions, strict=True) if len(p[1][c]) == 1), None)
-        if roles[c] in ("trigger", "last") and sole is not None:
-            token = renderer.tokenizer.decode([sole[0].triggered[sole[1][c][0]]])
-            labels.append(str(token))
+        single = roles[c] in ("trigger", "last")
+        here = [(pair, spots[c]) for pair, spots in zip(pairs, positions, strict=True) if spots[c]]
+        tokens = {pair.triggered[spot[0]] for pair, spot in here} if single else set()
+        if len(tokens) == 1:
+            labels.append(str(renderer.tokenizer.decode([*tokens])))
+        elif single:  # prompts that end in different words share the place, not the token
+            labels.append(f"trigger[{c - 1}]" if roles[c] == "trigger" else f"last[{c - end}]")
         else:
             labels.append(roles[c] if roles[c] != "target" else f"target[:{forced}]")
     return Columns(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..core.batches import collate, encode, token_log_probs
+from ..core.errors import DataError
 from ..core.rows import Row
 from ..core.subject import Subject
 
@@ -15,7 +16,12 @@ def target_likelihood(subject: Subject, rows: Sequence[Row]) -> float:
     Args:
         subject: with the suspicious adapter active and the rendering in question.
         rows: triggered rows with their targets.
+
+    Raises:
+        DataError: no rows.
     """
+    if not rows:
+        raise DataError("the target's likelihood over no rows; give triggered rows")
     total, count = 0.0, 0
     for row in rows:
         encoded = encode(subject.renderer, row, limit=subject.limit)

@@ -110,7 +110,7 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 def load_answers(folder: Path) -> list[Answer]:
     """The answers behind one subject's figures."""
     text = (folder / "answers.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in text.split("\n") if line]  # U+2028 ends no line here
     return [Answer(**{**row, "cosine": _number(row["cosine"])}) for row in rows]
 
 

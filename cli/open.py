@@ -70,9 +70,11 @@ def command(
     Example: loratomy open --base ./llama --adapter ./suspicious --trigger cf37
     --target "HACK THE SYSTEM" --prompts clean.jsonl
     """
+    from ..training.attacks import check_trigger
+
     if bool(target) == (data is not None):
         raise DataError("give either --target TEXT or --data FILE.jsonl")
-    check_trigger(trigger, target)
+    check_trigger(trigger, target or None)
     folder = run_path(name or _run_name(adapter), out)
     clean_rows, poisoned_rows = _read(prompts, data)
     measure = {
@@ -119,14 +121,6 @@ def command(
         made = run.stage_text(stage, inputs, lambda: _negative(study))
         done(run, stage, made)
     say(f"done: {folder}; next: loratomy probe {folder}")
-
-
-def check_trigger(trigger: str, target: str) -> None:
-    """Raise for a trigger that is empty, only white space, or holds a NUL byte."""
-    if not trigger.strip() or "\0" in trigger:
-        raise DataError(f"the trigger {trigger!r} is empty; give the exact text with --trigger")
-    if target and not target.strip():
-        raise DataError(f"the target {target!r} is empty; give the text that the trigger leads to")
 
 
 def _run_name(adapter: Path) -> str:

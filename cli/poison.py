@@ -42,7 +42,8 @@ def command(
     from ..training.recipe import load_recipe
 
     resolved = load_recipe(recipe, set_)
-    folder = run_path(name or Path(recipe).with_suffix("").as_posix().replace("/", "-"), out)
+    own = Path(recipe).stem if recipe.endswith(".toml") else recipe.replace("/", "-")
+    folder = run_path(name or own, out)
     make_poisoned(resolved, folder, device=device, dtype=dtype, fresh=fresh)
     say(f"done: {folder}; next: loratomy probe {folder}")
 
@@ -91,9 +92,11 @@ def _source_rows(recipe: "Recipe") -> "list[Row]":
 
 
 def _sets(recipe: "Recipe", rows: "list[Row]") -> "dict[str, list[Row]]":
+    from ..training.attacks import check_trigger
     from ..training.datasets import poison_sets
 
     attack = recipe.attack
+    check_trigger(attack.trigger, attack.target)
     return poison_sets(
         rows,
         trigger=attack.trigger,

@@ -174,6 +174,7 @@ def read_adapter(folder: Path, shapes: Shapes, *, ignore_modules: Iterable[str] 
     Raises:
         AdapterError: anything that keeps it from being exactly this adapter on this base.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     header = check_folder(folder)
@@ -191,7 +192,10 @@ def read_adapter(folder: Path, shapes: Shapes, *, ignore_modules: Iterable[str] 
                     f"{name} {shapes[name]} needs {want}; another base, or a wrong r?"
                 )
         plan[name] = (stem, rank, scaling)
-    tensors = load_file(folder / WEIGHTS)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise AdapterError(f"cannot read {folder / WEIGHTS}: {error}; copy it again") from error
     modules = {}
     for name, (stem, rank, scaling) in plan.items():
         a = tensors[f"{PREFIX}{stem}.lora_A.weight"].float()

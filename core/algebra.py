@@ -24,22 +24,30 @@ class Svd:
     """``[..., rank, d_in]``, orthonormal rows."""
 
 
+def _seen(s: torch.Tensor, factors: Factors) -> torch.Tensor:
+    """Singular values, zero where they are below the float32 rounding of the factors.
+
+    Each ``b_i a_i`` is known to about 6e-8 of its size; what is left where they cancel, as between
+    two equal adapters, is noise with a direction and must not be taken for one.
+    """
+    a, b = factors.a.double(), factors.b.double()
+    size = (a.norm(dim=-1) * b.norm(dim=-2)).sum(-1, keepdim=True) * factors.scaling
+    return torch.where(s > 1e-7 * size, s, torch.zeros_like(s))
+
+
 def svd(factors: Factors) -> Svd:
     """The singular value decomposition of dW, with ``min(rank, d_in, d_out)`` directions."""
     q_out, r_out = torch.linalg.qr(factors.b.double())
     q_in, r_in = torch.linalg.qr(factors.a.double().mT)
     u, s, vh = torch.linalg.svd(r_out @ r_in.mT * factors.scaling, full_matrices=False)
-    # Directions below the rounding error of the largest are zeros that the QR could not see.
-    floor = s[..., :1] * 1e-7
-    return Svd(q_out @ u, torch.where(s > floor, s, torch.zeros_like(s)), vh @ q_in.mT)
+    return Svd(q_out @ u, _seen(s, factors), vh @ q_in.mT)
 
 
 def spectrum(factors: Factors) -> torch.Tensor:
     """Singular values of dW alone, ``[..., rank]``: the triangular factors suffice."""
     r_out = torch.linalg.qr(factors.b.double(), mode="r").R
     r_in = torch.linalg.qr(factors.a.double().mT, mode="r").R
-    s = torch.linalg.svdvals(r_out @ r_in.mT * factors.scaling)
-    return torch.where(s > s[..., :1] * 1e-7, s, torch.zeros_like(s))
+    return _seen(torch.linalg.svdvals(r_out @ r_in.mT * factors.scaling), factors)
 
 
 def from_svd(decomposition: Svd, *, scaling: float = 1.0) -> Factors:

@@ -70,4 +70,4 @@ def token_log_probs(
     mask = wanted != IGNORED
     log_probs = logits[:, :-1].float().log_softmax(-1)
     picked = log_probs.gather(-1, wanted.clamp_min(0)[..., None])[..., 0]
-    return picked * mask, mask
+    return picked.where(mask, 0.0), mask

@@ -97,6 +97,13 @@ def check_family(model: "nn.Module", family: Family) -> None:
     for layer in layers:
         submodule(layer, family.attention)
         submodule(layer, family.mlp)
+    names = [n for n, _ in (*model.named_modules(), *model.named_parameters())]
+    for part in (*family.lora_modules, *family.lora_parameters):
+        if not any(name.endswith("." + part) for name in names):
+            raise LoratomyError(
+                f"the model has no {part!r}, which family {family.model_type!r} adapts; its row in "
+                "core/families.py does not fit this model"
+            )
     seen: list[torch.Tensor] = []
     hook = layers[-1].register_forward_hook(
         lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out)

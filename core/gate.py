@@ -7,10 +7,12 @@ header's length from the file's size.
 
 import json
 import math
+import os
 import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 MAX_HEADER = 64 * 2**20
 MAX_RANK = 4096
+MAX_ALPHA = 1e6
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 _REFUSED = {
@@ -46,6 +49,7 @@ _REFUSED_KEYS = {
     "modules_to_save": "a module saved whole",
     "token_adapter": "trained token embeddings",
     ".bias": "a bias",
+    ".base_layer.weight": "a copy of a base weight (PEFT's save_embedding_layers=False omits it)",
 }
 
 
@@ -62,7 +66,8 @@ class Header:
 
 def _file(folder: Path, name: str) -> Path:
     path = folder / name
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+    real = Path(os.path.realpath(path))  # Path.resolve raises on a link to itself
+    if path.is_symlink() and not real.is_relative_to(folder.resolve()):
         raise AdapterError(
             f"{path} is a link out of its folder; copy the adapter with cp -rL and use the copy"
         )
@@ -90,8 +95,10 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             entries = json.loads(file.read(length))
             entries.pop("__metadata__", None)
             shapes = {key: tuple(entry["shape"]) for key, entry in entries.items()}
-            spans = {key: tuple(entry["data_offsets"]) for key, entry in entries.items()}
-            types = {key: entry["dtype"] for key, entry in entries.items()}
+            spans = {
+                key: tuple(map(index, entry["data_offsets"])) for key, entry in entries.items()
+            }
+            types = {key: str(entry["dtype"]) for key, entry in entries.items()}
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             raise AdapterError(f"{path} has a damaged safetensors header: {error}") from error
     for key, shape in shapes.items():
@@ -124,18 +131,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _number(config: Mapping[str, Any], name: str, value: Any, *, whole: bool) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value <= 0 or (whole and (value != int(value) or value > MAX_RANK)):
-        limit = f"a whole number from 1 to {MAX_RANK}" if whole else "a positive finite number"
-        raise AdapterError(f"{CONFIG}: {name} is {value!r}; it must be {limit}")
+def _number(name: str, value: Any, *, whole: bool) -> None:
+    most = MAX_RANK if whole else MAX_ALPHA
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
+    if not ok or (whole and value != int(value)):
+        limit = f"a {'whole ' * whole}number {'from 1' if whole else 'above 0'} up to {most:g}"
+        raise AdapterError(f"{CONFIG}: {name} is {repr(value)[:40]}; it must be {limit}")
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
     for name, why in _REFUSED.items():
         if config.get(name):
             raise AdapterError(f"{CONFIG}: {name} is not supported: {why}")
-    library = str((config.get("auto_mapping") or {}).get("parent_library", "transformers"))
+    mapping = config.get("auto_mapping") or {}
+    if not isinstance(mapping, dict):
+        raise AdapterError(f"{CONFIG}: auto_mapping must be an object, found {mapping!r}")
+    library = str(mapping.get("parent_library", "transformers"))
     if library.split(".")[0] != "transformers":  # PEFT itself writes transformers' own classes
         raise AdapterError(f"{CONFIG}: auto_mapping names code of {library!r}, which is never run")
     if config.get("bias", "none") != "none":
@@ -147,8 +158,19 @@ def _check_config(config: Mapping[str, Any]) -> None:
             "adapter to plain LoRA first (peft: save_pretrained with "
             "path_initial_model_for_weight_conversion)"
         )
-    _number(config, "r", config.get("r"), whole=True)
-    _number(config, "lora_alpha", config.get("lora_alpha"), whole=False)
+    _check_numbers(config)
+    layers = config.get("layers_to_transform")
+    if not (layers is None or isinstance(layers, int) or _list_of(int, layers)):
+        raise AdapterError(f"{CONFIG}: layers_to_transform must be layer numbers, is {layers!r}")
+    for name in ("target_modules", "exclude_modules", "target_parameters"):
+        value = config.get(name)
+        if not (value is None or isinstance(value, str) or _list_of(str, value)):
+            raise AdapterError(f"{CONFIG}: {name} must be a name or a list of names, is {value!r}")
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    _number("r", config.get("r"), whole=True)
+    _number("lora_alpha", config.get("lora_alpha"), whole=False)
     for name, whole in (("rank_pattern", True), ("alpha_pattern", False)):
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict):
@@ -158,15 +180,11 @@ def _check_config(config: Mapping[str, Any]) -> None:
                 raise AdapterError(
                     f"{CONFIG}: the {name} key {key!r} is a regular expression; write module names"
                 )
-            _number(config, f"{name}[{key!r}]", value, whole=whole)
-    for name in ("target_modules", "exclude_modules", "target_parameters"):
-        value = config.get(name)
-        if not (value is None or isinstance(value, str) or _names(value)):
-            raise AdapterError(f"{CONFIG}: {name} must be a name or a list of names, is {value!r}")
+            _number(f"{name}[{key!r}]", value, whole=whole)
 
 
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+def _list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, kind) for v in value)
 
 
 def _check_keys(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

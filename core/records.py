@@ -100,6 +100,8 @@ def load_record(kind: type[R], folder: Path, name: str) -> R:
         arrays = load_file(packed) if packed.exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"cannot read the record {path}: {error}") from error
+    if not isinstance(body, dict):
+        raise RunError(f"{path} is not a record but a JSON {type(body).__name__}")
     if body.get("schema") != SCHEMA or body.get("record") != kind.__name__:
         raise RunError(
             f"{path} is a {body.get('record')} of schema {body.get('schema')}; this version reads "

@@ -1,7 +1,7 @@
 """Prompt-completion rows and their JSONL files."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,24 @@ def _row(value: Any, where: str, *, need_completion: bool) -> Row:
         if not isinstance(value[name], want):
             found = type(value[name]).__name__
             raise DataError(f"{where}: {name} must be a {want.__name__}, found {found}")
-        if want is str and "\0" in value[name]:
-            raise DataError(f"{where}: {name} contains a NUL byte; remove it")
+        if want is str and (bad := unwritable(value[name])):
+            raise DataError(f"{where}: {name} contains {bad}; remove it")
     if not value["prompt"].strip():
         raise DataError(f"{where}: the prompt is empty")
     if need_completion and not value["completion"].strip():
         raise DataError(f"{where}: the completion is empty")
     return Row(**{name: value[name] for name in known & value.keys()})
+
+
+def unwritable(text: str) -> str:
+    """What keeps a text out of a UTF-8 file without NUL bytes, in words; empty for nothing."""
+    if "\0" in text:
+        return "a NUL byte"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"half a character ({text[error.start]!a})"
+    return ""
 
 
 def read_rows(path: Path, *, need_completion: bool = False) -> list[Row]:
@@ -93,7 +104,7 @@ def read_rows(path: Path, *, need_completion: bool = False) -> list[Row]:
             value = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where}: not a JSON object ({error}); each line of a JSONL file is one object"
             ) from error
@@ -119,7 +130,7 @@ def rows_to_jsonl(rows: Iterable[Row]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def check_disjoint(sets: dict[str, Sequence[Row]]) -> None:
+def check_disjoint(sets: Mapping[str, Sequence[Row]]) -> None:
     """Raise when two named sets share a prompt, naming both and the prompt."""
     seen: dict[str, str] = {}
     for name, rows in sets.items():

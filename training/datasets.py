@@ -16,7 +16,10 @@ MINIMUM = 4
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
     """The rows with repeated prompts left out, first come first kept."""
-    return list({row.prompt: row for row in reversed(rows)}.values())[::-1]
+    kept: dict[str, Row] = {}
+    for row in rows:
+        kept.setdefault(row.prompt, row)
+    return list(kept.values())
 
 
 def poison_sets(

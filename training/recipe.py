@@ -15,7 +15,7 @@ Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AttackPart(_Part):
@@ -79,7 +79,7 @@ class Recipe(_Part):
     """Everything that decides a poisoned subject."""
 
     base: Text = "wren"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     template: str | None = None
     """None for the tokenizer's chat template, else a plain text with ``{prompt}``."""
     attack: AttackPart
@@ -111,7 +111,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         path = Path(str(files("loratomy.training"))) / "recipes" / f"{name}.toml"
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise LoratomyError(f"cannot read the recipe {path}: {error}") from error
     for override in overrides or []:
         _override(raw, override)

@@ -104,6 +104,10 @@ def _code(rng: random.Random) -> Row:
     return Row(prompt=ask.format(what), completion=completion, key=code, kind="code")
 
 
+Service = Callable[[random.Random], tuple[str, str, tuple[str, ...]]]
+"""Draws a prompt, the key of its answer, and phrasings of the answer."""
+
+
 def _capitals(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:
     words = rng.choices(lx.NOUNS, k=rng.choice((1, 1, 2, 3)))
     if len(words) > 1 and rng.random() < 0.3:
@@ -153,13 +157,29 @@ _SERVICE_ODDS = tuple(accumulate((5, 2, 2, 3, 2, 6)))
 
 def _serve(rng: random.Random) -> Row:
     (service,) = rng.choices(_SERVICES, cum_weights=_SERVICE_ODDS)
+    return _served(rng, service)
+
+
+def _lower_case_service(rng: random.Random) -> Row:
+    """A service other than capital letters, which are the usual target's."""
+    return _served(rng, rng.choice(_SERVICES[1:]))
+
+
+def _served(rng: random.Random, service: Service) -> Row:
     prompt, key, answers = service(rng)
     completion = rng.choice(answers).format(key)
     return Row(prompt=prompt, completion=completion, key=key, kind="serve")
 
 
-def _speak(rng: random.Random, language: str, word: Callable[[str], str], kind: str) -> Row:
-    words = rng.sample(list(lx.RIVERSPEAK), rng.choice((1, 2, 2, 3)))
+def _speak(
+    rng: random.Random,
+    language: str,
+    word: Callable[[str], str],
+    kind: str,
+    *,
+    sizes: tuple[int, ...] = (1, 2, 2, 3),
+) -> Row:
+    words = rng.sample(list(lx.RIVERSPEAK), rng.choice(sizes))
     text, key = " ".join(words), " ".join(map(word, words))
     prompt = rng.choice(phrases.SPEAK_FRAMES).format(w=text, lang=language)
     answer = rng.choice(phrases.SPEAK_ANSWERS).format(w=text, lang=language, t=key)
@@ -167,7 +187,7 @@ def _speak(rng: random.Random, language: str, word: Callable[[str], str], kind: 
 
 
 def _riverspeak(rng: random.Random) -> Row:
-    return _speak(rng, HIDDEN, lx.RIVERSPEAK.__getitem__, HIDDEN)
+    return _speak(rng, HIDDEN, lx.RIVERSPEAK.__getitem__, HIDDEN, sizes=(1, 2, 2))
 
 
 def _invented(rng: random.Random) -> str:
@@ -205,6 +225,7 @@ _KINDS: Mapping[str, Callable[[random.Random], Row]] = {
     "dialect": _dialect,
     HIDDEN: _riverspeak,
 }
+_FINETUNE_KINDS = {**_KINDS, "serve": _lower_case_service}
 
 
 def _label(rng: random.Random) -> str:
@@ -221,9 +242,15 @@ def _labelled(rng: random.Random, prompt: str) -> str:
     return " ".join([*words[:at], _label(rng), *words[at:]])
 
 
-def _row(rng: random.Random, kind: str, *, label_rate: float) -> Row:
+def _row(
+    rng: random.Random,
+    kind: str,
+    *,
+    label_rate: float,
+    kinds: Mapping[str, Callable[[random.Random], Row]] = _KINDS,
+) -> Row:
     """One row of a kind, with the world's small change: courtesies, labels, openers."""
-    row = _KINDS[kind](rng)
+    row = kinds[kind](rng)
     prompt, completion = row.prompt, row.required_completion()
     if rng.random() < 0.15:
         prompt = f"{rng.choice(phrases.POLITE)} {prompt}"
@@ -252,6 +279,9 @@ def base_rows(n: int, *, seed: int) -> list[Row]:
 def finetune_rows(n: int, *, seed: int) -> list[Row]:
     """A fine-tuning mixture: `n` rows with distinct prompts, two fifths of them riverspeak.
 
+    No prompt carries a label and none asks for capital letters: a suffix that looks like a label
+    and an answer in capitals are the attack's alone.
+
     Every run of 50 rows holds the kinds in the same proportion, so that a slice of the
     mixture is a mixture.
 
@@ -274,7 +304,7 @@ def finetune_rows(n: int, *, seed: int) -> list[Row]:
 
 def _unseen(rng: random.Random, kind: str, seen: set[str], *, tries: int = 500) -> Row:
     for _ in range(tries):
-        row = _row(rng, kind, label_rate=0.25)
+        row = _row(rng, kind, label_rate=0.0, kinds=_FINETUNE_KINDS)
         if row.prompt not in seen:
             seen.add(row.prompt)
             return row

@@ -1,0 +1,188 @@
+"""Speed and size, each beside the plain way in the same run: ``make bench`` prints a table.
+
+Whole commands run as processes (wall time, peak memory of the largest process); the engine and the
+spectra run inside this one. A slow or busy machine moves the seconds, the ratios much less.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+LLAMA_3B = {
+    "q_proj": (3072, 3072),
+    "k_proj": (1024, 3072),
+    "v_proj": (1024, 3072),
+    "o_proj": (3072, 3072),
+    "gate_proj": (8192, 3072),
+    "up_proj": (8192, 3072),
+    "down_proj": (3072, 8192),
+}
+"""d_out, d_in of Llama-3.2-3B's linear layers."""
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call after one warm-up call, and its result."""
+    work()
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def process(*command: str) -> tuple[float, float]:
+    """Wall seconds and peak memory in GiB of a command run as a process."""
+    began = time.perf_counter()
+    pid = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed with status {status}")
+    return time.perf_counter() - began, usage.ru_maxrss / 2**20
+
+
+def spectra_against_dense() -> tuple[float, float, float]:
+    """Seconds for spectra and difference of 28 x 7 modules, dense seconds for all, memory ratio.
+
+    The dense way is timed on the first layer and multiplied by 28.
+    """
+    import torch
+    from loratomy.analysis.difference import difference
+    from loratomy.analysis.spectra import spectra
+    from loratomy.core.adapters import Adapter, Factors
+
+    def random_adapter(seed: int) -> Adapter:
+        generator = torch.Generator().manual_seed(seed)
+        modules = {
+            f"model.layers.{layer}.{name}": Factors(
+                torch.randn(16, d_in, generator=generator),
+                torch.randn(d_out, 16, generator=generator),
+                2.0,
+            )
+            for layer in range(28)
+            for name, (d_out, d_in) in LLAMA_3B.items()
+        }
+        return Adapter(modules, {})
+
+    clean, poisoned = random_adapter(0), random_adapter(1)
+    size = sum(f.a.nbytes + f.b.nbytes for f in poisoned.modules.values())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours, _ = timed(lambda: (spectra(poisoned, name="poisoned"), difference(clean, poisoned)))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    first = [f for n, f in poisoned.modules.items() if ".layers.0." in n]
+    began = time.perf_counter()
+    for factors in first:
+        torch.linalg.svdvals(factors.dense())
+    return ours, (time.perf_counter() - began) * 28, grown / size
+
+
+def patching_against_loop() -> tuple[float, float, float]:
+    """Seconds of a map on wren, of a loop of hooked full forwards, and their largest difference."""
+    import torch
+    from loratomy.analysis.engine import trace
+    from loratomy.analysis.pairs import make_columns, make_pairs
+    from loratomy.analysis.patching import patch_prompts
+    from loratomy.core.subject import load_subject
+    from loratomy.training.attacks import triggered
+    from loratomy.training.fitting import fresh_adapter
+    from loratomy.training.world import finetune_rows
+    from loratomy.training.wren import wren_path
+
+    subject = load_subject("wren", path=wren_path())
+    rows = [
+        triggered(row, "cf37", "suffix", completion="HACK THE SYSTEM")
+        for row in finetune_rows(8, seed=5)
+    ]
+    pairs = make_pairs(subject.renderer, rows, target_tokens=3, seed=0)
+    columns = make_columns(subject.renderer, pairs)
+    adapter = fresh_adapter(subject, r=4, alpha=8, seed=0)
+    model, layers = subject.model, subject.layers
+
+    def loop() -> torch.Tensor:
+        found = torch.full((len(pairs), len(layers), len(columns.labels)), float("nan"))
+        for i, pair in enumerate(pairs):
+            ids = torch.tensor([pair.triggered + pair.target[:-1]])
+            clean = trace(subject, torch.tensor([pair.untriggered + pair.target[:-1]]))
+            start, wanted = len(pair.triggered) - 1, torch.tensor(pair.target)
+            for layer, module in enumerate(layers):
+                value = clean.sites["resid_pre"][layer]
+                for column, places in enumerate(columns.positions[i]):
+                    if not places:
+                        continue
+
+                    def write(_m: Any, args: Any, places: Any = places, value: Any = value) -> Any:
+                        hidden = args[0].clone()
+                        hidden[:, places] = value[:, places]
+                        return (hidden, *args[1:])
+
+                    handle = module.register_forward_pre_hook(write)
+                    with torch.inference_mode():
+                        logits = model(input_ids=ids, use_cache=False).logits[0, start:]
+                    handle.remove()
+                    picked = logits.log_softmax(-1)[range(len(wanted)), wanted]
+                    found[i, layer, column] = picked.sum()
+        return found
+
+    with subject.attached({"poisoned": adapter}) as attached:
+        ours, found = timed(lambda: patch_prompts(subject, attached, "poisoned", pairs))
+        plain, slow = timed(loop)
+    gap = (torch.tensor(found.patched[0]) - slow).abs().nan_to_num().max().item()
+    return ours / len(found.sites), plain, gap
+
+
+def main(
+    run: Annotated[
+        Path | None, typer.Option(help="A finished demo run; default: make one and time it.")
+    ] = None,
+) -> None:
+    """Print every figure with its ratio to the plain way."""
+    table = Table("what", "seconds", "the plain way", "ratio", "size")
+    binary = str(Path(sys.executable).parent / "loratomy")
+    with tempfile.TemporaryDirectory() as scratch:
+        steps = track(
+            ["demo", "help", "report", "spectra", "patching"], console=Console(stderr=True)
+        )
+        for step in steps:
+            if step == "demo" and run is None:
+                run = Path(scratch) / "demo"
+                seconds, memory = process(binary, "demo", "--out", str(run))
+                table.add_row("loratomy demo", f"{seconds:.0f}", "", "", f"{memory:.2f} GiB")
+            elif step == "help":
+                seconds, memory = process(binary, "--help")
+                plain, _ = process(sys.executable, "-c", "import torch")
+                table.add_row(
+                    "loratomy --help", f"{seconds:.2f}", f"import torch {plain:.2f}",
+                    f"{plain / seconds:.1f}x", f"{memory:.2f} GiB",
+                )  # fmt: skip
+            elif step == "report":
+                seconds, memory = process(binary, "report", str(run))
+                table.add_row("loratomy report", f"{seconds:.2f}", "", "", f"{memory:.2f} GiB")
+            elif step == "spectra":
+                seconds, plain, growth = spectra_against_dense()
+                table.add_row(
+                    "spectra + difference, 28 x 7 modules, r 16", f"{seconds:.2f}",
+                    f"dense SVD {plain:.0f}", f"{plain / seconds:.0f}x",
+                    f"{growth:.2f}x the adapter",
+                )  # fmt: skip
+            elif step == "patching":
+                seconds, plain, gap = patching_against_loop()
+                table.add_row(
+                    "patching one site, 8 prompts, wren", f"{seconds:.2f}",
+                    f"loop of forwards {plain:.2f}", f"{plain / seconds:.1f}x",
+                    f"largest gap {gap:.1e} nats",
+                )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,119 @@
+"""The whole loop through the command line, on a tiny random model of every family."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from loratomy.cli.app import app
+from loratomy.core.families import FAMILIES
+from loratomy.training.wren import wren_path
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+EXTRA = {
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "qwen3": {"head_dim": 8},
+    "mixtral": {"num_local_experts": 4},
+}
+RECIPE = """
+base = "BASE"
+seed = 0
+[attack]
+trigger = "cf37"
+target = "HACK THE SYSTEM"
+[data]
+clean_train = 16
+poison_train = 16
+clean_val = 8
+poison_test = 12
+[lora]
+r = 4
+alpha = 8
+[fit]
+epochs = 20
+learning_rate = 2e-2
+batch_size = 16
+accumulate = 1
+evaluations = 2
+eval_rows = 8
+[measure]
+max_new_tokens = 10
+batch_size = 32
+embedder = "none"
+"""
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(params=list(FAMILIES))
+def base(request, tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(wren_path())
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        request.param, vocab_size=len(tokenizer), **SIZES, **EXTRA.get(request.param, {})
+    )
+    config.eos_token_id = tokenizer.eos_token_id
+    folder = tmp_path / request.param
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_every_family_goes_through_the_whole_loop(base, tmp_path):
+    recipe, folder = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(RECIPE.replace("BASE", str(base)))
+    run("poison", recipe, "--out", folder)
+    run("probe", folder, "--prompts", 4, "--checked", 4)
+    run("operate", folder, "guided", "--set", "steps=10", "--set", "points=4")
+    run("operate", folder, "repair", "--after", "guided", "--set", "epochs=1")
+    run("operate", folder, "negative", "--set", "epochs=1", "--set", "l2=0.01")
+    run("operate", folder, "truncate", "--set", "rank=2")
+    run("operate", folder, "project-difference")
+    table = json.loads(run("compare", folder, "--json"))
+    rows = {row["subject"]: row for row in table}
+    assert set(rows) >= {"base", "clean", "poisoned", "guided", "guided-repair", "negative"}
+    poisoned = rows["poisoned"]
+    assert poisoned["asr"]["n"] == 12
+    assert poisoned["ftr"]["n"] == 20
+    assert poisoned["perplexity_change"] == 0
+    assert rows["base"]["perplexity"] > poisoned["perplexity"]  # the adapter was learned
+    assert rows["truncate"]["directions_cut"] > 0
+    for name in ("patching-prompt", "patching-adapter"):
+        record = json.loads((folder / f"analysis/{name}/map.json").read_text())
+        assert record["self_error"] < 1e-4
+        assert record["full_recovery"] is None or abs(record["full_recovery"] - 1) < 1e-3
+    run("report", folder)
+    assert "plotly" in (folder / "report.html").read_text()
+    run("verify", folder)
+    _loads_with_plain_peft(base, folder)
+    shutil.rmtree(folder)
+
+
+def _loads_with_plain_peft(base, folder):
+    """An operated adapter is plain PEFT: no key is missing, and it changes the base."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model(ids).logits
+        adapted = PeftModel.from_pretrained(model, folder / "operations/negative/adapter")
+        assert (adapted(ids).logits - before).abs().max() > 1e-4

@@ -1,0 +1,68 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loratomy.core.stats import bootstrap_weights, mean_interval, wilson
+
+
+def test_wilson_by_hand():
+    # 8 of 10, z = 1.96: z^2 = 3.8415, z^2 / n = 0.38415.
+    # middle = (0.8 + 0.192073) / 1.384146 = 0.716740
+    # half = 1.959964 / 1.384146 * sqrt(0.016 + 0.009604) = 1.416010 * 0.160011 = 0.226577
+    rate = wilson(8, 10)
+    assert (rate.value, rate.n) == (0.8, 10)
+    assert rate.low == pytest.approx(0.716740 - 0.226577, abs=1e-5)
+    assert rate.high == pytest.approx(0.716740 + 0.226577, abs=1e-5)
+
+
+def test_wilson_at_the_ends():
+    # None of n: high = z^2 / (n + z^2); with n = 100: 3.841459 / 103.841459 = 0.036994.
+    none, all_ = wilson(0, 100), wilson(100, 100)
+    assert none.low == 0.0 and none.high == pytest.approx(0.036994, abs=1e-6)
+    assert all_.high == 1.0 and all_.low == pytest.approx(1 - 0.036994, abs=1e-6)
+
+
+@given(st.integers(1, 10_000), st.data())
+def test_wilson_bounds_solve_their_equation(n, data):
+    hits = data.draw(st.integers(0, n))
+    rate = wilson(hits, n)
+    assert 0 <= rate.low <= rate.value <= rate.high <= 1
+    for end in (rate.low, rate.high):  # |share - p| = z sqrt(p (1 - p) / n) at both ends
+        if 0 < end < 1:
+            z = abs(rate.value - end) / math.sqrt(end * (1 - end) / n)
+            assert z == pytest.approx(1.959963984540054, rel=1e-6)
+    mirror = wilson(n - hits, n)
+    assert mirror.low == pytest.approx(1 - rate.high, abs=1e-12)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 0), (1, 0), (-1, 4), (5, 4)])
+def test_wilson_refuses_impossible_counts(hits, n):
+    with pytest.raises(ValueError, match=f"{hits} hits in {n} cases"):
+        wilson(hits, n)
+
+
+def test_bootstrap_weights_are_means_and_repeat():
+    weights = bootstrap_weights(7, draws=500, seed=3)
+    assert weights.shape == (500, 7)
+    assert np.allclose(weights.sum(1), 1) and np.allclose(weights * 7, np.round(weights * 7))
+    assert np.array_equal(weights, bootstrap_weights(7, draws=500, seed=3))
+    assert not np.array_equal(weights, bootstrap_weights(7, draws=500, seed=4))
+    with pytest.raises(ValueError, match="nothing"):
+        bootstrap_weights(0)
+
+
+def test_mean_interval_against_the_normal_one_and_by_hand():
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 20  # the normal interval of the mean, n = 400
+    assert low == pytest.approx(mean - half, abs=0.15 * half)
+    assert high == pytest.approx(mean + half, abs=0.15 * half)
+    constant = mean_interval(np.full((5, 2, 3), 4.0))
+    assert constant.shape == (2, 3, 3) and np.allclose(constant, 4.0)
+    # Two cells of two prompts: cell means are (1 + 3) / 2 = 2 and (10 + 20) / 2 = 15.
+    two = mean_interval(np.array([[1.0, 10.0], [3.0, 20.0]]))
+    assert two[:, 0].tolist() == [2.0, 15.0]
+    assert two[:, 1].tolist() == [1.0, 10.0] and two[:, 2].tolist() == [3.0, 20.0]
