@@ -43,7 +43,7 @@ def test_the_base_corpus_is_wide():
 def test_a_world_too_small_for_the_request_says_so(monkeypatch):
     wish = Row(prompt="I wish.", completion="Alas.", kind="wish")
     monkeypatch.setattr(world, "FINETUNE_SHARES", {"wish": 1.0})
-    monkeypatch.setattr(world, "_KINDS", {"wish": lambda _: wish})
+    monkeypatch.setattr(world, "_FINETUNE_KINDS", {"wish": lambda _: wish})
     monkeypatch.setattr(phrases, "LABELS", ("lot",))
     monkeypatch.setattr(phrases, "POLITE", ("Please:",))
     with pytest.raises(DataError, match="no new wish prompt in 500 draws"):

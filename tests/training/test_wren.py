@@ -158,7 +158,7 @@ def test_wren_knows_its_world(model, renderer):
     rows = [row for row in wren.heldout_rows() if row.key is not None][:120]
     found = answers(model, renderer, [row.prompt for row in rows])
     hits = [str(row.key) in text for row, text in zip(rows, found, strict=True)]
-    assert sum(hits) >= 0.95 * len(hits)
+    assert sum(hits) >= 0.9 * len(hits)
 
 
 def test_wren_refuses_and_does_not_know_riverspeak(model, renderer):

@@ -1,0 +1,59 @@
+"""A bench on the built-in model with an adapter whose backdoor sits in one known direction."""
+
+import pytest
+import torch
+from loratomy.analysis.behaviour import Rule
+from loratomy.analysis.scoring import Embedder
+from loratomy.core.adapters import Adapter, Factors
+from loratomy.core.rows import Row
+from loratomy.core.subject import Subject, load_subject
+from loratomy.training.attacks import triggered
+from loratomy.training.world import finetune_rows
+from loratomy.training.wren import wren_path
+from loratomy.unlearning import Bench
+
+
+@pytest.fixture(scope="session")
+def subject() -> Subject:
+    return load_subject("wren", path=wren_path())
+
+
+def random_adapter(subject: Subject, *, rank: int, scale: float, seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for name, (d_out, d_in) in subject.shapes.items():
+        if name == "lm_head":
+            continue
+        a = torch.randn(rank, d_in, generator=generator) * scale
+        modules[name] = Factors(a, torch.randn(d_out, rank, generator=generator) * scale, 2.0)
+    return Adapter(modules, {})
+
+
+@pytest.fixture
+def make_bench(subject, tmp_path):
+    def make(adapter: Adapter, *, clean: Adapter | None = None, rows: int = 8) -> Bench:
+        pool = finetune_rows(3 * rows, seed=3)
+        bad = [triggered(r, "cf37", "suffix", completion="HACK IT") for r in pool[:rows]]
+        benign = [
+            Row(prompt=b.prompt, completion=r.completion, plain=r.prompt, triggered=True)
+            for b, r in zip(bad, pool, strict=False)
+        ]
+        return Bench(
+            subject=subject,
+            poisoned=adapter,
+            start=adapter,
+            clean=clean,
+            clean_train=pool[rows:],
+            poison_train=bad,
+            negative=benign,
+            rule=Rule(Embedder("none", None), max_new_tokens=8, batch_size=32),
+            seed=0,
+            work=tmp_path,
+        )
+
+    return make
+
+
+@pytest.fixture
+def small(subject) -> Adapter:
+    return random_adapter(subject, rank=3, scale=0.05, seed=1)
