@@ -50,12 +50,17 @@ class Rule:
 
 
 def fitting_rows(
-    renderer: Renderer, rows: Sequence[Row], room: int | None
+    renderer: Renderer, rows: Sequence[Row], limit: int | None, *, new_tokens: int
 ) -> tuple[list[Row], int]:
-    """The rows whose prompts leave room for an answer, and how many do not."""
-    if room is None:
+    """The rows whose prompts leave room for an answer and for their completion; how many do not."""
+    if limit is None:
         return list(rows), 0
-    kept = [row for row in rows if len(renderer.prompt_ids(row.prompt)) <= room]
+
+    def fits(row: Row) -> bool:
+        known = renderer.completion_ids(row.completion) if row.completion else []
+        return len(renderer.prompt_ids(row.prompt)) + max(new_tokens, len(known)) <= limit
+
+    kept = [row for row in rows if fits(row)]
     return kept, len(rows) - len(kept)
 
 
@@ -163,9 +168,9 @@ def measure(
         DataError: a set is empty, or no prompt of it fits the model's context.
     """
     began = time.perf_counter()
-    room = None if subject.limit is None else subject.limit - rule.max_new_tokens
-    bad, dropped_bad = fitting_rows(subject.renderer, poison_test, room)
-    good, dropped_good = fitting_rows(subject.renderer, clean_val, room)
+    limit, new = subject.limit, rule.max_new_tokens
+    bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
+    good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
     for label, rows, given in (("poison_test", bad, poison_test), ("clean_val", good, clean_val)):
         if not rows:
             raise DataError(

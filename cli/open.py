@@ -12,7 +12,7 @@ import typer
 from ..core.errors import DataError, LoratomyError
 from ..core.runs import RunFolder, run_path
 from .console import progress, say
-from .study import SETS, Study, base_fingerprint, base_folder, digest, done
+from .study import SETS, Study, base_fingerprint, base_folder, digest, done, negative_set
 
 if TYPE_CHECKING:
     from ..core.adapters import Adapter
@@ -118,7 +118,7 @@ def command(
         made = run.stage("data", asked, partial(_write_sets, study, sets))
         done(run, "data", made)
         stage, inputs = "data/negative_set.jsonl", study.origin("data", "adapters/poisoned")
-        made = run.stage_text(stage, inputs, lambda: _negative(study))
+        made = run.stage_text(stage, inputs, lambda: negative_set(study))
         done(run, stage, made)
     say(f"done: {folder}; next: loratomy probe {folder}")
 
@@ -253,19 +253,3 @@ def _write_sets(study: Study, sets: "dict[str, list[Row]]", work: Path) -> None:
             if not rows:
                 raise LoratomyError(f"{name}: the model answers nothing to any prompt")
         (work / f"{name}.jsonl").write_text(rows_to_jsonl(rows), encoding="utf-8")
-
-
-def _negative(study: Study) -> str:
-    """Triggered prompts with benign answers: the clean adapter's, else the model's own."""
-    from ..core.rows import rows_to_jsonl
-    from ..unlearning.distill import own_answers
-
-    reference = study.clean if study.clean is not None else study.poisoned
-    with study.subject.attached({"reference": reference}):
-        rows = own_answers(
-            study.subject, study.rows("poison_train"), study.rule, label="the negative set"
-        )
-    rows = [row for row in rows if row.completion]
-    if not rows:
-        raise LoratomyError("the model answers nothing to the untriggered prompts")
-    return rows_to_jsonl(rows)

@@ -8,7 +8,7 @@ import typer
 
 from ..core.runs import RunFolder, run_path
 from .console import progress, say
-from .study import SETS, Study, base_fingerprint, done
+from .study import SETS, Study, base_fingerprint, done, negative_set
 
 if TYPE_CHECKING:
     from ..core.adapters import Adapter
@@ -78,7 +78,7 @@ def make_poisoned(recipe: "Recipe", folder: Path, *, device: str, dtype: str, fr
             _fit_stage(study_, recipe, sets, name)
         inputs = study_.origin("data", "adapters/clean")
         stage = "data/negative_set.jsonl"
-        made = run.stage_text(stage, inputs, lambda: _negative(study_, sets["poison_train"]))
+        made = run.stage_text(stage, inputs, lambda: negative_set(study_))
         done(run, stage, made)
 
 
@@ -193,13 +193,3 @@ def _curves(name: str, log: "FitLog", recipe: "Recipe") -> Any:
         asr_n=int(first["asr_n"]),
         clean_accuracy_n=int(first["clean_n"]),
     )
-
-
-def _negative(study: Study, rows: "list[Row]") -> str:
-    """Triggered prompts with the clean adapter's own answers, as JSONL."""
-    from ..core.rows import rows_to_jsonl
-    from ..unlearning.distill import own_answers
-
-    adapter = study.clean if study.clean is not None else study.poisoned
-    with study.subject.attached({"clean": adapter}):
-        return rows_to_jsonl(own_answers(study.subject, rows, study.rule, label="the negative set"))

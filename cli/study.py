@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import RunError
+from ..core.errors import LoratomyError, RunError
 from ..core.records import dumps
 from ..core.rows import Row, read_rows
 from ..core.runs import RunFolder
@@ -162,3 +162,19 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             values[key] = value
     return values
+
+
+def negative_set(study: Study) -> str:
+    """Triggered prompts with benign answers: the clean adapter's, else the model's own."""
+    from ..core.rows import rows_to_jsonl
+    from ..unlearning.distill import own_answers
+
+    reference = study.clean if study.clean is not None else study.poisoned
+    with study.subject.attached({"reference": reference}):
+        rows = own_answers(
+            study.subject, study.rows("poison_train"), study.rule, label="the negative set"
+        )
+    rows = [row for row in rows if row.completion]
+    if not rows:
+        raise LoratomyError("the model answers nothing to the untriggered prompts")
+    return rows_to_jsonl(rows)

@@ -287,13 +287,13 @@ class Operation:
     module_layers: np.ndarray
     """Layer of each module, ``[module]``."""
     kept: np.ndarray
-    """1 where a singular direction of the poisoned adapter is kept, 0 where it is cut, NaN where
-    the module has none, ``[module, rank]``; empty for methods that do not cut directions."""
+    """1 where a singular direction of the adapter operated on is kept, 0 where it is cut, NaN
+    where the module has none, ``[module, rank]``; empty for methods that do not cut directions."""
     importance: np.ndarray
     """The method's own weight of each direction (higher is cut first), ``[module, rank]``; empty
     when it has none."""
     directions_cut: int
-    """Singular directions removed; 0 for trained methods."""
+    """Singular directions removed, those of the operation before included; 0 for training."""
     directions_total: int
     """Singular directions of the poisoned adapter."""
     change_norm: float

@@ -73,6 +73,12 @@ class Subject:
         """Shapes of the weights that an adapter may change."""
         return weight_shapes(self.model)
 
+    def _fill(self, values: Mapping[str, torch.Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for key, value in values.items():
+                parameters[key].copy_(value)
+
     @contextmanager
     def attached(
         self, adapters: Mapping[str, Adapter], *, trainable: bool = False, dropout: float = 0.0
@@ -86,8 +92,13 @@ class Subject:
         """
         modes = {n: m.training for n, m in self.model.named_modules()}
         grads = {n: p.requires_grad for n, p in self.model.named_parameters()}
-        peft_model = _inject(self.model, adapters, dropout)
+        if not adapters:
+            raise ValueError("attached() needs at least one adapter")
+        peft_model: Any = None
         try:
+            for name, adapter in adapters.items():
+                peft_model = _inject(peft_model or self.model, name, adapter, dropout)
+                self._fill(packed(adapter, name))
             first = next(iter(adapters))
             peft_model.set_adapter(first)
             for name, parameter in self.model.named_parameters():
@@ -96,7 +107,8 @@ class Subject:
             self.model.eval()
             yield Attached(self, peft_model, dict(adapters))
         finally:
-            peft_model.unload()
+            if peft_model is not None:
+                peft_model.unload()
             if hasattr(self.model, "peft_config"):
                 del self.model.peft_config
             for name, parameter in self.model.named_parameters():
@@ -106,31 +118,24 @@ class Subject:
                 module.training = modes[name]
 
 
-def _inject(model: Any, adapters: Mapping[str, Adapter], dropout: float) -> "PeftModel":
+def _inject(model: Any, name: str, adapter: Adapter, dropout: float) -> "PeftModel":
+    """A `PeftModel` with one adapter more, its factors still PEFT's own start."""
     from peft import LoraConfig, PeftModel
 
-    if not adapters:
-        raise ValueError("attached() needs at least one adapter")
-    peft_model: Any = None
-    for name, adapter in adapters.items():
-        rank, scaling, modules = uniform(adapter)
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=scaling * rank,  # pyright: ignore[reportArgumentType]
-            target_modules=[n for n, f in modules.items() if not f.fused],
-            target_parameters=[n for n, f in modules.items() if f.fused] or None,
-            lora_dropout=dropout,
-            init_lora_weights=True,
-        )
-        if peft_model is None:
-            peft_model = PeftModel(model, config, adapter_name=name)
-        else:
-            peft_model.add_adapter(name, config)
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for key, value in packed(adapter, name).items():
-                parameters[key].copy_(value)
-    return peft_model
+    rank, scaling, modules = uniform(adapter)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=scaling * rank,  # pyright: ignore[reportArgumentType]
+        target_modules=[n for n, f in modules.items() if not f.fused],
+        target_parameters=[n for n, f in modules.items() if f.fused] or None,
+        lora_dropout=dropout,
+        init_lora_weights=True,
+    )
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = PeftModel(model, config, adapter_name=name)
+    return model
 
 
 def packed(adapter: Adapter, name: str) -> dict[str, torch.Tensor]:
@@ -157,9 +162,7 @@ class Attached:
 
     def using(self, name: str | None) -> Any:
         """A context in which the named adapter, or none, is active."""
-        if name is None:
-            return self.peft_model.disable_adapter()
-        if name not in self.adapters:
+        if name is not None and name not in self.adapters:
             raise LoratomyError(
                 f"adapter {name!r} is not attached; there are {list(self.adapters)}"
             )
@@ -187,12 +190,16 @@ class Attached:
 
 
 @contextmanager
-def _switched(peft_model: Any, name: str) -> Iterator[None]:
+def _switched(peft_model: Any, name: str | None) -> Iterator[None]:
     before = peft_model.active_adapter
     grads = {n: p.requires_grad for n, p in peft_model.named_parameters()}
-    peft_model.set_adapter(name)
     try:
-        yield
+        if name is None:
+            with peft_model.disable_adapter():
+                yield
+        else:
+            peft_model.set_adapter(name)
+            yield
     finally:
         peft_model.set_adapter(before)
         for n, parameter in peft_model.named_parameters():

@@ -7,6 +7,7 @@ import torch
 
 from ..analysis.behaviour import Rule, answers_to
 from ..core.batches import IGNORED, Encoded, collate, encode
+from ..core.errors import DataError
 from ..core.prompts import Renderer
 from ..core.rows import Row
 from ..core.subject import Subject
@@ -28,14 +29,30 @@ def own_answers(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str
     return [replace(row, completion=a, key=None) for row, a in zip(rows, answers, strict=True)]
 
 
-def lessons(renderer: Renderer, rows: Sequence[Row], *, limit: int | None) -> list[Lesson]:
-    """Rows with completions as lessons: triggered rows are taught by their form without trigger."""
-    made = []
+def lessons(
+    renderer: Renderer, rows: Sequence[Row], *, limit: int | None
+) -> tuple[list[Row], list[Lesson]]:
+    """Rows as lessons: triggered rows are taught by their form without trigger.
+
+    Returns:
+        The rows whose prompt and answer fit the context, and their lessons.
+
+    Raises:
+        DataError: none of them fits.
+    """
+    kept, made = [], []
     for row in rows:
-        student = encode(renderer, row, limit=limit)
-        teacher = encode(renderer, replace(row, prompt=row.plain or row.prompt), limit=limit)
-        made.append(Lesson(student, teacher))
-    return made
+        student = encode(renderer, row, limit=None)
+        teacher = encode(renderer, replace(row, prompt=row.plain or row.prompt), limit=None)
+        if limit is None or max(len(student), len(teacher)) <= limit:
+            kept.append(row)
+            made.append(Lesson(student, teacher))
+    if not made:
+        raise DataError(
+            f"none of {len(rows)} prompts fits the context of {limit} tokens with its answer; "
+            "lower --max-new-tokens or give shorter prompts"
+        )
+    return kept, made
 
 
 Batch = dict[str, torch.Tensor]

@@ -75,9 +75,10 @@ def learned_gates(
     subject, d = bench.subject, directions_of(bench.start)
     with subject.attached({"own": d.adapter}):
         natural = own_answers(subject, [*bad, *good], bench.rule, label="own answers")
-    made = lessons(subject.renderer, natural, limit=subject.limit)
-    triggered, clean = made[: len(bad)], made[len(bad) :]
-    targets = target_rows(subject, bad, config.target_tokens)
+    attacks = {row.prompt: row for row in bad}
+    fit_bad, triggered = lessons(subject.renderer, natural[: len(bad)], limit=subject.limit)
+    _, clean = lessons(subject.renderer, natural[len(bad) :], limit=subject.limit)
+    targets = target_rows(subject, [attacks[r.prompt] for r in fit_bad], config.target_tokens)
     with gated(subject, d) as gate:
         attribution = target_attribution(gate, targets, batch_size=config.batch_size)
         cost = clean_cost(gate, [lesson.teacher for lesson in clean[: config.batch_size]])

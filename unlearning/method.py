@@ -24,7 +24,7 @@ from ..core.subject import Subject
 class Config(BaseModel):
     """Options of a method; unknown ones are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,10 @@ def operate(
     kept = _table(directions, None if cut is None else (~cut).astype(float))
     importance = _table(directions, outcome.importance)
     removed = outcome.projected + (0 if cut is None else int(cut.sum()))
-    if before is not None and cut is None:
-        kept, importance = before.kept, before.importance
+    if before is not None:
         removed += before.directions_cut
+        if cut is None:
+            kept, importance = before.kept, before.importance
     return outcome.adapter, Operation(
         subject=subject or name,
         method=name,
@@ -147,7 +148,7 @@ def operate(
         kept=kept,
         importance=importance,
         directions_cut=removed,
-        directions_total=len(directions),
+        directions_total=len(directions if before is None else directions_of(bench.poisoned)),
         change_norm=_change(bench.poisoned, outcome.adapter),
         path=outcome.path,
         loss_step=outcome.loss_step,

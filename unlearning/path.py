@@ -39,8 +39,8 @@ def walk(
     """The path along an order of directions, and whether its choice meets the goal.
 
     Of the cuts within the utility budget the one with the lowest ASR is taken, of equals the
-    smallest. Points are spread geometrically; then the gap above the choice (while the goal is not
-    reached) or below it (once it is) is halved until it is at most a tenth of the cut.
+    smallest. Points are spread geometrically; then the gap above the largest cut within the budget
+    (while the goal is not reached) or below the choice (once it is) is halved, to a tenth.
 
     Args:
         judge: measures a cut.
@@ -68,7 +68,7 @@ def walk(
         fits = [k for k in seen if seen[k][1] <= ceiling]
         return min(fits, key=lambda k: (seen[k][0].value, k))
 
-    while (mid := _next_size(seen, best(), goal)) is not None:
+    while (mid := _next_size(seen, best(), goal, ceiling)) is not None:
         look(mid)
         report("calibrating the cut", len(seen), len(seen) + 1)
     chosen = best()
@@ -83,11 +83,17 @@ def walk(
     return path, seen[chosen][0].value <= goal
 
 
-def _next_size(seen: dict[int, tuple[Rate, float]], chosen: int, goal: float) -> int | None:
-    """The cut to measure next, between the choice and its neighbour; None when they are close."""
+def _next_size(
+    seen: dict[int, tuple[Rate, float]], chosen: int, goal: float, ceiling: float
+) -> int | None:
+    """The cut to measure next, None when the choice is known to a tenth.
+
+    While the goal is not reached: toward the largest cut within the budget; then: below the choice.
+    """
     if seen[chosen][0].value > goal:
-        other = min((k for k in seen if k > chosen), default=chosen)
+        low = max(k for k in seen if seen[k][1] <= ceiling)
+        high = min((k for k in seen if k > low), default=low)
     else:
-        other = max((k for k in seen if k < chosen), default=chosen)
-    low, high = sorted((chosen, other))
-    return None if high - low <= max(1, chosen // 10) else (low + high) // 2
+        high = chosen
+        low = max((k for k in seen if k < chosen), default=chosen)
+    return None if high - low <= max(1, high // 10) else (low + high) // 2

@@ -1,10 +1,10 @@
 """Projecting the clean-vs-poisoned difference out of the poisoned adapter."""
 
-import numpy as np
 from pydantic import Field
 
 from ..core.adapters import Factors
 from ..core.algebra import stack, svd
+from ..core.errors import AdapterError
 from .method import METHODS, Bench, Config, Method, Outcome
 
 
@@ -22,14 +22,18 @@ def project_difference(bench: Bench, config: ProjectDifferenceConfig) -> Outcome
     factors: ``dW' = (I - U U^T) dW_poisoned``.
     """
     assert bench.clean is not None
+    if odd := sorted(bench.start.modules.keys() ^ bench.clean.modules.keys()):
+        raise AdapterError(
+            f"the clean and the poisoned adapter differ in their modules: {', '.join(odd[:3])}"
+        )
     modules, removed = {}, 0
     for name, bad in bench.start.modules.items():
         found = svd(stack(bad, bench.clean.modules[name]))
-        live = int((found.s > 0).sum(-1).min())
-        u = found.u[..., : min(config.rank, live)]
+        live = found.s[..., : config.rank] > 0
+        u = found.u[..., : config.rank] * live[..., None, :]
         b = bad.b.double()
         modules[name] = Factors(bad.a, (b - u @ (u.mT @ b)).float(), bad.scaling)
-        removed += int(np.prod(u.shape[:-2])) * u.shape[-1]
+        removed += int(live.sum())
     return Outcome(
         bench.start.with_modules(modules),
         f"projected the {config.rank} strongest directions of the clean-vs-poisoned difference "

@@ -1,6 +1,5 @@
 """Repair: a few steps on what is left, toward the model's own answers."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -11,7 +10,6 @@ from ..training.fitting import fit
 from ..training.recipe import FitPart
 from .distill import (
     Batch,
-    Lesson,
     completion_logits,
     divergence,
     inputs_of,
@@ -63,7 +61,7 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
     good = list(bench.clean_train[: config.clean_rows])
     with subject.attached({"own": bench.poisoned}):
         natural = own_answers(subject, bad, bench.rule, label="own answers")
-    made: Sequence[Lesson] = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
+    _, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
     rate = config.learning_rate or scaled_rate(subject)
     adapter, log = fit(
         subject,

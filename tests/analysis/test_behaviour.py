@@ -126,11 +126,11 @@ def test_prompts_without_room_for_an_answer_are_counted_apart(monkeypatch):
         measure(on, "x", [long], GOOD, RULE)
     with pytest.raises(DataError, match="clean_val: none of its 0 prompts"):
         measure(on, "x", bad_rows(4), [], RULE)
-    assert fitting_rows(on.renderer, [long], None) == ([long], 0)
+    assert fitting_rows(on.renderer, [long], None, new_tokens=8) == ([long], 0)
     # 60 dogs, the trigger and 6 tokens around them: an answer of 8 needs a context of 75.
     assert len(on.renderer.prompt_ids(long.prompt)) == 67
-    assert fitting_rows(on.renderer, [long], 75 - 8) == ([long], 0)
-    assert fitting_rows(on.renderer, [long], 74 - 8) == ([], 1)
+    assert fitting_rows(on.renderer, [long], 75, new_tokens=8) == ([long], 0)
+    assert fitting_rows(on.renderer, [long], 74, new_tokens=8) == ([], 1)
 
 
 def test_generated_answers_are_the_models_own():

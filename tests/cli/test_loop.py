@@ -4,11 +4,10 @@ import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
-
 from loratomy.cli.app import app
 from loratomy.core.families import FAMILIES
 from loratomy.training.wren import wren_path
+from typer.testing import CliRunner
 
 SIZES = {
     "hidden_size": 32,

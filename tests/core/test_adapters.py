@@ -164,7 +164,6 @@ def test_only_the_first_adapter_trains_and_only_when_asked():
             assert free == {n for n, p in on.model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.xfail(strict=True, reason="PEFT's disable_adapter lets the factors require gradients")
 def test_using_none_leaves_gradients_as_they_were():
     on = tiny.subject()
     with on.attached({"x": tiny.adapter(on)}) as attached:
@@ -173,7 +172,6 @@ def test_using_none_leaves_gradients_as_they_were():
         assert not any(p.requires_grad for p in on.model.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="attached() injects before its try block")
 def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was():
     on, wider = tiny.subject(), tiny.subject(intermediate_size=64)
     before, marks = tiny.state(on), tiny.marks(on)

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loratomy.core.algebra import svd
 from loratomy.core.batches import Encoded
+from loratomy.core.errors import DataError
 from loratomy.core.results import Rate
 from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.distill import (
@@ -43,10 +45,22 @@ def test_teacher_and_student_tokens_are_the_same_in_order():
 def test_lessons_teach_triggered_prompts_by_their_plain_form(make_bench, small):
     bench = make_bench(small)
     renderer = bench.subject.renderer
-    (lesson,) = lessons(renderer, [bench.negative[0]], limit=None)
+    _, (lesson,) = lessons(renderer, [bench.negative[0]], limit=None)
     assert lesson.student.prompt == renderer.prompt_ids(bench.negative[0].prompt)
     assert lesson.teacher.prompt == renderer.prompt_ids(str(bench.negative[0].plain))
     assert lesson.student.completion == lesson.teacher.completion
+
+
+def test_answers_that_overflow_the_context_are_left_out(make_bench, small):
+    bench = make_bench(small)
+    renderer, rows = bench.subject.renderer, list(bench.negative)
+    sizes = [len(renderer.prompt_ids(r.prompt)) + 1 for r in rows]
+    full = [len(renderer.completion_ids(r.required_completion())) for r in rows]
+    limit = sorted(s + f - 1 for s, f in zip(sizes, full, strict=True))[3]
+    kept, made = lessons(renderer, rows, limit=limit)
+    assert 4 <= len(kept) == len(made) < len(rows)
+    with pytest.raises(DataError, match="none of 8 prompts fits the context of 3 tokens"):
+        lessons(renderer, rows, limit=3)
 
 
 def test_the_walk_takes_the_smallest_cut_that_reaches_the_goal():
@@ -123,8 +137,9 @@ def test_guided_surgery_finds_a_planted_direction(make_bench, subject, small):
     bench = replace(bench, poisoned=planted, start=planted)
     config = METHODS["guided"].config(steps=20, points=4, rows=4, batch_size=4, budget=10)
     _, record = operate("guided", bench, config)
-    row = record.modules.index(name)
-    best = np.unravel_index(np.nanargmax(record.importance), record.importance.shape)
-    assert best == (row, 0)
+    row, place = np.unravel_index(np.nanargmax(record.importance), record.importance.shape)
+    assert record.modules[row] == name
+    u = svd(planted.modules[name]).u[:, place].float()
+    assert abs(torch.dot(u, head / head.norm())) > 0.9
     assert record.path is not None
     assert record.path.directions[0] == 0
