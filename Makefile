@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-# Threads that spin while they wait make small models ten times slower on shared cores.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that spin long while they wait make small models ten times slower on shared cores.
+export GOMP_SPINCOUNT ?= 2000
 
 .PHONY: demo test check bench setup clean help
 

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads that spin are slow on shared cores
+os.environ["GOMP_SPINCOUNT"] = "2000"  # waiting threads that spin are slow on shared cores
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
