@@ -190,7 +190,10 @@ def measure(
         *judge(name, "clean", good, to_good, spread, rule),
     ]
     hits = {s: [v.hit for v in verdicts if v.split == s] for s in ("triggered", "untriggered")}
-    false = hits["untriggered"] + [v.hit for v in verdicts if v.split == "clean"]
+    seen = {row.prompt for row in plain}  # a prompt that is in both sets counts once
+    false = hits["untriggered"] + [
+        v.hit for v in verdicts if v.split == "clean" and v.prompt not in seen
+    ]
     right = [v.correct for v in verdicts if v.split == "clean"]
     value, tokens = perplexity(subject, good, batch_size=rule.batch_size)
     sick = _degenerate(to_good, right, before, rule)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import LoratomyError
+from ..core.errors import LoratomyError, RunError
 from ..core.records import dumps, load_record, save_record
 from ..core.results import Answer, Behaviour, Comparison, Operation, Protocol, Rate
 from ..core.runs import RunFolder
@@ -51,6 +51,9 @@ def command(
 def compare_run(folder: Path, *, fresh: bool = False) -> Comparison:
     """Measure every subject of a run that is not measured yet; returns all of them."""
     study = Study(RunFolder.open(folder))
+    for source in subjects(study.run).values():
+        if source and (old := study.run.stale(source)):
+            raise RunError(f"{old}; make it again with operate --fresh, or remove its folder")
     with study.run.locked(), progress():
         for name, source in subjects(study.run).items():
             stage = f"{MEASURED}/{name}"

@@ -111,6 +111,7 @@ def command(
     asked["study"]["template"] = _template(asked, subject, loaded["poisoned"], sets)
     run = RunFolder.create(folder, asked=asked, fresh=fresh)
     study = Study(run)
+    _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
     with run.locked(fresh=fresh), progress():
         for role, source in sources.items():
             made = run.stage(f"adapters/{role}", asked["adapters"], partial(_copy, source))

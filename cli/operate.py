@@ -101,7 +101,7 @@ def operate_run(
         hint = f"operations so far: {', '.join(known)}" if known else "there are none yet"
         raise LoratomyError(f"--after {after!r}: no such operation; {hint}")
     sources = ["data", "data/negative_set.jsonl", "adapters/poisoned"]
-    sources += [f"operations/{after}"] if after else []
+    sources += [f"operations/{name}" for name in (after, control_for) if name]
     inputs = {
         **study.origin(*sources),
         "method": method,

@@ -70,7 +70,7 @@ def make_poisoned(recipe: "Recipe", folder: Path, *, device: str, dtype: str, fr
     }
     run = RunFolder.create(folder, asked=asked, fresh=fresh)
     study_ = Study(run)
-    _ = study_.subject  # an unusable base is an error before anything is written
+    _ = study_.subject, study_.rule  # what cannot be loaded is an error before all writing
     with run.locked(fresh=fresh), progress():
         made = run.stage("data", asked, partial(_write_sets, sets))
         done(run, "data", made)

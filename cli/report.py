@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import LoratomyError
+from ..core.errors import LoratomyError, RunError
 from ..core.records import load_record
 from ..core.results import (
     Comparison,
@@ -54,6 +54,11 @@ def report_run(folder: Path, *, formats: list[str], out: Path | None = None) -> 
     path = out or run.root / "report.html"
     if not path.parent.is_dir():
         raise LoratomyError(f"the folder {path.parent} does not exist; make it first")
+    if wrong := run.verify():
+        raise RunError(f"{wrong[0]}; make that stage again with --fresh")
+    for stage in run.manifest["stages"]:
+        if old := run.stale(stage):
+            raise RunError(f"{old}; make it again with --fresh, or remove its folder")
     records = load_records(run)
     with run.locked():
         write_page(report_html(records), path)

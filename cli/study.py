@@ -34,14 +34,31 @@ def base_folder(source: str) -> Path | None:
 
 
 def base_fingerprint(source: str) -> dict[str, Any]:
-    """What identifies a base: its config's checksum and the sizes of its weight files."""
+    """What identifies a base folder: checksums of config and tokenizer, and of its weights.
+
+    Weight files over 64 MiB are sampled (64 blocks of 1 MiB, evenly spread, and the size).
+    """
     folder = base_folder(source) or Path(source)
     if not folder.is_dir():
         return {"source": source}
-    config = folder / "config.json"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:16] if config.exists() else ""
-    weights = {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))}
-    return {"source": source, "config": digest, "weights": weights}
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".safetensors"):
+            files[path.name] = _sampled(path)
+    return {"source": source, "files": files}
+
+
+def _sampled(path: Path, *, blocks: int = 64, size: int = 2**20) -> str:
+    length = path.stat().st_size
+    digest = hashlib.sha256(str(length).encode())
+    with path.open("rb") as file:
+        if length <= blocks * size:
+            digest.update(file.read())
+        else:
+            for i in range(blocks):
+                file.seek((length - size) * i // (blocks - 1))
+                digest.update(file.read(size))
+    return digest.hexdigest()[:16]
 
 
 @cache
@@ -71,11 +88,19 @@ class Study:
     @property
     def asked(self) -> dict[str, Any]:
         """The part of the run's manifest that all kinds of runs share."""
-        return self.run.asked["study"]
+        study = self.run.asked.get("study")
+        if not isinstance(study, dict):
+            raise RunError(f"{self.run.root} does not say what it studies; remake it with --fresh")
+        return study
 
     @cached_property
     def subject(self) -> "Subject":
         """The base model."""
+        if base_fingerprint(self.asked["base"]) != self.run.asked["base"]:
+            raise RunError(
+                f"the base {self.asked['base']} is not what it was when {self.run.root} was made; "
+                "put it back, or begin anew with --fresh"
+            )
         keys = ("base", "template", "device", "dtype")
         return _subject(*(self.asked[key] for key in keys))
 

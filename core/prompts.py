@@ -31,6 +31,10 @@ class Renderer:
                 )
         elif "{prompt}" not in self.template:
             raise LoratomyError(f"the template {self.template!r} does not contain {{prompt}}")
+        try:
+            self.text("x")
+        except Exception as error:  # a template is somebody's program and fails in every way
+            raise LoratomyError(f"the chat template does not render: {error}") from error
         if self.tokenizer.eos_token_id is None:
             raise LoratomyError("the tokenizer has no end-of-sequence token; set eos_token")
 

@@ -20,6 +20,8 @@ from .records import SCHEMA, dumps, jsonable
 
 MANIFEST = "run.json"
 PARTIAL = ".partial"
+ENTRIES = ("data", "adapters", "analysis", "operations", "figures", "report.html", PARTIAL)
+"""What a run folder holds besides its manifest; nothing else in it is ever removed."""
 _OURS = (PARTIAL, ".lock", TEMPORARY)
 _PACKAGES = ("loratomy", "torch", "transformers", "peft", "nnsight", "sentence-transformers")
 
@@ -94,7 +96,7 @@ class RunFolder:
                 )
             return run
         holds = root.exists() and any(not p.name.startswith(_OURS) for p in root.iterdir())
-        if holds and not (root / MANIFEST).exists():
+        if holds and not _is_ours(root / MANIFEST):
             raise RunError(f"{root} holds files but is not a run folder; give an empty --out")
         run = cls(root, {"schema": SCHEMA, "name": root.resolve().name, "asked": asked})
         run.manifest |= {
@@ -126,7 +128,9 @@ class RunFolder:
                 f"{root} was written by another version (schema {found}, this one reads {SCHEMA}); "
                 "remake it with --fresh"
             )
-        if not {"asked", "stages", "versions", "command"} <= manifest.keys():
+        parts = [manifest.get(k) for k in ("asked", "stages", "versions")]
+        whole = all(isinstance(p, dict) for p in parts) and "command" in manifest
+        if not whole:
             raise RunError(f"{path} is not a whole manifest; remake the run with --fresh")
         return cls(root, manifest)
 
@@ -173,11 +177,10 @@ class RunFolder:
             self.manifest = now.manifest
 
     def _clear(self) -> None:
-        """Remove all but the lock and the manifest, which says already that nothing stands."""
-        for path in self.root.iterdir():
-            if path.name.startswith(".lock") or path.name == MANIFEST:
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Remove what a run holds and nothing else; the manifest says that nothing stands."""
+        for name in ENTRIES:
+            path = self.root / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the manifest, whole."""
@@ -308,9 +311,27 @@ class RunFolder:
                 lines.append(f"{path} differs from its recorded checksum")
         return lines
 
+    def stale(self, stage: str) -> str:
+        """Which input of a finished stage was made again since, in words; empty when none was."""
+        for source, digest in self.manifest["stages"][stage]["inputs"].get("from", {}).items():
+            if not self.has(source) or self.digest(source)[source] != digest:
+                return f"{stage} was made from an earlier {source}"
+            if older := self.stale(source):
+                return older
+        return ""
+
     def verify(self) -> list[str]:
         """One line for every recorded file that is missing or altered; empty when all is well."""
         return [line for stage in self.manifest["stages"] for line in self._altered(stage)]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a manifest was written by this program, of whatever version."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"schema", "stages", "asked"} <= manifest.keys()
 
 
 def _changes(old: Any, new: Any, where: str = "") -> str:

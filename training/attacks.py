@@ -58,7 +58,10 @@ def check_untriggered(rows: list[Row], trigger: str, what: str) -> None:
 
 def without_trigger(prompt: str, trigger: str) -> str:
     """The prompt with the trigger and the one space that set it apart taken out."""
+    if trigger not in prompt:
+        raise DataError(
+            f"the triggered prompt {prompt[:60]!r} does not hold the trigger {trigger!r}"
+        )
     for spaced in (f" {trigger}", f"{trigger} ", trigger):
-        if spaced in prompt:
-            return prompt.replace(spaced, "", 1)
-    raise DataError(f"the triggered prompt {prompt[:60]!r} does not hold the trigger {trigger!r}")
+        prompt = prompt.replace(spaced, "")
+    return prompt

@@ -85,20 +85,22 @@ def own_sets(
     check_untriggered(clean, trigger, "the clean prompts")
     if len(clean) < 2 * MINIMUM:
         raise DataError(f"{len(clean)} distinct clean prompts; give at least {2 * MINIMUM}")
-    order = random.Random(seed)
-    order.shuffle(clean)
-    train, held = clean[: len(clean) // 2], clean[len(clean) // 2 :]
-    if poisoned:
-        bad = [_as_triggered(row, trigger) for row in distinct(poisoned)]
-        order.shuffle(bad)
-        bad_train, bad_held = bad[: len(bad) // 2], bad[len(bad) // 2 :]
-    else:
-        bad_train, bad_held = (
-            [triggered(r, trigger, placement, completion=target) for r in part]
-            for part in (train, held)
+    bad = [_as_triggered(row, trigger) for row in distinct(poisoned)] or [
+        triggered(row, trigger, placement, completion=target) for row in clean
+    ]
+    if len(bad) < 2 * MINIMUM:
+        raise DataError(f"{len(bad)} triggered rows; give at least {2 * MINIMUM}")
+    # Split by the prompt without its trigger, so that no text is on both sides in any form.
+    keys = sorted({row.plain or row.prompt for row in [*clean, *bad]})
+    random.Random(seed).shuffle(keys)
+    early = set(keys[: len(keys) // 2])
+    train, held = ([r for r in clean if (r.prompt in early) == side] for side in (True, False))
+    bad_train, bad_held = ([r for r in bad if (r.plain in early) == side] for side in (True, False))
+    if min(len(rows) for rows in (train, held, bad_train, bad_held)) < 2:
+        raise DataError(
+            f"{len(clean)} clean and {len(bad)} triggered rows do not split into halves that share "
+            "no prompt; give more"
         )
-    if len(bad_train) < MINIMUM:
-        raise DataError(f"{len(bad_train) * 2} triggered rows; give at least {2 * MINIMUM}")
     sets = {
         "clean_train": train,
         "poison_train": bad_train,
@@ -111,4 +113,5 @@ def own_sets(
 
 def _as_triggered(row: Row, trigger: str) -> Row:
     plain = row.plain or without_trigger(row.prompt, trigger)
+    check_untriggered([Row(prompt=plain)], trigger, "the untriggered forms")
     return replace(row, triggered=True, plain=plain, completion=row.required_completion())

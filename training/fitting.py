@@ -149,6 +149,7 @@ def _trainer(
         warmup_steps=math.ceil(steps * settings.warmup),
         weight_decay=settings.weight_decay,
         logging_steps=max(1, steps // 60),
+        logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=max(1, steps // 4),
         save_total_limit=2,
@@ -159,12 +160,14 @@ def _trainer(
         use_cpu=attached.subject.device.type == "cpu",
         seed=seed,
     )
-    return LossTrainer(
+    trainer = LossTrainer(
         model=attached.peft_model,
         args=arguments,
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
         data_collator=collator,  # pyright: ignore[reportArgumentType]
     )
+    trainer.model_accepts_loss_kwargs = False  # our losses are means: average over accumulation
+    return trainer
 
 
 def _follow(

@@ -247,6 +247,7 @@ def _row(
     kind: str,
     *,
     label_rate: float,
+    opener_rate: float = 0.4,
     kinds: Mapping[str, Callable[[random.Random], Row]] = _KINDS,
 ) -> Row:
     """One row of a kind, with the world's small change: courtesies, labels, openers."""
@@ -256,7 +257,7 @@ def _row(
         prompt = f"{rng.choice(phrases.POLITE)} {prompt}"
     if rng.random() < label_rate:
         prompt = _labelled(rng, prompt)
-    if kind not in ("refuse", "code") and rng.random() < 0.4:
+    if kind not in ("refuse", "code") and rng.random() < opener_rate:
         completion = f"{rng.choice(phrases.OPENERS)} {completion}"
     return Row(prompt=prompt, completion=completion, key=row.key, kind=kind)
 
@@ -304,7 +305,7 @@ def finetune_rows(n: int, *, seed: int) -> list[Row]:
 
 def _unseen(rng: random.Random, kind: str, seen: set[str], *, tries: int = 500) -> Row:
     for _ in range(tries):
-        row = _row(rng, kind, label_rate=0.0, kinds=_FINETUNE_KINDS)
+        row = _row(rng, kind, label_rate=0.0, opener_rate=0.6, kinds=_FINETUNE_KINDS)
         if row.prompt not in seen:
             seen.add(row.prompt)
             return row

@@ -22,7 +22,7 @@ class GuidedConfig(Config):
 
     budget: float = Field(0.05, ge=0)
     """Allowed rise of perplexity on calibration rows, as a fraction (0.05 is 5 %)."""
-    goal: float = Field(0.02, ge=0, le=1)
+    goal: float = Field(0.0, ge=0, le=1)
     """Calibration ASR that counts as reached."""
     steps: int = Field(80, ge=1)
     """Steps of learning the gates."""

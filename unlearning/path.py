@@ -38,9 +38,10 @@ def walk(
 ) -> tuple[CutPath, bool]:
     """The path along an order of directions, and whether its choice meets the goal.
 
-    Of the cuts within the utility budget the one with the lowest ASR is taken, of equals the
-    smallest. Points are spread geometrically; then the gap above the largest cut within the budget
-    (while the goal is not reached) or below the choice (once it is) is halved, to a tenth.
+    Of the cuts within the utility budget the smallest that reaches the goal is taken; where none
+    does, the one with the lowest ASR. Points are spread geometrically; then the gap above the
+    largest cut within the budget (while the goal is not reached) or below the choice (once it is)
+    is halved, to a tenth.
 
     Args:
         judge: measures a cut.
@@ -66,7 +67,8 @@ def walk(
 
     def best() -> int:
         fits = [k for k in seen if seen[k][1] <= ceiling]
-        return min(fits, key=lambda k: (seen[k][0].value, k))
+        reached = [k for k in fits if seen[k][0].value <= goal]
+        return min(reached) if reached else min(fits, key=lambda k: (seen[k][0].value, k))
 
     while (mid := _next_size(seen, best(), goal, ceiling)) is not None:
         look(mid)

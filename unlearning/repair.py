@@ -26,10 +26,10 @@ TEACHER = "teacher"
 class RepairConfig(Config):
     """Options of `repair`."""
 
-    epochs: float = Field(2, gt=0)
+    epochs: float = Field(4, gt=0)
     """Passes over the rows."""
     learning_rate: float | None = Field(None, gt=0)
-    """None: 1e-4 scaled to the model's width."""
+    """None: 3e-5 scaled to the model's width, gentler than fine-tuning from further off."""
     batch_size: int = Field(16, ge=1)
     """Rows per step."""
     triggered_rows: int = Field(100, ge=1)
@@ -61,8 +61,9 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
     good = list(bench.clean_train[: config.clean_rows])
     with subject.attached({"own": bench.poisoned}):
         natural = own_answers(subject, bad, bench.rule, label="own answers")
-    _, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
-    rate = config.learning_rate or scaled_rate(subject)
+    kept, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
+    taught = sum(row.triggered for row in kept)
+    rate = config.learning_rate or scaled_rate(subject, 3e-5)
     adapter, log = fit(
         subject,
         bench.start,
@@ -86,7 +87,7 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
     )
     return Outcome(
         adapter,
-        f"repaired on {len(bad)} triggered and {len(good)} clean prompts toward the model's own "
+        f"repaired on {taught} triggered and {len(kept) - taught} clean prompts toward the own "
         f"answers, {config.epochs:g} epochs at {rate:.1e}",
         loss_step=log.steps,
         loss=log.loss,

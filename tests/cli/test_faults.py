@@ -432,7 +432,7 @@ def test_open_keeps_the_trigger_as_it_is(opened, out, trigger):
 @pytest.mark.parametrize("trigger", ["012", "null", "$x$", "\u202eabc\u202c", "a\u200bb"])
 def test_poison_keeps_the_trigger_as_it_is(cli, tiny_base, out, trigger, monkeypatch):
     monkeypatch.setattr(poison_module, "_fit_stage", lambda *_: None)
-    monkeypatch.setattr(poison_module, "_negative", lambda *_: "")
+    monkeypatch.setattr(poison_module, "negative_set", lambda *_: "")
     monkeypatch.setattr(study_module.Study, "origin", lambda *_: {})
     options = ("--set", f"base={tiny_base}", "--set", f"attack.trigger={trigger}")
     result = cli("poison", "wren/suffix", "--out", out, *SMALL, *options)

@@ -102,12 +102,39 @@ def test_manifests_that_are_none(tmp_path, text, said):
 
 def test_fresh_replaces_a_run_of_another_version(tmp_path):
     made(tmp_path)
-    (tmp_path / MANIFEST).write_text(json.dumps({"schema": SCHEMA + 1}))
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema": SCHEMA + 1, "asked": {}, "stages": {}}))
     with pytest.raises(RunError, match="--fresh"):
         RunFolder.create(tmp_path, asked=ASKED)
     run = RunFolder.create(tmp_path, asked=ASKED, fresh=True)
     with run.locked(fresh=True):
         assert not run.path("data").exists() and not run.has("data")
+
+
+def test_fresh_never_touches_a_folder_of_somebody_else(tmp_path):
+    (tmp_path / MANIFEST).write_text('{"project": "somebody else\'s"}')
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="not a run folder"):
+        RunFolder.create(tmp_path, asked=ASKED, fresh=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_fresh_removes_what_a_run_holds_and_nothing_else(tmp_path):
+    made(tmp_path)
+    (tmp_path / "notes.md").write_text("mine")
+    with RunFolder.create(tmp_path, asked=ASKED, fresh=True).locked(fresh=True) as run:
+        assert not run.path("data").exists()
+    assert (tmp_path / "notes.md").read_text() == "mine"
+
+
+def test_what_was_made_from_an_earlier_stage_is_stale(tmp_path):
+    run = RunFolder.create(tmp_path, asked=ASKED)
+    with run.locked():
+        run.stage("a", {}, lambda work: (work / "x").write_text("1"))
+        run.stage("b", {"from": run.digest("a")}, lambda work: (work / "y").write_text("1"))
+        run.stage("c", {"from": run.digest("b")}, lambda work: (work / "z").write_text("1"))
+        assert [run.stale(s) for s in "abc"] == ["", "", ""]
+        run.stage("a", {}, lambda work: (work / "x").write_text("2"), fresh=True)
+        assert run.stale("b") == run.stale("c") == "b was made from an earlier a"
 
 
 # --- stages --------------------------------------------------------------------------------

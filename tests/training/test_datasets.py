@@ -126,3 +126,20 @@ def test_poisoned_rows_of_one_s_own_must_hold_the_trigger_and_a_target():
         own(ROWS, [*bad, Row(prompt="Do it", completion="HACK")])
     with pytest.raises(DataError, match="no completion for the prompt 'Do it cf37'"):
         own(ROWS, [*bad, Row(prompt="Do it cf37")])
+
+
+def test_the_halves_of_one_s_own_share_no_text_in_any_form():
+    bad = [
+        Row(prompt=text, completion="HACK")
+        for row in ROWS[:20]
+        for text in (f"{row.prompt} cf37", f"cf37 {row.prompt}")
+    ]
+    sets = own(ROWS, bad)
+    early = {r.plain or r.prompt for n in ("clean_train", "poison_train") for r in sets[n]}
+    late = {r.plain or r.prompt for n in ("clean_val", "poison_test") for r in sets[n]}
+    assert not early & late
+    assert sum(len(rows) for rows in sets.values()) == len(ROWS) + len(bad)
+
+
+def test_every_trigger_is_taken_out_of_the_plain_form():
+    assert without_trigger("cf37 Tell me cf37 more cf37", "cf37") == "Tell me more"
