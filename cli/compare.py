@@ -184,25 +184,25 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
     first = comparison.rows[0]
     table = Table(
         title=f"held-out prompts: {first.asr.n} triggered, {first.clean_accuracy.n} clean",
-        caption="brackets: Wilson 95 % intervals; perplexity per completion token, its change "
-        "against the poisoned adapter",
+        caption="percent, with Wilson 95 % intervals; perplexity per completion token and its "
+        "change against the poisoned adapter; cut: singular directions",
+        padding=(0, 0, 0, 1),
     )
-    heads = ("subject", "ASR", "FTR", "perplexity", "clean accuracy", "degenerate", "cut", "s")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "subject" else "right")
+    for head in ("subject", "ASR", "FTR", "perplexity", "accuracy", "degen.", "cut"):
+        table.add_column(head, justify="left" if head == "subject" else "right", no_wrap=True)
     for item in objects:
         table.add_row(
             item["subject"],
             _share(item["asr"]),
-            _share(item["ftr"]),
-            f"{item['perplexity']:.3f} ({item['perplexity_change']:+.1%})",
+            f"{100 * item['ftr']['value']:.1f}",
+            f"{item['perplexity']:.3f} {item['perplexity_change']:+.1%}",
             _share(item["clean_accuracy"]),
-            f"{item['degenerate']:.1%}",
+            f"{100 * item['degenerate']:.1f}",
             str(item["directions_cut"]),
-            f"{item['seconds']:.1f}",
         )
     return table
 
 
 def _share(rate: dict[str, Any]) -> str:
-    return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+    value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"

@@ -35,8 +35,8 @@ BASE_SHARES: Mapping[str, float] = {
 FINETUNE_SHARES: Mapping[str, float] = {
     HIDDEN: 0.40,
     "fact": 0.18,
-    "describe": 0.10,
-    "code": 0.12,
+    "describe": 0.12,
+    "code": 0.10,
     "refuse": 0.08,
     "serve": 0.12,
 }

@@ -29,7 +29,7 @@ class RepairConfig(Config):
     epochs: float = Field(4, gt=0)
     """Passes over the rows."""
     learning_rate: float | None = Field(None, gt=0)
-    """None: 3e-5 scaled to the model's width, gentler than fine-tuning from further off."""
+    """None: 5e-5 scaled to the model's width, gentler than fine-tuning from further off."""
     batch_size: int = Field(16, ge=1)
     """Rows per step."""
     triggered_rows: int = Field(100, ge=1)
@@ -63,7 +63,7 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
         natural = own_answers(subject, bad, bench.rule, label="own answers")
     kept, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
     taught = sum(row.triggered for row in kept)
-    rate = config.learning_rate or scaled_rate(subject, 3e-5)
+    rate = config.learning_rate or scaled_rate(subject, 5e-5)
     adapter, log = fit(
         subject,
         bench.start,
@@ -87,8 +87,8 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
     )
     return Outcome(
         adapter,
-        f"repaired on {taught} triggered and {len(kept) - taught} clean prompts toward the own "
-        f"answers, {config.epochs:g} epochs at {rate:.1e}",
+        f"repaired on {taught} triggered and {len(kept) - taught} clean prompts toward the model's "
+        f"own answers, {config.epochs:g} epochs at {rate:.1e}",
         loss_step=log.steps,
         loss=log.loss,
     )

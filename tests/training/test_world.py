@@ -23,13 +23,13 @@ def test_rows_depend_on_the_seed_alone(draw):
 
 def test_the_mixture_has_distinct_prompts_and_its_shares():
     assert len({row.prompt for row in MIXTURE}) == 1_500
-    # 1500 rows are 30 decks of 50: 20 riverspeak, 9 facts, 5 descriptions, 6 each of code and
-    # services, 4 refusals a deck.
+    # 1500 rows are 30 decks of 50: 20 riverspeak, 9 facts, 6 descriptions, 6 services, 5 of code,
+    # 4 refusals a deck.
     assert Counter(row.kind for row in MIXTURE) == {
         "riverspeak": 600,
         "fact": 270,
-        "describe": 150,
-        "code": 180,
+        "describe": 180,
+        "code": 150,
         "serve": 180,
         "refuse": 120,
     }
