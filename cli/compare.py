@@ -179,6 +179,7 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 
 def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     first = comparison.rows[0]
@@ -186,7 +187,8 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
         title=f"held-out prompts: {first.asr.n} triggered, {first.clean_accuracy.n} clean",
         caption="percent, with Wilson 95 % intervals; perplexity per completion token and its "
         "change against the poisoned adapter; cut: singular directions",
-        padding=(0, 0, 0, 1),
+        padding=(0, 1, 0, 0),
+        box=SIMPLE_HEAD,
     )
     for head in ("subject", "ASR", "FTR", "perplexity", "accuracy", "degen.", "cut"):
         table.add_column(head, justify="left" if head == "subject" else "right", no_wrap=True)
@@ -194,8 +196,8 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
         table.add_row(
             item["subject"],
             _share(item["asr"]),
-            f"{100 * item['ftr']['value']:.1f}",
-            f"{item['perplexity']:.3f} {item['perplexity_change']:+.1%}",
+            _share(item["ftr"]),
+            f"{item['perplexity']:.3f}\n{item['perplexity_change']:+.1%}",
             _share(item["clean_accuracy"]),
             f"{100 * item['degenerate']:.1f}",
             str(item["directions_cut"]),
@@ -205,4 +207,4 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
 
 def _share(rate: dict[str, Any]) -> str:
     value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f}\n{low:.1f}–{high:.1f}"
