@@ -75,8 +75,9 @@ class Renderer:
         return [*ids, self.eos_id] if end else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """The text of generated ids, special tokens left out; NUL bytes become U+FFFD."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return text.replace("\0", "\ufffd").strip()
 
 
 def position_limit(config: Any) -> int | None:

@@ -64,3 +64,12 @@ def test_pad_falls_back_to_the_end_token():
 def test_position_limit():
     assert position_limit(tiny.config("llama")) == 64
     assert position_limit(object()) is None
+
+
+def test_a_nul_byte_in_an_answer_does_not_reach_the_data():
+    from loratomy.core.subject import load_subject
+    from loratomy.training.wren import wren_path
+
+    renderer = load_subject("wren", path=wren_path()).renderer
+    ids = renderer.completion_ids("a\0b", end=False)
+    assert renderer.decode(ids) == "a\ufffdb"
