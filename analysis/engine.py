@@ -124,6 +124,25 @@ def resume(
     return hidden
 
 
+def replay(subject: Subject, run: Trace, source: Trace) -> torch.Tensor:
+    """The last residual when every block's output in every layer is another run's.
+
+    With equal embeddings this is the other run's last residual, whatever adapter is active: the
+    attention and MLP outputs are all that layers write.
+    """
+    family, hidden = subject.family, run.sites["resid_pre"][0]
+    everywhere = torch.ones_like(hidden[..., :1], dtype=torch.bool)
+    with torch.inference_mode():
+        for index, layer in enumerate(subject.layers):
+            attention, mlp = submodule(layer, family.attention), submodule(layer, family.mlp)
+            with (
+                _replaced(attention, everywhere, source.sites["attn_out"][index]),
+                _replaced(mlp, everywhere, source.sites["mlp_out"][index]),
+            ):
+                hidden = _first(layer(hidden, **run.kwargs[index]))
+    return hidden
+
+
 def target_log_prob(
     subject: Subject, residual: torch.Tensor, start: int, targets: Sequence[list[int]]
 ) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..core.progress import report
 from ..core.results import PatchingMap
 from ..core.stats import bootstrap_weights
 from ..core.subject import Attached, Subject
-from .engine import SITES, Trace, resume, target_log_prob, trace
+from .engine import SITES, Trace, replay, resume, target_log_prob, trace
 from .pairs import Columns, Pair, make_columns
 
 TOKENS_AT_ONCE = 8192
@@ -227,13 +227,14 @@ def _self_error(subject: Subject, group: _Group, columns: Columns) -> float:
 
 
 def _full(subject: Subject, group: _Group, setting: str) -> np.ndarray:
-    """Metric when everything is patched: the first residual, between adapters the last one."""
+    """Metric when everything is patched: the first residual, between adapters every block."""
     rows = torch.arange(len(group.members), device=subject.device)
     if setting == "prompt":
         mask = torch.ones(group.corrupted.final.shape[:2], dtype=torch.bool, device=subject.device)
         metric = _run_cells(subject, group, group.clean, "resid_pre", 0, rows, mask)
     else:
-        metric = target_log_prob(subject, group.clean.final, group.start, group.targets)
+        final = replay(subject, group.corrupted, group.clean)
+        metric = target_log_prob(subject, final, group.start, group.targets)
     return metric.cpu().numpy()
 
 

@@ -150,7 +150,8 @@ class PatchingMap:
     self_error: float
     """Largest change of the metric when a run is patched with itself (should be ~0)."""
     full_recovery: float
-    """Recovery when everything is patched at the deciding residual (should be 1)."""
+    """Recovery when everything is patched: the first residual between prompts, the output of
+    every block between adapters (should be 1)."""
     dtype: str
     """Number format of the model."""
     undefined: str
