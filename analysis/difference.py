@@ -5,8 +5,10 @@ import torch
 
 from ..core.adapters import Adapter, Factors
 from ..core.algebra import norm, principal_angles, spectrum, stack, svd
+from ..core.config import Config
 from ..core.errors import AdapterError
-from ..core.results import Difference
+from ..core.weights import Difference
+from .analyses import ANALYSES, CLEAN_ADAPTER, Analysis, Case
 from .spectra import expanded, names_and_layers, padded
 
 
@@ -51,3 +53,19 @@ def difference(clean: Adapter, poisoned: Adapter) -> Difference:
         input_angles=padded(inputs, fill=np.nan),
         output_angles=padded(outputs, fill=np.nan),
     )
+
+
+def _run(case: Case, _config: Config) -> dict[str, Difference]:
+    assert case.clean is not None
+    return {"difference": difference(case.clean, case.poisoned)}
+
+
+ANALYSES.register("difference")(
+    Analysis(
+        about="What separates the poisoned from the clean adapter: norms, spectrum, angles.",
+        needs=(CLEAN_ADAPTER,),
+        cost="seconds; reads the two adapters alone",
+        source="Bjoerck & Golub 1973",
+        run=_run,
+    )
+)

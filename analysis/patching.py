@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..core.causal import PatchingMap
+from ..core.config import Config
 from ..core.progress import report
-from ..core.results import PatchingMap
 from ..core.stats import bootstrap_weights
 from ..core.subject import Attached, Subject
+from .analyses import ANALYSES, TRIGGER, Analysis, Case
 from .engine import SITES, Trace, replay, resume, target_log_prob, trace
 from .pairs import Columns, Pair, make_columns
 
@@ -257,3 +259,24 @@ def _recovery(
         value = change.sum(0) / gap.sum(0)
         low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return value.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def _run(case: Case, _config: Config) -> dict[str, PatchingMap]:
+    subject, clean = case.subject, "clean" if case.clean is not None else None
+    adapters = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
+    with subject.attached(adapters) as attached:
+        return {
+            "prompt": patch_prompts(subject, attached, "poisoned", case.pairs),
+            "adapter": patch_adapters(subject, attached, clean, "poisoned", case.pairs),
+        }
+
+
+ANALYSES.register("patching")(
+    Analysis(
+        about="Which activations, by layer and place, carry the target.",
+        needs=(TRIGGER,),
+        cost="a part of a forward pass for every layer, place and prompt",
+        source="Meng et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255",
+        run=_run,
+    )
+)

@@ -5,7 +5,9 @@ import torch
 
 from ..core.adapters import Adapter, Factors, kind_of, layer_of
 from ..core.algebra import spectrum
-from ..core.results import Spectra
+from ..core.config import Config
+from ..core.weights import Spectra
+from .analyses import ANALYSES, Analysis, Case
 
 
 def expanded(adapter: Adapter) -> dict[str, Factors]:
@@ -58,3 +60,18 @@ def spectra(adapter: Adapter, *, name: str) -> Spectra:
         effective_rank=np.where(live, np.exp(entropy), 0.0),
         stable_rank=np.where(live, squares / np.maximum(s.max(1) ** 2, 1e-300), 0.0),
     )
+
+
+def _run(case: Case, _config: Config) -> dict[str, Spectra]:
+    found = {"poisoned": spectra(case.poisoned, name="poisoned")}
+    return found | ({"clean": spectra(case.clean, name="clean")} if case.clean else {})
+
+
+ANALYSES.register("spectra")(
+    Analysis(
+        about="Singular values of each module's weight change, with effective and stable rank.",
+        cost="seconds; reads the adapter alone",
+        source="Golub & Van Loan 5.4; Roy & Vetterli 2007",
+        run=_run,
+    )
+)

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 from scipy.stats import spearmanr
 
 from ..core.adapters import layer_of
 from ..core.batches import Encoded
+from ..core.causal import Where
+from ..core.config import Config
 from ..core.errors import DataError
-from ..core.results import Where
 from ..core.stats import mean_interval
+from .analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis, Case
 from .attribution import clean_cost, target_attribution, target_effects
-from .gates import Directions, Gated
+from .gates import Directions, Gated, directions_of, gated
 
 
 def where(
@@ -117,3 +120,29 @@ def _sentence(
 
 def _layer(layer: int) -> str:
     return f"layer {layer}" if layer >= 0 else "the modules outside the layers"
+
+
+class WhereConfig(Config):
+    """Options of the ranking."""
+
+    checked: int = Field(32, ge=3)
+    """Directions ablated exactly."""
+    batch_size: int = Field(16, ge=1)
+    """Rows at a time."""
+
+
+def _run(case: Case, config: WhereConfig) -> dict[str, Where]:
+    with gated(case.subject, directions_of(case.poisoned)) as gate:
+        return {"where": where(gate, case.targets, case.encoded_clean, **config.model_dump())}
+
+
+ANALYSES.register("where")(
+    Analysis(
+        about="Layers, modules and singular directions ranked by their effect on the target.",
+        needs=(TRIGGER, CLEAN_ROWS),
+        cost="a forward pass for every layer, module and checked direction; backward passes",
+        source="attribution patching, Syed et al. 2023, arXiv 2310.10348",
+        config=WhereConfig,
+        run=_run,
+    )
+)

@@ -12,6 +12,7 @@ import typer
 
 from ..core.errors import LoratomyError
 from . import (
+    analyses,
     attacks,
     compare,
     data,
@@ -96,7 +97,8 @@ app = typer.Typer(
     ),
 )
 for _module in (
-    demo, poison, open, evaluate, probe, operate, compare, report, verify, attacks, scorers
+    demo, poison, open, evaluate, probe, operate, compare, report, verify,
+    analyses, attacks, scorers,
 ):  # fmt: skip
     app.command(name=_module.__name__.rsplit(".", 1)[-1])(_guarded(_module.command))
 app.add_typer(data.app(_guarded), name="data")

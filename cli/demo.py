@@ -12,7 +12,7 @@ from .console import say
 from .measuring import measure_run
 from .operate import operate_run
 from .poison import make_poisoned
-from .probe import ANALYSES, probe_run
+from .probe import probe_run
 from .report import report_run
 
 
@@ -32,8 +32,7 @@ def command(
     say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
     make_poisoned(load_recipe(recipe), folder, device="auto", dtype="auto", fresh=fresh)
     say("2/5 probe: where does the backdoor live?")
-    settings = {"prompts": 24, "target_tokens": 3, "checked": 32}
-    probe_run(folder, names=list(ANALYSES), settings=settings)
+    probe_run(folder)
     say("3/5 operate: guided surgery, repair, negative fine-tuning, and the controls")
     operate_all(folder)
     say("4/5 compare: everybody on the same held-out prompts")

@@ -1,142 +1,158 @@
 """`loratomy probe`: where does it live?"""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.errors import LoratomyError
-from ..core.registry import nearest
 from ..core.runs import RunFolder
 from .console import progress, say
-from .study import Study, done
+from .study import Study, done, parse_pairs
 
-ANALYSES = {
-    "patching-prompt": "untriggered activations into the triggered run, layers x positions",
-    "patching-adapter": "clean adapter's (or the base's) activations into the poisoned one's",
-    "spectra": "exact singular values of each module's weight change",
-    "difference": "clean against poisoned: norms, spectrum, angles (needs a clean adapter)",
-    "where": "layers, modules and directions ranked by their effect on the target",
-}
-ROWS_AT_ONCE = 16
-"""Rows of a batch with gradients."""
-_ABOUT = "; ".join(f"{name}: {about}" for name, about in ANALYSES.items())
+if TYPE_CHECKING:
+    from ..analysis.analyses import Analysis, Case
+    from ..core.config import Config
+
+STAGE = "analysis/"
 
 
 def command(
     run: Annotated[Path, typer.Argument(help="Run folder made by poison or open.")],
     only: Annotated[
-        str, typer.Option(help=f"Comma-separated analyses; default all. {_ABOUT}.")
+        str,
+        typer.Option(
+            help="Comma-separated analyses, e.g. patching,spectra; default all that the "
+            "run allows. loratomy analyses lists them with their options."
+        ),
     ] = "",
-    prompts: Annotated[int, typer.Option(min=2, help="Triggered prompts to analyse.")] = 24,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each set to analyse.")] = 24,
     target_tokens: Annotated[
-        int, typer.Option(min=1, help="First tokens of the target behind the metric.")
+        int, typer.Option(min=1, help="First tokens of the target behind the metrics.")
     ] = 3,
-    checked: Annotated[int, typer.Option(min=3, help="Directions ablated exactly.")] = 32,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="ANALYSIS.OPTION=VALUE, e.g. patching.metric=kl."),
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Make the analyses again.")] = False,
 ) -> None:
-    """Locate the backdoor: activation patching, spectra, difference, and a ranking.
+    """Locate the backdoor: each analysis is one question, kept under RUN/analysis/NAME.
 
-    Uses triggered prompts of the operations' half, never the held-out ones.
+    Uses prompts of the operations' half, never the held-out ones. Analyses that stand are not made
+    again.
 
     Example: loratomy probe runs/wren-suffix --only where,spectra
-    """
-    probe_run(
-        run,
-        names=[n.strip() for n in only.split(",") if n.strip()] or list(ANALYSES),
-        settings={"prompts": prompts, "target_tokens": target_tokens, "checked": checked},
-        fresh=fresh,
-    )
+    """  # fmt: skip
+    names = [n.strip() for n in only.split(",") if n.strip()]
+    sizes = {"prompts": prompts, "target_tokens": target_tokens}
+    probe_run(run, names=names, options=parse_pairs(set_ or []), sizes=sizes, fresh=fresh)
     say(f"done: {run / 'analysis'}; next: loratomy operate {run} guided")
 
 
 def probe_run(
-    folder: Path, *, names: list[str], settings: dict[str, int], fresh: bool = False
+    folder: Path,
+    *,
+    names: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    fresh: bool = False,
 ) -> None:
-    """Make the named analyses of a run, each a stage of its own."""
+    """Make the named analyses of a run (default: all that it allows), each a stage of its own."""
+    from ..analysis.catalogue import ANALYSES
+
     for name in names:
-        if name not in ANALYSES:
-            raise LoratomyError(f"unknown analysis {name!r}; {nearest(name, list(ANALYSES))}")
+        _ = ANALYSES[name]  # an unknown name is an error before any work
+    configs = _configs(options or {}, names or list(ANALYSES))
     study = Study(RunFolder.open(folder))
-    if "difference" in names and not study.run.has("adapters/clean"):
-        say("difference left out: the run has no clean adapter (open --clean-adapter)")
-        names = [n for n in names if n != "difference"]
-    sources = ["data", "adapters/poisoned"]
-    sources += ["adapters/clean"] * study.run.has("adapters/clean")
+    wanted = [n for n in ANALYSES if n in names] if names else list(ANALYSES)
     with study.run.locked(), progress():
-        for name in names:
-            stage = f"analysis/{name}"
-            inputs = {**study.origin(*sources), "settings": settings}
-
-            def write(work: Path, name: str = name) -> None:
-                from ..core.records import save_record
-
-                for file, record in _MAKERS[name](study, settings).items():
-                    save_record(record, work, file)
-
-            done(study.run, stage, study.run.stage(stage, inputs, write, fresh=fresh))
+        for name in wanted:
+            if lacking := _lacking(study, ANALYSES[name]):
+                if names:
+                    raise LoratomyError(f"{name} {lacking}")
+                say(f"{name} left out: it {lacking}")
+                continue
+            _make(study, name, ANALYSES[name], configs[name], sizes or {}, fresh=fresh)
 
 
-def _pairs(study: Study, settings: dict[str, int]) -> Any:
-    from ..analysis.pairs import make_pairs
+def _configs(options: Mapping[str, Any], wanted: Sequence[str]) -> "dict[str, Config]":
+    """The options of every analysis, ``name.key`` by ``name.key``."""
+    from ..analysis.catalogue import ANALYSES
+    from ..training.recipe import validated
 
-    rows = study.rows("poison_train")[: settings["prompts"]]
-    seed, tokens = study.asked["seed"], settings["target_tokens"]
-    return make_pairs(study.subject.renderer, rows, target_tokens=tokens, seed=seed)
-
-
-def _patching_prompt(study: Study, settings: dict[str, int]) -> dict[str, Any]:
-    from ..analysis.patching import patch_prompts
-
-    with study.subject.attached({"poisoned": study.poisoned}) as attached:
-        return {"map": patch_prompts(study.subject, attached, "poisoned", _pairs(study, settings))}
-
-
-def _patching_adapter(study: Study, settings: dict[str, int]) -> dict[str, Any]:
-    from ..analysis.patching import patch_adapters
-
-    clean = "clean" if study.clean is not None else None
-    adapters = {"poisoned": study.poisoned} | ({"clean": study.clean} if study.clean else {})
-    with study.subject.attached(adapters) as attached:
-        pairs = _pairs(study, settings)
-        return {"map": patch_adapters(study.subject, attached, clean, "poisoned", pairs)}
+    given: dict[str, dict[str, Any]] = {name: {} for name in ANALYSES}
+    for key, value in options.items():
+        name, found, option = key.partition(".")
+        if not found or name not in ANALYSES:
+            _ = ANALYSES[name]
+            raise LoratomyError(f"--set {key}: write ANALYSIS.OPTION=VALUE, e.g. {name}.x=1")
+        if name not in wanted:
+            raise LoratomyError(f"--set {key}: {name} is not among --only {','.join(wanted)}")
+        given[name][option] = value
+    return {n: validated(a.config, given[n], f"analysis {n}") for n, a in ANALYSES.items()}
 
 
-def _spectra(study: Study, _settings: dict[str, int]) -> dict[str, Any]:
-    from ..analysis.spectra import spectra
+def _lacking(study: Study, analysis: "Analysis") -> str:
+    """What the run lacks for an analysis, in words; empty when nothing."""
+    from ..analysis.analyses import CLEAN_ADAPTER, TRIGGER
 
-    found = {"poisoned": spectra(study.poisoned, name="poisoned")}
-    if study.clean is not None:
-        found["clean"] = spectra(study.clean, name="clean")
-    return found
-
-
-def _difference(study: Study, _settings: dict[str, int]) -> dict[str, Any]:
-    from ..analysis.difference import difference
-
-    assert study.clean is not None
-    return {"difference": difference(study.clean, study.poisoned)}
+    if CLEAN_ADAPTER in analysis.needs and not study.run.has("adapters/clean"):
+        return "needs a clean adapter (loratomy open --clean-adapter DIR)"
+    if TRIGGER in analysis.needs and not study.asked["words"]:
+        return "needs the trigger (loratomy open --trigger TEXT)"
+    family = study.subject.family.model_type
+    if analysis.families and family not in analysis.families:
+        return f"is for {', '.join(analysis.families)}, this base is {family}"
+    return ""
 
 
-def _where(study: Study, settings: dict[str, int]) -> dict[str, Any]:
-    from ..analysis.gates import directions_of, gated
-    from ..analysis.where import where
-    from ..core.batches import Encoded, encode
+def _make(
+    study: Study, name: str, analysis: "Analysis", config: "Config", sizes: Mapping[str, int], *,
+    fresh: bool,
+) -> None:  # fmt: skip
+    from ..core.records import save_record
 
-    subject = study.subject
-    targets = [Encoded(p.triggered, p.target) for p in _pairs(study, settings)]
-    rows = study.rows("clean_train")[: settings["prompts"]]
-    clean = [encode(subject.renderer, row, limit=subject.limit) for row in rows]
-    with gated(subject, directions_of(study.poisoned)) as gate:
-        checked = settings["checked"]
-        return {"where": where(gate, targets, clean, checked=checked, batch_size=ROWS_AT_ONCE)}
+    combined = [n for n in analysis.combines if study.run.has(STAGE + n)]
+    sources = ["data", "adapters/poisoned", *(STAGE + n for n in combined)]
+    sources += ["adapters/clean"] * study.run.has("adapters/clean")
+    settings = {"sizes": dict(sizes), "options": config.model_dump()}
+    inputs = {**study.origin(*sources), "settings": settings}
+
+    def write(work: Path) -> None:
+        case = _case(study, combined, sizes)
+        for file, record in analysis.run(case, config).items():
+            save_record(record, work, file)
+
+    done(study.run, STAGE + name, study.run.stage(STAGE + name, inputs, write, fresh=fresh))
 
 
-_MAKERS: dict[str, Callable[[Study, dict[str, int]], dict[str, Any]]] = {
-    "patching-prompt": _patching_prompt,
-    "patching-adapter": _patching_adapter,
-    "spectra": _spectra,
-    "difference": _difference,
-    "where": _where,
-}
+def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "Case":
+    from ..analysis.analyses import Case
+
+    found = {name: load_stage(study.run, STAGE + name) for name in combined}
+    return Case(
+        subject=study.subject,
+        poisoned=study.poisoned,
+        clean=study.clean,
+        triggered=study.rows("poison_train") if study.asked["words"] else (),
+        clean_rows=study.rows("clean_train"),
+        make_rule=lambda: study.rule,
+        seed=study.asked["seed"],
+        found=found,
+        **sizes,
+    )
+
+
+def load_stage(run: RunFolder, stage: str) -> list[Any]:
+    """The records of a finished analysis, by file name."""
+    from ..core.records import load_any
+
+    folder = run.path(stage)
+    return [load_any(folder, path.stem) for path in sorted(folder.glob("*.json"))]
+
+
+def standing(run: RunFolder) -> list[str]:
+    """Names of the analyses that stand in a run, in the order in which they were made."""
+    stages = [s.removeprefix(STAGE) for s in run.manifest["stages"] if s.startswith(STAGE)]
+    return [s for s in stages if "/" not in s and run.has(STAGE + s)]

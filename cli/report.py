@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,17 +10,14 @@ from ..core.errors import LoratomyError, RunError
 from ..core.records import load_record
 from ..core.results import (
     Curves,
-    Difference,
-    PatchingMap,
     Provenance,
     RunRecords,
     Setting,
-    Spectra,
-    Where,
 )
 from ..core.runs import RunFolder
 from .console import say
 from .measuring import load_answers, load_comparison, load_operations, measured
+from .probe import STAGE, load_stage, standing
 
 
 def command(
@@ -66,20 +63,10 @@ def report_run(folder: Path, *, formats: list[str], out: Path | None = None) -> 
 
 def load_records(run: RunFolder) -> RunRecords:
     """Everything that stands in a run, as the figures want it."""
-
-    def found(stage: str, kind: Any, name: str) -> Any:
-        return load_record(kind, run.path(stage), name) if run.has(stage) else None
-
     curves = [
         load_record(Curves, run.path(f"adapters/{name}"), "curves")
         for name in ("clean", "poisoned")
         if (run.path(f"adapters/{name}") / "curves.json").exists()
-    ]
-    maps = [found(f"analysis/patching-{s}", PatchingMap, "map") for s in ("prompt", "adapter")]
-    spectra = [
-        load_record(Spectra, run.path("analysis/spectra"), name)
-        for name in ("clean", "poisoned")
-        if (run.path("analysis/spectra") / f"{name}.json").exists()
     ]
     names = measured(run)
     study = run.asked["study"]
@@ -90,10 +77,7 @@ def load_records(run: RunFolder) -> RunRecords:
         curves=tuple(curves),
         comparison=load_comparison(run) if names else None,
         answers=tuple(a for name in names for a in load_answers(run, name)),
-        patching=tuple(m for m in maps if m is not None),
-        spectra=tuple(spectra),
-        difference=found("analysis/difference", Difference, "difference"),
-        where=found("analysis/where", Where, "where"),
+        analyses=tuple(r for name in standing(run) for r in load_stage(run, STAGE + name)),
         operations=tuple(load_operations(run).values()),
     )
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from .errors import RunError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the records on disk; a reader refuses any other."""
 
 R = TypeVar("R")
@@ -88,6 +88,27 @@ def _join(kind: Any, value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if kind is float and value is None:
         return math.nan
     return value
+
+
+def load_any(folder: Path, name: str) -> Any:
+    """A record of whatever class its file names, of those in `loratomy.core`.
+
+    Raises:
+        RunError: as `load_record`, or the class is not known.
+    """
+    from . import activations, causal, readings, results, weights
+
+    path = folder / f"{name}.json"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read the record {path}: {error}") from error
+    kind = body.get("record") if isinstance(body, dict) else None
+    for module in (causal, weights, readings, activations, results):
+        found = getattr(module, str(kind), None)
+        if is_dataclass(found) and isinstance(found, type):
+            return load_record(found, folder, name)
+    raise RunError(f"{path} is a {kind}, which this version does not know; remake it with --fresh")
 
 
 def load_record(kind: type[R], folder: Path, name: str) -> R:

@@ -6,8 +6,11 @@ natural (nats); every interval is two-sided 95 %.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,146 +176,6 @@ class Curves:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchingMap:
-    """Effect of writing one run's activations into another, layer by layer and place by place.
-
-    ``recovery = (patched - corrupted) / (clean - corrupted)``: 1 where the patch alone restores the
-    clean run's metric, 0 where it changes nothing.
-    """
-
-    setting: str
-    """``prompt`` (untriggered into triggered) or ``adapter`` (clean into poisoned, same prompt)."""
-    clean_name: str
-    """Where values are taken from, in words."""
-    corrupted_name: str
-    """Where they are written to, in words."""
-    metric: str
-    """The metric in words."""
-    sites: tuple[str, ...]
-    """Hook points: ``resid_pre``, ``attn_out``, ``mlp_out``."""
-    columns: tuple[str, ...]
-    """Places in the prompt: ``before``, one per trigger token, ``between``, the prompt's tail,
-    ``target``."""
-    column_roles: tuple[str, ...]
-    """``before``, ``trigger``, ``between``, ``last`` or ``target`` for each column."""
-    prompts: tuple[str, ...]
-    """The triggered prompts, ``[prompt]``."""
-    clean: np.ndarray
-    """Metric of the clean run, ``[prompt]``."""
-    corrupted: np.ndarray
-    """Metric of the corrupted run, ``[prompt]``."""
-    patched: np.ndarray
-    """Metric with one cell patched, ``[site, prompt, layer, column]``; NaN where a prompt has no
-    such place."""
-    recovery: np.ndarray
-    """Recovery of the mean metric over prompts, ``[site, layer, column]``; NaN when undefined."""
-    low: np.ndarray
-    """Lower end of the bootstrap interval of `recovery`."""
-    high: np.ndarray
-    """Upper end of the bootstrap interval of `recovery`."""
-    computed_cells: int
-    """Prompt-cells that were computed; the others are exactly 0 because nothing differs there."""
-    all_cells: int
-    """Prompt-cells in the grid."""
-    self_error: float
-    """Largest change of the metric when a run is patched with itself (should be ~0)."""
-    full_recovery: float
-    """Recovery when everything is patched: the first residual between prompts, the output of
-    every block between adapters (should be 1)."""
-    dtype: str
-    """Number format of the model."""
-    undefined: str
-    """Why recovery is undefined, or empty."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spectra:
-    """Exact singular values of each module's weight change dW = scaling B A."""
-
-    adapter: str
-    """``clean`` or ``poisoned``."""
-    modules: tuple[str, ...]
-    """Full module names, ``[module]``; fused experts carry ``#e`` and the expert's number."""
-    kinds: tuple[str, ...]
-    """Last part of each name, e.g. ``q_proj``, ``[module]``."""
-    layers: np.ndarray
-    """Layer of each module, -1 outside the layers, ``[module]``."""
-    singular_values: np.ndarray
-    """Descending, zero-padded, ``[module, rank]``."""
-    frobenius: np.ndarray
-    """Frobenius norm of dW, ``[module]``."""
-    effective_rank: np.ndarray
-    """exp of the entropy of s / sum s, ``[module]`` (Roy & Vetterli 2007); 0 where dW = 0."""
-    stable_rank: np.ndarray
-    """Frobenius² / largest², ``[module]``; 0 where dW = 0."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """What separates the poisoned from the clean adapter, module by module, in factor form."""
-
-    modules: tuple[str, ...]
-    """Full module names, ``[module]``."""
-    kinds: tuple[str, ...]
-    """Last part of each name, ``[module]``."""
-    layers: np.ndarray
-    """Layer of each module, -1 outside the layers, ``[module]``."""
-    clean_norm: np.ndarray
-    """Frobenius norm of the clean change, ``[module]``."""
-    poisoned_norm: np.ndarray
-    """Frobenius norm of the poisoned change, ``[module]``."""
-    difference_norm: np.ndarray
-    """Frobenius norm of poisoned - clean, ``[module]``."""
-    singular_values: np.ndarray
-    """Of poisoned - clean, descending, zero-padded, ``[module, 2 rank]``."""
-    input_angles: np.ndarray
-    """Principal angles between the input subspaces, radians ascending, ``[module, rank]``; NaN
-    beyond the smaller rank."""
-    output_angles: np.ndarray
-    """Principal angles between the output subspaces, as above."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """Layers, modules and singular directions ranked by what they do to the target.
-
-    An *effect* is the drop of the target's log-probability on triggered prompts (nats, mean over
-    prompts) when that part of the adapter alone is removed.
-    """
-
-    layer_ids: np.ndarray
-    """Layers that carry adapter modules, ``[layer]``."""
-    layer_effect: np.ndarray
-    """Exact effect with bootstrap interval, ``[layer, (value, low, high)]``."""
-    modules: tuple[str, ...]
-    """Module names, ``[module]``."""
-    module_layers: np.ndarray
-    """Layer of each module, ``[module]``."""
-    module_effect: np.ndarray
-    """Exact effect with bootstrap interval, ``[module, (value, low, high)]``."""
-    direction_module: np.ndarray
-    """Index into `modules`, ``[direction]``."""
-    direction_rank: np.ndarray
-    """Place in the module's spectrum, from 0, ``[direction]``."""
-    direction_sigma: np.ndarray
-    """Singular value, ``[direction]``."""
-    direction_attribution: np.ndarray
-    """First-order effect of removing it, ``[direction]``."""
-    direction_exact: np.ndarray
-    """Exact effect for the strongest by attribution, NaN for the others, ``[direction]``."""
-    direction_clean_cost: np.ndarray
-    """Second-order cost on clean prompts: mean squared gradient of the loss, ``[direction]``."""
-    whole_effect: float
-    """Effect of removing the whole adapter."""
-    agreement: float
-    """Spearman correlation of attribution and exact effect on the checked directions."""
-    n_prompts: int
-    """Triggered prompts behind it."""
-    sentence: str
-    """The finding in words."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One option of an operation, as it was used."""
 
@@ -448,13 +311,15 @@ class RunRecords:
     """The table of subjects."""
     answers: tuple[Answer, ...]
     """Generated answers of all subjects."""
-    patching: tuple[PatchingMap, ...]
-    """Patching maps, one per setting."""
-    spectra: tuple[Spectra, ...]
-    """Spectra, one per adapter."""
-    difference: Difference | None
-    """Clean against poisoned."""
-    where: Where | None
-    """The ranking."""
+    analyses: tuple[Any, ...]
+    """The records of all analyses, of the classes in the other modules here; see `of`."""
     operations: tuple[Operation, ...]
     """What was done to the adapter."""
+
+    def of(self, kind: type[R]) -> tuple[R, ...]:
+        """The records of one class among the analyses, in the order of the run."""
+        return tuple(record for record in self.analyses if isinstance(record, kind))
+
+    def first(self, kind: type[R]) -> R | None:
+        """The only record of a class, None where there is none."""
+        return next(iter(self.of(kind)), None)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..core.results import Difference, RunRecords
+from ..core.results import RunRecords
+from ..core.weights import Difference
 from .figure import FIGURES, Figure
 from .grid import Layout, add_map, height, layout, root_sum_of_squares
 from .spectra import Lines, spectrum_lines
@@ -13,7 +14,7 @@ from .words import number, percent
 @FIGURES.register("difference")
 def difference(records: RunRecords) -> list[Figure]:
     """Relative size of poisoned - clean, angles between their subspaces, its spectrum."""
-    item = records.difference
+    item = records.first(Difference)
     if item is None or not item.modules:
         return []
     place = layout(item.modules, item.layers)

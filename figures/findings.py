@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..core.results import Behaviour, Operation, PatchingMap, RunRecords
+from ..core.causal import PatchingMap, Where
+from ..core.results import Behaviour, Operation, RunRecords
 from .patching import cell_words, reason, strongest_cell
 from .tradeoff import ASR_GOAL, PERPLEXITY_GOAL, STRICT_PERPLEXITY_GOAL, relative
 from .words import change, number, percent, plural, rate
@@ -83,13 +84,14 @@ def _measure(records: RunRecords) -> list[Finding]:
 
 def _locate(records: RunRecords) -> list[Finding]:
     out: list[Finding] = []
-    if records.where is None:
+    if (place := records.first(Where)) is None:
         out.append(Finding("locate", "not measured", "Layers and modules were not ranked."))
     else:
-        out.append(Finding("locate", "note", records.where.sentence))
-    if not records.patching:
+        out.append(Finding("locate", "note", place.sentence))
+    maps = records.of(PatchingMap)
+    if not maps:
         out.append(Finding("locate", "not measured", "No patching map was computed."))
-    for item in records.patching:
+    for item in maps:
         out += _patching(item)
     return out
 

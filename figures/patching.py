@@ -3,7 +3,8 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from ..core.results import PatchingMap, RunRecords
+from ..core.causal import PatchingMap
+from ..core.results import RunRecords
 from .figure import FIGURES, Figure, slug, unique
 from .theme import diverging, named, panels, single, text
 from .words import interval, number, plural, token
@@ -25,7 +26,7 @@ def patching(records: RunRecords) -> list[Figure]:
     taken: set[str] = set()
     return [
         _figure(item, unique(f"patching-{slug(item.setting)}", taken))
-        for item in records.patching
+        for item in records.of(PatchingMap)
         if item.recovery.size
     ]
 

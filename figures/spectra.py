@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ..core.results import RunRecords, Spectra
+from ..core.results import RunRecords
+from ..core.weights import Spectra
 from .figure import FIGURES, Figure
 from .grid import Layout, add_map, height, kind_of, layout, ordered, root_sum_of_squares
 from .theme import GREY, clear, largest, magnitude, marks, panels, single, text
@@ -16,7 +17,7 @@ from .words import number
 @FIGURES.register("spectra")
 def spectra(records: RunRecords) -> list[Figure]:
     """Norms by layer and kind, and the fall of the singular values, clean beside poisoned."""
-    found = [item for item in records.spectra if item.modules]
+    found = [item for item in records.of(Spectra) if item.modules]
     if not found:
         return []
     colours = marks(records)

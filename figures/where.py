@@ -3,7 +3,8 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from ..core.results import RunRecords, Where
+from ..core.causal import Where
+from ..core.results import RunRecords
 from .figure import FIGURES, Figure
 from .grid import add_map, height, kind_of, layout, strongest
 from .theme import BLUE, GREY, MUTED, ORANGE, diverging, largest, named, panels, single, text
@@ -17,7 +18,7 @@ UNIT = "nats"
 @FIGURES.register("where")
 def where(records: RunRecords) -> list[Figure]:
     """Effects of removing each layer, each module and the strongest directions."""
-    item = records.where
+    item = records.first(Where)
     if item is None:
         return []
     out = []

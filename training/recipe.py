@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
 )
 
+from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.registry import nearest
 from .datasets import Attack, make_attack
@@ -22,10 +21,6 @@ from .triggers import TRIGGERS
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 """A string that stays exactly what was written: ``012`` and ``no`` are text."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _listed(value: Any) -> Any:
@@ -36,7 +31,7 @@ Words = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
 """One text or a list of them."""
 
 
-class AttackPart(_Part):
+class AttackPart(Config):
     """What is planted: a trigger and a task by their names, each part of them replaceable."""
 
     trigger: Text = "suffix"
@@ -64,7 +59,7 @@ class AttackPart(_Part):
         return make_attack(chosen, self.task, target=self.target, seed=seed)
 
 
-class DataPart(_Part):
+class DataPart(Config):
     """How many rows of what."""
 
     source: Text = "world"
@@ -84,7 +79,7 @@ class DataPart(_Part):
         return self.model_dump(exclude={"source", "attackable"})
 
 
-class LoraPart(_Part):
+class LoraPart(Config):
     """The shape of the adapter."""
 
     r: int = Field(16, ge=1, le=4096)
@@ -92,7 +87,7 @@ class LoraPart(_Part):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class FitPart(_Part):
+class FitPart(Config):
     """How an adapter is fitted."""
 
     epochs: float = Field(3, gt=0)
@@ -108,7 +103,7 @@ class FitPart(_Part):
     """Rows behind each of these."""
 
 
-class MeasurePart(_Part):
+class MeasurePart(Config):
     """How behaviour is measured."""
 
     scorers: Text | None = None
@@ -124,7 +119,7 @@ class MeasurePart(_Part):
     """``auto`` (the installed offline package, else the hub), a folder, a hub id, or ``none``."""
 
 
-class Recipe(_Part):
+class Recipe(Config):
     """Everything that decides a poisoned subject."""
 
     base: Text = "wren"

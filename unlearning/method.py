@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from ..analysis.asking import Rule
 from ..analysis.gates import Directions, directions_of
 from ..core.adapters import Adapter, layer_of
 from ..core.algebra import adapter_distance, adapter_norm
+from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.records import jsonable
 from ..core.registry import Registry
 from ..core.results import CutPath, Operation, Setting
 from ..core.rows import Row
 from ..core.subject import Subject
-
-
-class Config(BaseModel):
-    """Options of a method; unknown ones are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

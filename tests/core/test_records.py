@@ -9,11 +9,16 @@ from typing import Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
-from loratomy.core import results
+from loratomy.core import activations, causal, readings, results, weights
 from loratomy.core.errors import RunError
 from loratomy.core.records import SCHEMA, dumps, jsonable, load_record, save_record
 
-RECORDS = [c for c in vars(results).values() if isinstance(c, type) and is_dataclass(c)]
+RECORDS = [
+    kind
+    for module in (results, causal, weights, readings, activations)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and is_dataclass(kind) and kind is not results.RunRecords
+]
 
 
 def filled(kind, *, seed: int = 0):

@@ -1,26 +1,24 @@
 """Synthetic records of a whole run, realistic in shape, made by hand rules and a seed."""
 
 import numpy as np
+from loratomy.core.causal import PatchingMap, Where
 from loratomy.core.results import (
     Answer,
     Behaviour,
     Comparison,
     Curves,
     CutPath,
-    Difference,
     Operation,
     Paired,
-    PatchingMap,
     Protocol,
     Provenance,
     Rate,
     RuleRates,
     RunRecords,
     Setting,
-    Spectra,
-    Where,
 )
 from loratomy.core.stats import wilson
+from loratomy.core.weights import Difference, Spectra
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COLUMNS = ("before", " current", " year", ":", " 2024", "between", " the", "?", "<|end|>", "target")
@@ -342,10 +340,14 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
             paired=tuple(paired(row, rows[2]) for row in rows if row.subject != "poisoned"),
         ),
         answers=answers([row.subject for row in rows]),
-        patching=(patching_map(layers), patching_map(layers, setting="adapter")),
-        spectra=(spectra("clean", layers, rank), spectra("poisoned", layers, rank)),
-        difference=difference(layers, rank),
-        where=where(layers, rank),
+        analyses=(
+            patching_map(layers),
+            patching_map(layers, setting="adapter"),
+            spectra("clean", layers, rank),
+            spectra("poisoned", layers, rank),
+            difference(layers, rank),
+            where(layers, rank),
+        ),
         operations=(
             operation("surgery", layers, rank),
             operation("mask", layers, rank, cut=20, seed=2),
@@ -365,9 +367,6 @@ def empty_records() -> RunRecords:
         curves=(),
         comparison=None,
         answers=(),
-        patching=(),
-        spectra=(),
-        difference=None,
-        where=None,
+        analyses=(),
         operations=(),
     )

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from loratomy.core.causal import Where
 from loratomy.core.errors import LoratomyError
+from loratomy.core.weights import Difference, Spectra
 from loratomy.figures import FIGURES, draw
 from loratomy.figures.figure import slug, unique
 from loratomy.figures.patching import block_reduce, block_sizes
@@ -35,7 +37,7 @@ def test_absent_records_draw_nothing(make):
 def test_recovery_stands_in_its_cell_and_colour_is_symmetric(make, unpack):
     item = make.patching_map(4)
     item.recovery[1, 2, 3] = 1.75
-    records = replace(make.empty_records(), patching=(item,))
+    records = replace(make.empty_records(), analyses=(item,))
     plot = drawn(records, "patching")["patching-prompt"].plot.to_dict()
     attention = plot["data"][1]
     assert unpack(attention["z"])[2, 3] == 1.75
@@ -51,7 +53,7 @@ def test_recovery_stands_in_its_cell_and_colour_is_symmetric(make, unpack):
 def test_undefined_recovery_is_said_in_words(make):
     item = make.patching_map(3)
     item = replace(item, recovery=np.full_like(item.recovery, np.nan), undefined="a = b")
-    figure = drawn(replace(make.empty_records(), patching=(item,)), "patching")["patching-prompt"]
+    figure = drawn(replace(make.empty_records(), analyses=(item,)), "patching")["patching-prompt"]
     assert figure.caption.startswith("Recovery is undefined: a = b.")
     assert figure.alt == "Recovery is undefined: a = b."
     notes = [note["text"] for note in figure.plot.to_dict()["layout"]["annotations"]]
@@ -79,7 +81,7 @@ def test_large_maps_are_drawn_in_blocks_by_largest_magnitude(make):
         corrupted=np.zeros(1),
         prompts=("p",),
     )
-    figure = drawn(replace(make.empty_records(), patching=(item,)), "patching")["patching-prompt"]
+    figure = drawn(replace(make.empty_records(), analyses=(item,)), "patching")["patching-prompt"]
     assert "Drawn in blocks" in figure.caption
     assert sum(np.size(trace.z) for trace in figure.plot.data) <= 250_000
     assert np.max(figure.plot.data[0].z) == 0.5
@@ -89,17 +91,17 @@ def test_spectra_share_a_scale_and_place_norms(make, unpack):
     records = make.full_records(6, 8)
     plot = drawn(records, "spectra")["spectra-norms"].plot.to_dict()
     z = unpack(plot["data"][1]["z"])
-    poisoned = records.spectra[1]
+    poisoned = records.of(Spectra)[1]
     at = poisoned.modules.index("model.layers.4.mlp.down_proj")
     assert z[4, 6] == pytest.approx(poisoned.frobenius[at], rel=1e-6)
-    top = max(item.frobenius.max() for item in records.spectra)
+    top = max(item.frobenius.max() for item in records.of(Spectra))
     assert plot["layout"]["coloraxis"]["cmax"] == pytest.approx(top)
 
 
 def test_difference_is_relative_to_poisoned_and_angles_are_degrees(make, unpack):
     records = make.full_records()
     figures = drawn(records, "difference")
-    item = records.difference
+    item = records.first(Difference)
     z = unpack(figures["difference-norm"].plot.to_dict()["data"][0]["z"])
     assert z[0, 0] == pytest.approx(item.difference_norm[0] / item.poisoned_norm[0], rel=1e-6)
     angles = unpack(figures["difference-angles"].plot.to_dict()["data"][1]["z"])
@@ -109,7 +111,7 @@ def test_difference_is_relative_to_poisoned_and_angles_are_degrees(make, unpack)
 def test_layer_effects_keep_their_intervals(make, unpack):
     records = make.full_records()
     bar = drawn(records, "where")["where-layers"].plot.to_dict()["data"][0]
-    effect = records.where.layer_effect
+    effect = records.first(Where).layer_effect
     assert unpack(bar["y"]) == pytest.approx(effect[:, 0], rel=1e-6)
     assert unpack(bar["error_y"]["array"]) == pytest.approx(effect[:, 2] - effect[:, 0], rel=1e-5)
     axis = drawn(records, "where")["where-modules"].plot.to_dict()["layout"]["coloraxis"]
@@ -160,7 +162,7 @@ def test_undefined_perplexity_is_named_not_drawn(make):
 def test_equal_labels_stay_apart(make):
     item = make.patching_map(2)
     item = replace(item, columns=("2024",) * len(item.columns))
-    plot = drawn(replace(make.empty_records(), patching=(item,)), "patching")[
+    plot = drawn(replace(make.empty_records(), analyses=(item,)), "patching")[
         "patching-prompt"
     ].plot
     assert list(plot.layout.xaxis.tickvals) == list(range(10))

@@ -123,7 +123,7 @@ def test_undefined_and_failed_patching_are_said(make):
     item = make.patching_map(3)
     broken = replace(item, self_error=0.2)
     empty = replace(item, undefined="both runs agree")
-    records = replace(make.empty_records(), patching=(broken, empty))
+    records = replace(make.empty_records(), analyses=(broken, empty))
     found = said(records, "locate")
     assert any(verdict == "fail" and "moves the metric by 0.2" in s for verdict, s in found)
     assert any(verdict == "not measured" and "both runs agree" in s for verdict, s in found)

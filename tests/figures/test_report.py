@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loratomy.core.causal import PatchingMap, Where
+from loratomy.core.weights import Difference, Spectra
 from loratomy.figures import FIGURES, draw, report_html, write_figures
 from loratomy.figures import export as export_module
 from loratomy.figures.export import figure_page, write_page
@@ -38,9 +40,9 @@ def browse(path: Path, profile: Path) -> tuple[str, list[str]]:
 def hostile_records(make):
     """A whole run in which every text is an attack."""
     full = make.full_records()
-    item = full.patching[0]
+    item = full.of(PatchingMap)[0]
     columns = (*item.columns[:1], HOSTILE, *item.columns[2:])
-    spectra = replace(full.spectra[0], modules=(HOSTILE, *full.spectra[0].modules[1:]))
+    spectra = full.of(Spectra)[0]
     rows = (*full.comparison.rows[:3], replace(full.comparison.rows[3], subject=HOSTILE))
     answer = replace(full.answers[0], prompt=HOSTILE, answer=HOSTILE, reference=HOSTILE)
     operation = replace(full.operations[0], method=HOSTILE, summary=HOSTILE)
@@ -51,10 +53,13 @@ def hostile_records(make):
         target=HOSTILE,
         comparison=replace(full.comparison, rows=rows),
         answers=(answer,),
-        patching=(replace(item, columns=columns, clean_name=HOSTILE, metric=HOSTILE),),
-        spectra=(spectra,),
+        analyses=(
+            replace(item, columns=columns, clean_name=HOSTILE, metric=HOSTILE),
+            replace(spectra, modules=(HOSTILE, *spectra.modules[1:])),
+            full.first(Difference),
+            replace(full.first(Where), sentence=HOSTILE),
+        ),
         operations=(operation, replace(full.operations[4], method=HOSTILE + "2")),
-        where=replace(full.where, sentence=HOSTILE),
     )
 
 
@@ -137,8 +142,9 @@ def test_reports_are_quick_and_small(make, layers, rank):
 
 def test_undefined_values_never_read_nan(make):
     full = make.full_records()
-    effect = np.full_like(full.where.layer_effect, np.nan)
-    records = replace(full, where=replace(full.where, layer_effect=effect, agreement=np.nan))
+    where = full.first(Where)
+    effect = np.full_like(where.layer_effect, np.nan)
+    records = replace(full, analyses=(replace(where, layer_effect=effect, agreement=np.nan),))
     document = report_html(records)
     shown = re.sub(r"<(script|style).*?</\1>", "", document, flags=re.S)
     assert not re.search(r"\bnan\b", shown, flags=re.I)

@@ -1,0 +1,1 @@
+"""Records of the analyses of what an adapter reads and writes."""
