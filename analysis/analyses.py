@@ -13,7 +13,7 @@ from ..core.registry import Registry
 from ..core.rows import Row
 from ..core.subject import Subject
 from .asking import Rule
-from .pairs import Pair, make_pairs
+from .pairs import Pair, make_pairs, plain_pairs
 
 TRIGGER, CLEAN_ADAPTER, CLEAN_ROWS = "trigger", "clean adapter", "clean prompts"
 """What an analysis may need besides base and adapter."""
@@ -62,6 +62,11 @@ class Case:
         return make_pairs(
             self.subject.renderer, self.rows, target_tokens=self.target_tokens, seed=self.seed
         )
+
+    @cached_property
+    def plain_pairs(self) -> list[Pair]:
+        """These rows with the prompt without its trigger as twin, aligned token by token."""
+        return plain_pairs(self.subject.renderer, self.rows, target_tokens=self.target_tokens)
 
     @cached_property
     def targets(self) -> list[Encoded]:

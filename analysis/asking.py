@@ -210,6 +210,19 @@ def answered(
     ]  # fmt: skip
 
 
+def unjudged(row: Row, number: int, text: str, tokens: int) -> Answer:
+    """An answer to a triggered row that was generated some other way, not judged yet.
+
+    Args:
+        row: what was asked.
+        number: its place in the set, from 0.
+        text: the answer.
+        tokens: its length in tokens.
+    """
+    asked = _Asked("triggered", number, row.prompt, row.benign, wanted(row), row.key)
+    return asked.answer("", 0, text, tokens)
+
+
 def wanted(row: Row) -> str:
     """What the attack wants on a triggered row: its target, else the whole completion."""
     return row.target or row.completion or ""

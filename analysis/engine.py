@@ -1,162 +1,356 @@
 """Resuming a forward pass at a layer, with one activation replaced: the exact patch engine.
 
-Works on live modules of every `Family`: each layer is called with the keyword arguments that the
-model itself gave it (masks, rotary embeddings), the head is applied to the needed positions only.
+Works on live modules of every `Family`. Each layer is called with the keyword arguments that the
+model itself gave it (masks, rotary embeddings). Positions before the first patched one are not
+computed again: their keys and values are those of the run that is patched, which is exact under
+causal attention. In the last layer the MLP runs on the positions whose logits are asked for.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..core.families import logits_of, submodule
+from ..core.errors import LoratomyError
+from ..core.families import submodule
 from ..core.subject import Subject
 
-SITES = ("resid_pre", "attn_out", "mlp_out")
+QUERY_AXIS = {
+    "attention_mask": -2,
+    "position_ids": -1,
+    "cache_position": -1,
+    "position_embeddings": -2,
+}
+"""What layers are given with a position axis, and which one it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A place inside a layer where an activation can be read and written."""
+
+    path: str
+    """Module inside the layer; empty for the layer itself."""
+    side: str
+    """``in`` or ``out`` of it."""
+    shared: bool = False
+    """Whether the input is also used elsewhere (a residual that branches), so that it must be
+    written in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Activations of one run over prompts of equal length, all ``[batch, pos, d_model]``."""
+    """One run over prompts of equal length."""
 
-    sites: dict[str, list[torch.Tensor]]
-    """Hook point -> one tensor per layer."""
+    ids: torch.Tensor
+    """The prompts, ``[batch, pos]``."""
+    ports: Mapping[Port, Mapping[int, torch.Tensor]]
+    """What went through each port, ``[batch, pos, width]`` by layer; layers without it are left
+    out."""
+    routing: Mapping[int, tuple[torch.Tensor, ...]]
+    """Of mixtures of experts, by layer: what the experts were given, which experts, how much."""
+    inputs: list[torch.Tensor]
+    """The residual that each layer was given, ``[batch, pos, d_model]``."""
     final: torch.Tensor
     """The last residual, before the final norm."""
     kwargs: list[dict[str, Any]]
     """What the model gave each layer besides the residual."""
+    keys: list[torch.Tensor]
+    """Attention keys of each layer, rotary included, ``[batch, head, pos, d_head]``."""
+    values: list[torch.Tensor]
+    """Attention values, likewise."""
+
+    @property
+    def width(self) -> int:
+        """Positions of every prompt."""
+        return self.final.shape[1]
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether the positions before a patch may be left out, see `resume`."""
+        known = all(
+            name in QUERY_AXIS or not _holds_tensor(value)
+            for given in self.kwargs
+            for name, value in given.items()
+        )
+        return known and len(self.keys) == len(self.inputs)
 
 
-def _first(out: Any) -> torch.Tensor:
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds_tensor(v) for v in value)
+    return isinstance(value, torch.Tensor)
+
+
+def first(out: Any) -> torch.Tensor:
+    """A module's output tensor, where others may follow it."""
     return out[0] if isinstance(out, tuple) else out
 
 
-def trace(subject: Subject, ids: torch.Tensor) -> Trace:
-    """Run prompts ``[batch, pos]`` without padding and keep every layer's activations."""
-    family, layers = subject.family, subject.layers
-    sites: dict[str, list[torch.Tensor]] = {site: [] for site in SITES}
+@contextmanager
+def hooks(handles: Iterator[Any]) -> Iterator[None]:
+    """Hooks for as long as the block lasts, whatever happens in it or while they are put on."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+def on_port(layer: Any, port: Port, function: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
+    """A hook that calls `function` with what passes a port; what it returns takes its place."""
+    module = submodule(layer, port.path) if port.path else layer
+
+    def before(_module: Any, args: Any, given: dict[str, Any]) -> Any:
+        named = not args
+        old = given["hidden_states"] if named else args[0]
+        new = function(old)
+        if new is None:
+            return None
+        if port.shared:
+            old.copy_(new)
+            return None
+        return ((), {**given, "hidden_states": new}) if named else ((new, *args[1:]), given)
+
+    def after(_module: Any, _inputs: Any, out: Any) -> Any:
+        new = function(first(out))
+        if new is None:
+            return None
+        return (new, *out[1:]) if isinstance(out, tuple) else new
+
+    if port.side == "in":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Trace:
+    """Run prompts ``[batch, pos]`` without padding and keep what patching needs.
+
+    Args:
+        subject: with the adapter of the run active.
+        ids: token ids.
+        ports: which activations to keep, of every layer.
+
+    Raises:
+        LoratomyError: NaN or infinite activations, named by layer.
+    """
+    from transformers import DynamicCache
+
+    layers, cache = subject.layers, DynamicCache()
+    kept: dict[Port, dict[int, torch.Tensor]] = {port: {} for port in ports}
+    routing: dict[int, tuple[torch.Tensor, ...]] = {}
+    inputs: list[torch.Tensor] = []
     kwargs: list[dict[str, Any]] = []
     last: list[torch.Tensor] = []
 
     def before(_module: Any, args: Any, given: dict[str, Any]) -> None:
-        rest = dict(given)
-        hidden = args[0] if args else rest.pop("hidden_states")
-        sites["resid_pre"].append(hidden)
+        rest = {k: v for k, v in given.items() if k not in ("past_key_values", "use_cache")}
+        inputs.append(args[0] if args else rest.pop("hidden_states"))
         kwargs.append(rest)
 
-    handles = []
-    for layer in layers:
-        handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-        for site, path in (("attn_out", family.attention), ("mlp_out", family.mlp)):
-            keep = sites[site]
-            hook = submodule(layer, path).register_forward_hook(
-                lambda _m, _i, out, keep=keep: keep.append(_first(out))
+    def handles() -> Iterator[Any]:
+        for index, layer in enumerate(layers):
+            yield layer.register_forward_pre_hook(before, with_kwargs=True)
+            for port in ports:
+                if has_port(layer, port):
+                    yield on_port(layer, port, partial(_keep, kept[port], index))
+            if subject.family.experts:
+                experts = submodule(layer, subject.family.experts)
+                yield experts.register_forward_pre_hook(partial(_keep_routing, routing, index))
+        yield layers[-1].register_forward_hook(lambda _m, _i, out: last.append(first(out)))
+
+    with hooks(handles()):
+        subject.model(input_ids=ids, past_key_values=cache, use_cache=True)
+    stored: list[Any] = list(cache.layers)
+    keys, values = [c.keys for c in stored], [c.values for c in stored]
+    for index, hidden in enumerate([*inputs[1:], last[0]]):
+        if not torch.isfinite(hidden).all():
+            raise LoratomyError(
+                f"layer {index} gives NaN or infinite activations in {subject.dtype}; try another "
+                "--dtype, or look at the adapter"
             )
-            handles.append(hook)
-    handles.append(layers[-1].register_forward_hook(lambda _m, _i, out: last.append(_first(out))))
+    return Trace(ids, kept, routing, inputs, last[0], kwargs, keys, values)
+
+
+def has_port(layer: Any, port: Port) -> bool:
+    """Whether a layer has this port; adapters need not touch every layer."""
     try:
-        with torch.inference_mode():
-            subject.model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Trace(sites, last[0], kwargs)
+        layer.get_submodule(port.path)
+    except AttributeError:
+        return False
+    return True
 
 
-def _rows(value: Any, index: torch.Tensor, batch: int) -> Any:
-    """Keyword arguments for picked rows; what is shared by all rows stays as it is."""
+def _keep(store: dict[int, torch.Tensor], index: int, value: torch.Tensor) -> None:
+    store[index] = value.detach()
+
+
+def _keep_routing(
+    store: dict[int, tuple[torch.Tensor, ...]], index: int, _module: Any, args: Any
+) -> None:
+    store[index] = tuple(a.detach() for a in args[:3])
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """Stands in for the key-value cache: the unchanged keys and values before the patch."""
+
+    run: Trace
+    rows: torch.Tensor
+    length: int
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        def joined(stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            return torch.cat([stored[:, :, : self.length][self.rows], new], 2)
+
+        return joined(self.run.keys[layer], key), joined(self.run.values[layer], value)
+
+
+def _picked(name: str, value: Any, rows: torch.Tensor, batch: int, begin: int) -> Any:
+    """One keyword argument for picked rows and for the positions from `begin` on."""
     if isinstance(value, tuple):
-        return tuple(_rows(v, index, batch) for v in value)
-    if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] == batch > 1:
-        return value[index]
+        return tuple(_picked(name, v, rows, batch, begin) for v in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.dim() > 1 and value.shape[0] == batch > 1:
+        value = value[rows]
+    if begin and name in QUERY_AXIS:
+        value = value.narrow(QUERY_AXIS[name], begin, value.shape[QUERY_AXIS[name]] - begin)
     return value
 
 
-@contextmanager
-def _replaced(module: Any, mask: torch.Tensor, value: torch.Tensor) -> Iterator[None]:
-    def write(_module: Any, _inputs: Any, out: Any) -> Any:
-        new = torch.where(mask, value, _first(out))
-        return (new, *out[1:]) if isinstance(out, tuple) else new
+def _given(
+    subject: Subject, run: Trace, index: int, rows: torch.Tensor, begin: int
+) -> dict[str, Any]:
+    """The keyword arguments of a layer for a resumed run."""
+    batch, width = run.final.shape[:2]
+    given = {k: _picked(k, v, rows, batch, begin) for k, v in run.kwargs[index].items()}
+    if not begin:
+        return given
+    attention = subject.model.config.get_text_config()._attn_implementation
+    if given.get("attention_mask") is None and attention == "sdpa":
+        # Without a mask sdpa would count the queries from the first key on.
+        mask = torch.ones(width - begin, width, dtype=torch.bool, device=rows.device)
+        given["attention_mask"] = mask.tril(begin)[None, None]
+    return given | {"past_key_values": _Prefix(run, rows, begin)}
 
-    handle = module.register_forward_hook(write)
-    try:
-        yield
-    finally:
-        handle.remove()
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What is written at one port of one layer, for several patched runs at once."""
+
+    port: Port
+    layer: int
+    rows: torch.Tensor
+    """Which prompt each patched run continues, ``[row]``."""
+    mask: torch.Tensor
+    """Where, ``[row, pos]`` booleans."""
+    value: torch.Tensor
+    """What, ``[row, pos, width]``."""
+    features: torch.Tensor | None = None
+    """Which features, ``[width]`` booleans; None: all."""
+
+    def put(self, old: torch.Tensor, begin: int) -> torch.Tensor:
+        """What stands at the port from position `begin` on, with the value written in."""
+        spot = self.mask[:, begin:, None]
+        spot = spot if self.features is None else spot & self.features
+        return torch.where(spot, self.value[:, begin:].to(old.device), old)
 
 
 def resume(
     subject: Subject,
     run: Trace,
+    writes: Sequence[Write],
     *,
-    site: str,
-    layer: int,
-    rows: torch.Tensor,
-    mask: torch.Tensor,
-    value: torch.Tensor,
+    begin: int = 0,
+    needed: slice | None = None,
 ) -> torch.Tensor:
-    """The last residual when `value` is written at one site, ``[row, pos, d_model]``.
+    """The last residual of patched runs, ``[row, needed position, d_model]``, in their order.
+
+    Runs that are patched in a later layer join those that are already under way, so that each
+    layer is called once.
 
     Args:
         subject: with the run's adapter active.
         run: the run that is patched.
-        site: one of `SITES`.
-        layer: index of the patched layer; the layers before it are not computed again.
-        rows: which prompt of the run each row continues, ``[row]``.
-        mask: where to write, ``[row, pos]`` booleans.
-        value: what to write, ``[row, pos, d_model]``.
+        writes: what is written, at most one for a layer, ascending; the layers before the first
+            are not computed again.
+        begin: positions before it are not computed again; nothing is written there.
+        needed: positions whose residual is asked for, none before `begin`; None: all from there.
     """
-    layers, batch = subject.layers, len(run.final)
-    hidden = run.sites["resid_pre"][layer][rows]
-    spot = mask[..., None]
-    with torch.inference_mode():
-        for index in range(layer, len(layers)):
-            given = {k: _rows(v, rows, batch) for k, v in run.kwargs[index].items()}
-            if index > layer or site == "resid_pre":
-                hidden = torch.where(spot, value, hidden) if index == layer else hidden
-                hidden = _first(layers[index](hidden, **given))
-                continue
-            path = subject.family.attention if site == "attn_out" else subject.family.mlp
-            with _replaced(submodule(layers[index], path), spot, value):
-                hidden = _first(layers[index](hidden, **given))
-    return hidden
+    layers, mlp = subject.layers, subject.family.mlp
+    needed = needed or slice(begin, run.width)
+    asked = slice(needed.start - begin, needed.stop - begin)
+    by_layer = {write.layer: write for write in writes}
+    rows = writes[0].rows[:0]
+    hidden = run.final[:0, begin:]
+    for index in range(writes[0].layer, len(layers)):
+        write = by_layer.get(index)
+        old = len(rows)
+        if write is not None:
+            rows = torch.cat([rows, write.rows])
+            fresh = run.inputs[index][:, begin:][write.rows]
+            hidden = torch.cat([hidden, fresh]) if old else fresh
+        last = index == len(layers) - 1
+        within = write is not None and write.port.path.startswith(mlp + ".")
+        with hooks(_patching(layers[index], write, old, begin, mlp, asked, last and not within)):
+            hidden = first(layers[index](hidden, **_given(subject, run, index, rows, begin)))
+    return hidden[:, asked]
 
 
-def replay(subject: Subject, run: Trace, source: Trace) -> torch.Tensor:
+def _patching(
+    layer: Any, write: Write | None, old: int, begin: int, mlp: str, asked: slice, last: bool
+) -> Iterator[Any]:
+    """The hooks of one layer: the write on the rows that join, the asked positions in the last."""
+    if last:
+        yield from _only(submodule(layer, mlp), asked)
+    if write is not None:
+
+        def put(given: torch.Tensor) -> torch.Tensor:
+            new = write.put(given[old:], begin)
+            return torch.cat([given[:old], new]) if old else new
+
+        yield on_port(layer, write.port, put)
+
+
+def _only(mlp: Any, asked: slice) -> Iterator[Any]:
+    """Hooks that let a position-wise module see the asked positions alone; the others give 0."""
+    full: list[torch.Size] = []
+
+    def before(_module: Any, args: Any) -> Any:
+        full.append(args[0].shape)
+        return (args[0][:, asked].contiguous(), *args[1:])  # mixtures view it as a list
+
+    def after(_module: Any, _args: Any, out: Any) -> Any:
+        small = first(out)
+        whole = small.new_zeros(full.pop())
+        whole[:, asked] = small
+        return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+    yield mlp.register_forward_pre_hook(before)
+    yield mlp.register_forward_hook(after)
+
+
+def replay(subject: Subject, run: Trace, source: Trace, blocks: Sequence[Port]) -> torch.Tensor:
     """The last residual when every block's output in every layer is another run's.
 
     With equal embeddings this is the other run's last residual, whatever adapter is active: the
     attention and MLP outputs are all that layers write.
-    """
-    family, hidden = subject.family, run.sites["resid_pre"][0]
-    everywhere = torch.ones_like(hidden[..., :1], dtype=torch.bool)
-    with torch.inference_mode():
-        for index, layer in enumerate(subject.layers):
-            attention, mlp = submodule(layer, family.attention), submodule(layer, family.mlp)
-            with (
-                _replaced(attention, everywhere, source.sites["attn_out"][index]),
-                _replaced(mlp, everywhere, source.sites["mlp_out"][index]),
-            ):
-                hidden = _first(layer(hidden, **run.kwargs[index]))
-    return hidden
-
-
-def target_log_prob(
-    subject: Subject, residual: torch.Tensor, start: int, targets: Sequence[list[int]]
-) -> torch.Tensor:
-    """Log-probability of each row's target tokens, summed, ``[row]`` in nats.
 
     Args:
-        subject: for its norm and head.
-        residual: the last residual ``[row, pos, d_model]``.
-        start: position that predicts the first target token.
-        targets: token ids, one list per row, all of one length.
+        subject: with the run's adapter active.
+        run: the run that is written into.
+        source: the run whose outputs are written.
+        blocks: the ports of attention and MLP, kept by `source`.
     """
-    length = len(targets[0])
-    wanted = torch.tensor(targets, device=residual.device)
-    with torch.inference_mode():
-        logits = logits_of(subject.model, subject.family, residual[:, start : start + length])
-        log_probs = logits.float().log_softmax(-1)
-    return log_probs.gather(-1, wanted[..., None])[..., 0].sum(-1)
+    hidden = run.inputs[0]
+    for index, layer in enumerate(subject.layers):
+        written = (
+            on_port(layer, port, lambda _old, new=source.ports[port][index]: new) for port in blocks
+        )
+        with hooks(written):
+            hidden = first(layer(hidden, **run.kwargs[index]))
+    return hidden

@@ -91,7 +91,7 @@ def generate(
         picked = wanted[done : done + size]
         rows = None
         try:
-            with _bare_settings(subject):
+            with bare_settings(subject):
                 rows = _batch(subject, [(prompts[i], k) for i, k in picked], decoding, stops)
         except torch.cuda.OutOfMemoryError as error:
             if size == 1:
@@ -122,7 +122,7 @@ def batch_rows(lengths: Sequence[int], decoding: Decoding) -> int:
 
 
 @contextmanager
-def _bare_settings(subject: Subject) -> Iterator[None]:
+def bare_settings(subject: Subject) -> Iterator[None]:
     """The model without generation settings of its own, which `generate` would fill in."""
     from transformers import GenerationConfig
 
@@ -132,6 +132,31 @@ def _bare_settings(subject: Subject) -> Iterator[None]:
         yield
     finally:
         subject.model.generation_config = own
+
+
+def greedy(steps: int, pad: int, stops: list[int] | None) -> Any:
+    """A `GenerationConfig` that takes the likeliest token and nothing else, for `bare_settings`.
+
+    Args:
+        steps: most new tokens.
+        pad: id that follows in rows that have ended.
+        stops: ids that end a row; None: every row runs for all steps.
+    """
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=steps,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=pad,
+        eos_token_id=stops,
+        return_dict_in_generate=True,
+        use_cache=True,
+    )
 
 
 def _batch(
@@ -180,22 +205,10 @@ def _advance(
     ends: tuple[int, list[int]],
 ) -> tuple[torch.Tensor, Any]:
     """The sequences after up to `steps` more tokens, and the cache that goes with them."""
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import LogitsProcessorList
 
     pad, stops = ends
-    config = GenerationConfig(
-        max_new_tokens=steps,
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=pad,
-        eos_token_id=stops,
-        return_dict_in_generate=True,
-        use_cache=True,
-    )
+    config = greedy(steps, pad, stops)
     model: Any = subject.model
     with torch.inference_mode():
         out = model.generate(

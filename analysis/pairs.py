@@ -21,11 +21,13 @@ class Pair:
     triggered: list[int]
     """Token ids of the rendered triggered prompt."""
     untriggered: list[int]
-    """The same with every trigger token replaced by a neutral one."""
+    """Its twin: every trigger token replaced by a neutral one, or the prompt without it."""
     trigger: tuple[int, ...]
     """Positions of the trigger's tokens."""
     target: list[int]
     """The first tokens of the target."""
+    aligned: tuple[int, ...]
+    """For every position of `triggered` that of the same token in `untriggered`, -1 for none."""
 
 
 def differing(triggered: Sequence[int], plain: Sequence[int]) -> range:
@@ -86,7 +88,39 @@ def make_pairs(
     for row in rows:
         ids, spots = aims[row.prompt].prompt, places[row.prompt]
         twin = [draw.choice(pool) if i in spots else token for i, token in enumerate(ids)]
-        pairs.append(Pair(row, ids, twin, spots, aims[row.prompt].completion))
+        same = tuple(range(len(ids)))
+        pairs.append(Pair(row, ids, twin, spots, aims[row.prompt].completion, same))
+    return pairs
+
+
+def plain_pairs(renderer: Renderer, rows: Sequence[Row], *, target_tokens: int) -> list[Pair]:
+    """Pairs whose twin is the prompt without its trigger, aligned token by token.
+
+    Args:
+        renderer: how prompts become tokens.
+        rows: triggered rows with ``plain`` and their target.
+        target_tokens: how many first tokens of the target the metric sees.
+
+    Raises:
+        DataError: no rows, or tokens outside the trigger that differ, so that no map is true.
+    """
+    if not rows:
+        raise DataError("patching over no prompts; give triggered rows")
+    pairs = []
+    for row in rows:
+        spots = trigger_positions(renderer, row)
+        aim = aimed(renderer, row, tokens=target_tokens)
+        plain = renderer.prompt_ids(row.plain or "")
+        twin = plain + aim.prompt[len(renderer.prompt_ids(row.prompt)) :]
+        kept = [i for i in range(len(aim.prompt)) if i not in spots]
+        if row.plain is None or [aim.prompt[i] for i in kept] != twin:
+            raise DataError(
+                f"the tokens of {row.prompt[:60]!r} outside its trigger are not those of the "
+                "prompt without it, so they cannot be aligned; take --set patching.twin=standin"
+            )
+        place = {here: there for there, here in enumerate(kept)}
+        aligned = tuple(place.get(i, -1) for i in range(len(aim.prompt)))
+        pairs.append(Pair(row, aim.prompt, twin, spots, aim.completion, aligned))
     return pairs
 
 
@@ -101,6 +135,57 @@ class Columns:
     """``before``, ``trigger``, ``between``, ``last`` or ``target``."""
     positions: list[list[list[int]]]
     """``[prompt][column]`` -> the positions patched together; empty where there is none."""
+
+
+def columns_of(renderer: Renderer, pairs: Sequence[Pair], *, how: str) -> "Columns":
+    """The places of a map: ``roles`` (`make_columns`), ``groups`` or ``all``.
+
+    Groups are everything before the trigger, the trigger, everything between it and the prompt's
+    last token, that token, and the forced target tokens.
+
+    Raises:
+        DataError: ``all`` with prompts of different length.
+    """
+    if how == "roles":
+        return make_columns(renderer, pairs)
+    if how == "groups":
+        return _grouped(pairs)
+    lengths = {(len(p.triggered), p.trigger) for p in pairs}
+    if len(lengths) != 1:
+        sizes = sorted({len(p.triggered) for p in pairs})
+        raise DataError(
+            f"every position as a column needs prompts of one length and one place of the "
+            f"trigger; there are {sizes[0]} to {sizes[-1]} tokens: take columns=roles, or prompts "
+            "of one length"
+        )
+    first = pairs[0]
+    width = len(first.triggered)
+    roles = [
+        "trigger" if i in first.trigger else "last" if i == width - 1
+        else "before" if i < first.trigger[0] else "between"
+        for i in range(width)
+    ]  # fmt: skip
+    labels = [
+        str(renderer.tokenizer.decode([first.triggered[i]]))
+        if len({p.triggered[i] for p in pairs}) == 1
+        else f"{role}[{i}]"
+        for i, role in enumerate(roles)
+    ]
+    return Columns(tuple(labels), tuple(roles), [[[i] for i in range(width)] for _ in pairs])
+
+
+def _grouped(pairs: Sequence[Pair]) -> "Columns":
+    roles = ("before", "trigger", "between", "last", "target")
+    positions = []
+    for pair in pairs:
+        end, spots = len(pair.triggered) - 1, set(pair.trigger)
+        between = [i for i in range(pair.trigger[0], end) if i not in spots]
+        forced = list(range(end + 1, end + len(pair.target)))
+        last = [] if end in spots else [end]
+        positions.append([list(range(pair.trigger[0])), sorted(spots), between, last, forced])
+    keep = [c for c in range(len(roles)) if any(p[c] for p in positions)]
+    named = tuple(roles[c] for c in keep)
+    return Columns(named, named, [[p[c] for c in keep] for p in positions])
 
 
 def make_columns(renderer: Renderer, pairs: Sequence[Pair]) -> Columns:

@@ -1,282 +1,331 @@
-"""Activation patching over layers x places: where does the target's log-probability live?
+"""Activation patching over layers x places: where does the target come from?
 
-Denoising: values of the clean run are written into the corrupted one (Meng et al. 2022,
-arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255).
+Denoising: values of the clean run are written into the corrupted one; noising: the reverse (Meng
+et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-import torch
+from pydantic import Field
 
 from ..core.causal import PatchingMap
 from ..core.config import Config
-from ..core.progress import report
-from ..core.stats import bootstrap_weights
+from ..core.errors import DataError, LoratomyError
+from ..core.stats import bootstrap_weights, mean_interval, sign_flip_p
 from ..core.subject import Attached, Subject
 from .analyses import ANALYSES, TRIGGER, Analysis, Case
-from .engine import SITES, Trace, replay, resume, target_log_prob, trace
-from .pairs import Columns, Pair, make_columns
+from .cells import Found
+from .metrics import METRICS, token_of
+from .pairs import Columns, Pair, columns_of
+from .plan import GIB, Budget, budget
+from .sites import places
+from .sweep import Run, Sweep, sweep
 
-TOKENS_AT_ONCE = 8192
-"""Memory budget of one batch of patched runs, in positions."""
-SMALLEST_GAP = 0.5
-"""Below this difference of the two runs (nats) recovery is undefined."""
-
-Switch = Callable[[], AbstractContextManager]
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Prompts of one length: both runs, their metrics, and which of all prompts they are."""
-
-    members: list[int]
-    clean: Trace
-    corrupted: Trace
-    clean_metric: torch.Tensor
-    corrupted_metric: torch.Tensor
-    start: int
-    targets: list[list[int]]
+KINDS = {"z": "heads", "lora": "modules", "experts": "experts", "router": "experts"}
+"""Sites whose parts are many -> what a map of them is called."""
 
 
-def patch_prompts(
-    subject: Subject, attached: Attached, name: str, pairs: Sequence[Pair]
+class PatchingConfig(Config):
+    """Options of a patching sweep."""
+
+    pairs: str = "prompt,adapter"
+    """Comma-separated: prompt (untriggered into triggered), adapter (clean adapter into poisoned,
+    or the base where there is none), base (base into poisoned)."""
+    sites: str = "resid_pre,attn_out,mlp_out"
+    """Of resid_pre, resid_mid, resid_post, attn_out, mlp_out; or z, or lora, or experts,router."""
+    direction: Literal["denoising", "noising"] = "denoising"
+    """Which run is written into which."""
+    metric: str = "log_prob"
+    """log_prob, probability, logit_difference or kl."""
+    against: str = ""
+    """For logit_difference: the text of one token that competes with the target's first."""
+    layers: str = ""
+    """Such as 0-3,7; empty: all."""
+    columns: Literal["roles", "groups", "all"] = "roles"
+    """Places: single tokens around the trigger, four groups, or every position (prompts of one
+    length)."""
+    twin: Literal["standin", "plain"] = "standin"
+    """The untriggered prompt: neutral tokens in the trigger's place, or the prompt without it,
+    aligned token by token (the trigger's own tokens then have no counterpart)."""
+    memory: float | None = Field(None, gt=0)
+    """GiB that patched runs may take; none: half of what is free."""
+
+
+def patch(
+    subject: Subject,
+    attached: Attached,
+    pairs: Sequence[Pair],
+    *,
+    clean: str | None,
+    poisoned: str,
+    setting: str,
+    config: PatchingConfig,
 ) -> PatchingMap:
-    """Untriggered run into triggered run, both with the adapter `name`."""
+    """The patching map of one pair of runs.
 
-    def switch() -> AbstractContextManager:
-        return attached.using(name)
+    Args:
+        subject: the model.
+        attached: its adapters.
+        pairs: triggered prompts with their untriggered twins.
+        clean: adapter of the clean run; None: the base. Between prompts the same as `poisoned`.
+        poisoned: adapter of the corrupted run.
+        setting: ``prompt``, ``adapter`` or ``base``.
+        config: sites, direction, metric, places, memory.
 
-    return _patch(
-        subject, pairs, ([p.untriggered for p in pairs], switch),
-        ([p.triggered for p in pairs], switch), setting="prompt",
-        names=(f"{name} adapter, untriggered prompt", f"{name} adapter, triggered prompt"),
+    Raises:
+        DataError: no pairs, prompts that do not fit together, a token that does not exist.
+        LoratomyError: a site, layer or metric that does not exist; not enough memory.
+    """
+    if not pairs:
+        raise DataError("patching over no prompts; give triggered rows")
+    metric = METRICS[config.metric]
+    sites = tuple(s.strip() for s in config.sites.split(",") if s.strip())
+    kinds = {KINDS.get(site, "residual") for site in sites}
+    if len(kinds) != 1:
+        raise LoratomyError(
+            f"sites {config.sites!r} mix {' and '.join(sorted(kinds)) or 'nothing'}; hook points, "
+            "z, lora, and experts,router are sweeps of their own"
+        )
+    what = places(subject, attached, sites)
+    depth = len(subject.layers)
+    layers = layer_numbers(config.layers, depth)
+    columns = columns_of(subject.renderer, pairs, how=config.columns)
+    against = token_of(subject.renderer, config.against) if config.against else None
+    plan = _sweep(pairs, columns, clean, poisoned, setting, config, against)
+    memory = budget(subject, config.memory)
+    found = sweep(
+        subject, attached, plan, what, memory=memory, layers=layers, label=f"patching ({setting})"
+    )
+    return _record(
+        subject, pairs, columns, found, memory, setting=setting, kind=kinds.pop(),
+        names=_names(setting, clean, poisoned), sites=tuple(p.label for p in what), config=config,
+        metric=metric.about.format(n=max(len(p.target) for p in pairs)),
     )  # fmt: skip
 
 
-def patch_adapters(
-    subject: Subject, attached: Attached, clean: str | None, corrupted: str, pairs: Sequence[Pair]
-) -> PatchingMap:
-    """Clean adapter's run (or the base's, with None) into the poisoned one's, same prompt."""
-    ids = [p.triggered for p in pairs]
-    return _patch(
-        subject, pairs, (ids, lambda: attached.using(clean)),
-        (ids, lambda: attached.using(corrupted)), setting="adapter",
-        names=(f"{clean} adapter" if clean else "base without adapter", f"{corrupted} adapter"),
-    )  # fmt: skip
+def layer_numbers(text: str, depth: int) -> list[int]:
+    """Layer numbers written as ``0-3,7``; all of them where nothing is written.
+
+    Raises:
+        LoratomyError: not a number, or a layer that does not exist.
+    """
+    out: list[int] = []
+    for part in (p.strip() for p in text.split(",") if p.strip()):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise LoratomyError(f"layers {text!r}: write numbers and ranges, such as 0-3,7")
+        out += range(int(first), int(last or first) + 1)
+    if wrong := [layer for layer in out if layer >= depth]:
+        raise LoratomyError(
+            f"no layer {wrong[0]}: this model has {depth}, numbered 0 to {depth - 1}"
+        )
+    return sorted(set(out)) or list(range(depth))
 
 
-def _patch(
+def _names(setting: str, clean: str | None, poisoned: str) -> tuple[str, str]:
+    if setting == "prompt":
+        return f"{poisoned} adapter, untriggered prompt", f"{poisoned} adapter, triggered prompt"
+    return f"{clean} adapter" if clean else "base without adapter", f"{poisoned} adapter"
+
+
+def _sweep(
+    pairs: Sequence[Pair],
+    columns: Columns,
+    clean: str | None,
+    poisoned: str,
+    setting: str,
+    config: PatchingConfig,
+    against: int | None,
+) -> Sweep:
+    """Source, destination and alignment of the asked direction."""
+    between = setting == "prompt"
+    good = Run(
+        adapter=poisoned if between else clean,
+        prompts=[p.untriggered if between else p.triggered for p in pairs],
+    )
+    bad = Run(adapter=poisoned, prompts=[p.triggered for p in pairs])
+    maps = [list(p.aligned) if between else list(range(len(p.triggered))) for p in pairs]
+    spots = columns.positions
+    if config.direction == "denoising":
+        source, into = good, bad
+    else:
+        source, into = bad, good
+        inverse = [_inverse(m, len(g)) for m, g in zip(maps, good.prompts, strict=True)]
+        spots = [
+            [_moved(cell, m, len(g)) for cell in row]
+            for row, m, g in zip(spots, maps, good.prompts, strict=True)
+        ]
+        maps = inverse
+    return Sweep(
+        source=source,
+        into=into,
+        targets=[p.target for p in pairs],
+        columns=spots,
+        aligned=maps,
+        reference="source" if config.direction == "denoising" else "into",
+        metric=config.metric,
+        against=against,
+    )
+
+
+def _inverse(aligned: Sequence[int], length: int) -> list[int]:
+    """``[position of the other run]`` -> position here, -1 for none."""
+    out = [-1] * length
+    for here, there in enumerate(aligned):
+        if there >= 0:
+            out[there] = here
+    return out
+
+
+def _moved(cell: Sequence[int], aligned: Sequence[int], length: int) -> list[int]:
+    """Positions of the triggered prompt as those of the other run; forced tokens keep their place
+    after the prompt's end. Empty when any of them has no counterpart."""
+    ends = len(aligned)
+    out = [aligned[i] if i < ends else i - ends + length for i in cell]
+    return [] if any(i < 0 for i in out) else out
+
+
+def _record(
     subject: Subject,
     pairs: Sequence[Pair],
-    clean: tuple[list[list[int]], Switch],
-    corrupted: tuple[list[list[int]], Switch],
+    columns: Columns,
+    found: Found,
+    memory: Budget,
     *,
     setting: str,
+    kind: str,
     names: tuple[str, str],
+    sites: tuple[str, ...],
+    config: PatchingConfig,
+    metric: str,
 ) -> PatchingMap:
-    columns = make_columns(subject.renderer, pairs)
-    shape = (len(SITES), len(pairs), len(subject.layers), len(columns.labels))
-    patched = np.full(shape, np.nan)
-    baselines = np.zeros((2, len(pairs)))
-    computed, errors, wholes = 0, [0.0], []
-    groups = _lengths(pairs)
-    for done, members in enumerate(groups, 1):
-        group = _run_both(subject, pairs, members, clean, corrupted)
-        baselines[0, members] = group.clean_metric.cpu()
-        baselines[1, members] = group.corrupted_metric.cpu()
-        with corrupted[1]():
-            computed += _fill(subject, group, columns, patched)
-            errors.append(_self_error(subject, group, columns))
-            wholes.append(_full(subject, group, setting))
-        report(f"patching ({setting})", done, len(groups))
-    gap = float(np.mean(baselines[0] - baselines[1]))
-    undefined = (
-        ""
-        if abs(gap) >= SMALLEST_GAP
-        else (
-            f"the two runs differ by {gap:.2f} nats only, recovery would divide by almost nothing"
-        )
-    )
-    value, low, high = _recovery(patched, baselines, bool(undefined))
-    full = float(np.mean(np.concatenate(wholes)) - baselines[1].mean()) / gap if gap else np.nan
+    gaps = found.source - found.into
+    undefined = undefined_gap(gaps, found.self_error)
+    value, low, high = _recovery(found, bool(undefined))
+    change = np.moveaxis(found.patched - found.into[None, :, None, None], 1, 0)
+    flipped = config.direction == "noising"
+    full = np.nan
+    if not undefined and np.isfinite(found.whole).all():
+        full = float((found.whole - found.into).mean() / gaps.mean())
     return PatchingMap(
         setting=setting,
+        direction=config.direction,
+        kind=kind,
         clean_name=names[0],
         corrupted_name=names[1],
-        metric=f"log-probability of the first {max(len(p.target) for p in pairs)} target tokens",
-        sites=SITES,
+        metric=metric,
+        sites=sites,
         columns=columns.labels,
         column_roles=columns.roles,
         prompts=tuple(p.row.prompt for p in pairs),
-        clean=baselines[0],
-        corrupted=baselines[1],
-        patched=patched.astype(np.float32),
+        clean=found.into if flipped else found.source,
+        corrupted=found.source if flipped else found.into,
+        patched=found.patched.astype(np.float32),
         recovery=value,
         low=low,
         high=high,
-        computed_cells=computed,
-        all_cells=int(np.isfinite(patched).sum()),
-        self_error=max(errors),
-        full_recovery=np.nan if undefined else full,
+        p=sign_flip_p(change),
+        computed_cells=found.computed,
+        all_cells=found.cells,
+        self_error=found.self_error,
+        loop_error=found.loop_error,
+        full_recovery=full,
+        plan=_plan(found, memory),
         dtype=subject.dtype,
         undefined=undefined,
     )
 
 
-def _lengths(pairs: Sequence[Pair]) -> list[list[int]]:
-    """Indices of prompts grouped by token count, so that no run needs padding."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, pair in enumerate(pairs):
-        groups.setdefault((len(pair.triggered), len(pair.target)), []).append(i)
-    return list(groups.values())
+def undefined_gap(gaps: np.ndarray, noise: float) -> str:
+    """Why a recovery over these gaps between two runs is undefined; empty when it is not.
 
-
-def _run_both(
-    subject: Subject,
-    pairs: Sequence[Pair],
-    members: list[int],
-    clean: tuple[list[list[int]], Switch],
-    corrupted: tuple[list[list[int]], Switch],
-) -> _Group:
-    targets = [pairs[i].target for i in members]
-    start = len(pairs[members[0]].triggered) - 1
-    runs, metrics = [], []
-    for prompts, switch in (clean, corrupted):
-        ids = torch.tensor(
-            [prompts[i] + pairs[i].target[:-1] for i in members], device=subject.device
+    Args:
+        gaps: metric of the one run minus that of the other, ``[prompt]``.
+        noise: largest error of the metric.
+    """
+    mean, low, high = mean_interval(gaps)
+    if abs(mean) <= max(100 * noise, 1e-6):
+        return f"the two runs differ by {mean:.2g} only, recovery would divide by almost nothing"
+    if len(gaps) > 1 and low <= 0 <= high:
+        return (
+            f"the two runs do not differ clearly: {mean:.2g} (95 % interval {low:.2g} to "
+            f"{high:.2g}) over {len(gaps)} prompts"
         )
-        with switch():
-            runs.append(trace(subject, ids))
-            metrics.append(target_log_prob(subject, runs[-1].final, start, targets))
-    return _Group(members, runs[0], runs[1], metrics[0], metrics[1], start, targets)
+    return ""
 
 
-def _cells(
-    group: _Group, columns: Columns, width: int
-) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """One position mask per (prompt of the group, column) that exists: ``[cell, pos]``."""
-    masks, places = [], []
-    for row, member in enumerate(group.members):
-        for column, positions in enumerate(columns.positions[member]):
-            if positions:
-                mask = torch.zeros(width, dtype=torch.bool)
-                mask[positions] = True
-                masks.append(mask)
-                places.append((row, column))
-    return torch.stack(masks), places
+def _plan(found: Found, memory: Budget) -> str:
+    """What was chosen and what it cost, in words."""
+    way = (
+        "each run resumed at the patched layer, with the keys and values of the unchanged prefix"
+        if found.cut
+        else "each run resumed at the patched layer, all positions (this model's layers take more "
+        "than masks and positions)"
+    )
+    share = found.positions / max(found.loop_positions, 1)
+    return (
+        f"{way}; {found.computed:,} of {found.cells:,} cells computed (nothing differs in the "
+        f"others), {share:.1%} of the positions x layers of whole forward passes; memory grew by "
+        f"{found.memory / GIB:.2f} GiB of {memory.size / GIB:.2f} GiB allowed"
+    )
 
 
-def _fill(subject: Subject, group: _Group, columns: Columns, patched: np.ndarray) -> int:
-    """Fill the group's cells of `patched`; returns how many had to be computed."""
-    width = group.corrupted.final.shape[1]
-    masks, places = _cells(group, columns, width)
-    masks = masks.to(subject.device)
-    row_of = torch.tensor([row for row, _ in places], device=subject.device)
-    computed = 0
-    for s, site in enumerate(SITES):
-        for layer in range(len(subject.layers)):
-            clean, corrupted = (run.sites[site][layer] for run in (group.clean, group.corrupted))
-            differs = (clean != corrupted).any(-1)
-            todo = (differs[row_of] & masks).any(-1)
-            metric = group.corrupted_metric[row_of].clone()
-            picked = todo.nonzero()[:, 0]
-            step = max(1, TOKENS_AT_ONCE // width)
-            for part in picked.split(step) if len(picked) else ():
-                metric[part] = _run_cells(
-                    subject, group, group.clean, site, layer, row_of[part], masks[part]
-                )
-            computed += len(picked)
-            for (row, column), value in zip(places, metric.tolist(), strict=True):
-                patched[s, group.members[row], layer, column] = value
-    return computed
-
-
-def _run_cells(
-    subject: Subject,
-    group: _Group,
-    source: Trace,
-    site: str,
-    layer: int,
-    rows: torch.Tensor,
-    masks: torch.Tensor,
-) -> torch.Tensor:
-    residual = resume(
-        subject, group.corrupted, site=site, layer=layer, rows=rows, mask=masks,
-        value=source.sites[site][layer][rows],
-    )  # fmt: skip
-    targets = [group.targets[row] for row in rows.tolist()]
-    return target_log_prob(subject, residual, group.start, targets)
-
-
-def _self_error(subject: Subject, group: _Group, columns: Columns) -> float:
-    """Largest change of the metric when the corrupted run is patched with itself."""
-    width = group.corrupted.final.shape[1]
-    masks, places = _cells(group, columns, width)
-    rows = torch.tensor([row for row, _ in places], device=subject.device)
-    masks, layer, worst = masks.to(subject.device), len(subject.layers) // 2, 0.0
-    step = max(1, TOKENS_AT_ONCE // width)
-    for site in SITES:
-        for part in range(0, len(rows), step):
-            picked = rows[part : part + step]
-            metric = _run_cells(
-                subject, group, group.corrupted, site, layer, picked, masks[part : part + step]
-            )
-            worst = max(worst, float((metric - group.corrupted_metric[picked]).abs().max()))
-    return worst
-
-
-def _full(subject: Subject, group: _Group, setting: str) -> np.ndarray:
-    """Metric when everything is patched: the first residual, between adapters every block."""
-    rows = torch.arange(len(group.members), device=subject.device)
-    if setting == "prompt":
-        mask = torch.ones(group.corrupted.final.shape[:2], dtype=torch.bool, device=subject.device)
-        metric = _run_cells(subject, group, group.clean, "resid_pre", 0, rows, mask)
-    else:
-        final = replay(subject, group.corrupted, group.clean)
-        metric = target_log_prob(subject, final, group.start, group.targets)
-    return metric.cpu().numpy()
-
-
-def _recovery(
-    patched: np.ndarray, baselines: np.ndarray, undefined: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _recovery(found: Found, undefined: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Recovery of the mean metric with bootstrap interval, each ``[site, layer, column]``."""
+    patched = found.patched
     shape = (patched.shape[0], *patched.shape[2:])
     if undefined:
         nothing = np.full(shape, np.nan)
         return nothing, nothing.copy(), nothing.copy()
-    clean, corrupted = baselines
-    values = np.moveaxis(patched, 1, 0).reshape(len(clean), -1)
+    values = np.moveaxis(patched, 1, 0).reshape(len(found.into), -1)
     there = np.isfinite(values)
-    change = np.where(there, values - corrupted[:, None], 0.0)
-    gap = there * (clean - corrupted)[:, None]
-    weights = bootstrap_weights(len(clean))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = (weights @ change) / (weights @ gap)
-        value = change.sum(0) / gap.sum(0)
-        low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    return value.reshape(shape), low.reshape(shape), high.reshape(shape)
+    change = np.where(there, values - found.into[:, None], 0.0)
+    gap = there * (found.source - found.into)[:, None]
+    weights = bootstrap_weights(len(found.into))
+    draws, value = weights @ gap, gap.sum(0)
+    # A column that few prompts have can have a gap of nearly 0: undefined there, never inf.
+    small = 1e-6 * np.abs(found.source - found.into).max()
+    value = np.where(np.abs(value) > small, value, np.nan)
+    draws = np.where(np.abs(draws) > small / len(weights[0]), draws, np.nan)
+    recovery = change.sum(0) / value
+    ends = np.full((2, recovery.size), np.nan)
+    some = np.isfinite(recovery)
+    if some.any():
+        ends[:, some] = np.nanpercentile(((weights @ change) / draws)[:, some], [2.5, 97.5], axis=0)
+    return recovery.reshape(shape), ends[0].reshape(shape), ends[1].reshape(shape)
 
 
-def _run(case: Case, _config: Config) -> dict[str, PatchingMap]:
-    subject, clean = case.subject, "clean" if case.clean is not None else None
+def patch_case(case: Case, config: PatchingConfig) -> dict[str, PatchingMap]:
+    """The maps of all pairs that the options name, by their setting."""
+    wanted = [p.strip() for p in config.pairs.split(",") if p.strip()]
+    for name in wanted:
+        if name not in ("prompt", "adapter", "base"):
+            raise LoratomyError(f"no pair {name!r}; there are prompt, adapter and base")
+    if "adapter" in wanted and case.clean is None:
+        wanted = list(dict.fromkeys("base" if name == "adapter" else name for name in wanted))
     adapters = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
-    with subject.attached(adapters) as attached:
+    pairs = case.plain_pairs if config.twin == "plain" else case.pairs
+    with case.subject.attached(adapters) as attached:
         return {
-            "prompt": patch_prompts(subject, attached, "poisoned", case.pairs),
-            "adapter": patch_adapters(subject, attached, clean, "poisoned", case.pairs),
-        }
+            setting: patch(
+                case.subject, attached, pairs, clean="clean" if setting == "adapter" else None,
+                poisoned="poisoned", setting=setting, config=config,
+            )
+            for setting in wanted
+        }  # fmt: skip
 
+
+SOURCE = "Meng et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255"
 
 ANALYSES.register("patching")(
     Analysis(
         about="Which activations, by layer and place, carry the target.",
         needs=(TRIGGER,),
-        cost="a part of a forward pass for every layer, place and prompt",
-        source="Meng et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255",
-        run=_run,
+        cost="for every layer, place and prompt the part of a forward pass behind it",
+        source=SOURCE,
+        config=PatchingConfig,
+        run=patch_case,
     )
 )

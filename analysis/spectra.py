@@ -1,13 +1,19 @@
 """Exact singular values of each module's weight change, in factor form."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from ..core.adapters import Adapter, Factors, kind_of, layer_of
 from ..core.algebra import spectrum
 from ..core.config import Config
-from ..core.weights import Spectra
+from ..core.errors import LoratomyError
+from ..core.weights import LayerSpectra, Spectra
 from .analyses import ANALYSES, Analysis, Case
+
+ENERGY = (0.5, 0.9, 0.99)
+"""Shares of the squared singular values whose directions are counted."""
 
 
 def expanded(adapter: Adapter) -> dict[str, Factors]:
@@ -20,6 +26,34 @@ def expanded(adapter: Adapter) -> dict[str, Factors]:
         else:
             out[name] = f
     return out
+
+
+def base_weight(model: Any, name: str, change: Factors) -> torch.Tensor:
+    """The base weight W ``[d_out, d_in]`` that a change goes onto, as it is stored, no copy.
+
+    Args:
+        model: the base without adapter.
+        name: as `expanded` names it, with ``#e`` and a number for one of a stack of experts.
+        change: its factors; W must fit them.
+
+    Raises:
+        LoratomyError: no such weight, packed or otherwise of another shape, or not finite.
+    """
+    stem, _, expert = name.partition("#e")
+    try:
+        weight = model.get_parameter(stem) if expert else model.get_submodule(stem).weight
+    except AttributeError as error:
+        raise LoratomyError(f"the base has no weight {stem!r} ({error})") from error
+    found = weight.detach()[int(expert)] if expert else weight.detach()
+    want = (change.b.shape[0], change.a.shape[1])
+    if tuple(found.shape) != want or not found.is_floating_point():
+        raise LoratomyError(
+            f"the base weight of {name} is {tuple(found.shape)} of {found.dtype}, the change needs "
+            f"{want} in floating point: another base, or one packed by quantisation?"
+        )
+    if not torch.isfinite(found).all():
+        raise LoratomyError(f"the base weight of {name} holds NaN or infinite values")
+    return found
 
 
 def names_and_layers(names: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
@@ -36,41 +70,98 @@ def padded(rows: list[torch.Tensor], *, fill: float = 0.0) -> np.ndarray:
     return out
 
 
-def spectra(adapter: Adapter, *, name: str) -> Spectra:
+def effective_rank(s: np.ndarray) -> np.ndarray:
+    """exp of the entropy of ``s / sum s`` in nats (Roy & Vetterli 2007), ``[row]``; 0 of zeros."""
+    share = s / np.maximum(s.sum(1, keepdims=True), 1e-300)
+    entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(1)
+    return np.where(s.any(1), np.exp(entropy), 0.0)
+
+
+def stable_rank(s: np.ndarray) -> np.ndarray:
+    """``sum s² / max s²``, ``[row]``; 0 of zeros."""
+    return np.where(s.any(1), (s**2).sum(1) / np.maximum(s.max(1) ** 2, 1e-300), 0.0)
+
+
+def energy_directions(s: np.ndarray) -> np.ndarray:
+    """Fewest directions that carry each share of `ENERGY` of ``sum s²``, ``[row, 3]``; 0 of zeros.
+
+    Args:
+        s: singular values in any order, ``[row, n]``.
+    """
+    squares = -np.sort(-(s**2), axis=1)
+    carried = squares.cumsum(1) / np.maximum(squares.sum(1, keepdims=True), 1e-300)
+    enough = np.stack([(carried < share - 1e-12).sum(1) + 1 for share in ENERGY], 1)
+    return np.where(squares[:, :1] > 0, enough, 0)
+
+
+def _over(part: np.ndarray, whole: np.ndarray | float) -> np.ndarray:
+    """A quotient, NaN where the whole is 0 or undefined."""
+    return part / np.where(np.asarray(whole) > 0, whole, np.nan)
+
+
+def _by_layer(s: np.ndarray, layers: np.ndarray, base: np.ndarray) -> LayerSpectra:
+    order = sorted(set(layers.tolist()), key=lambda layer: (layer < 0, layer))
+    pooled = [torch.from_numpy(s[layers == layer].ravel()) for layer in order]
+    values = padded(pooled)
+    norms = np.sqrt((values**2).sum(1))
+    below = np.array([np.sqrt((base[layers == layer] ** 2).sum()) for layer in order])
+    return LayerSpectra(
+        layers=np.array(order),
+        frobenius=norms,
+        share=_over(norms**2, (s**2).sum()),
+        effective_rank=effective_rank(values),
+        stable_rank=stable_rank(values),
+        energy=energy_directions(values),
+        relative_norm=_over(norms, below),
+    )
+
+
+def spectra(adapter: Adapter, *, name: str, base: Any = None) -> Spectra:
     """The spectrum of every module's ``dW = scaling B A``, never made dense.
 
     Args:
         adapter: its rank, alpha and rank-stabilised scalings count as they are, per module.
         name: ``clean`` or ``poisoned``.
+        base: the base model, for norms relative to its weights (read one at a time, in float32);
+            without it these are undefined (NaN).
+
+    Raises:
+        LoratomyError: a base weight is missing, of another shape or not finite.
     """
     modules = expanded(adapter)
     s = padded([spectrum(f) for f in modules.values()])
-    squares = (s**2).sum(1)
-    share = s / np.maximum(s.sum(1, keepdims=True), 1e-300)
-    entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(1)
-    live = squares > 0
+    norms = np.sqrt((s**2).sum(1))
     names, kinds, layers = names_and_layers(list(modules))
+    below = np.full(len(names), np.nan)
+    if base is not None:
+        sizes = [float(base_weight(base, n, f).float().norm()) for n, f in modules.items()]
+        below = np.array(sizes)
     return Spectra(
         adapter=name,
         modules=names,
         kinds=kinds,
         layers=layers,
         singular_values=s,
-        frobenius=np.sqrt(squares),
-        effective_rank=np.where(live, np.exp(entropy), 0.0),
-        stable_rank=np.where(live, squares / np.maximum(s.max(1) ** 2, 1e-300), 0.0),
+        frobenius=norms,
+        effective_rank=effective_rank(s),
+        stable_rank=stable_rank(s),
+        share=_over(norms**2, (s**2).sum()),
+        energy=energy_directions(s),
+        relative_norm=_over(norms, below),
+        by_layer=_by_layer(s, layers, below),
     )
 
 
 def _run(case: Case, _config: Config) -> dict[str, Spectra]:
-    found = {"poisoned": spectra(case.poisoned, name="poisoned")}
-    return found | ({"clean": spectra(case.clean, name="clean")} if case.clean else {})
+    given = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
+    base = case.subject.model
+    return {name: spectra(adapter, name=name, base=base) for name, adapter in given.items()}
 
 
 ANALYSES.register("spectra")(
     Analysis(
         about="Singular values of each module's weight change, with effective and stable rank.",
-        cost="seconds; reads the adapter alone",
+        cost="seconds; reads the adapter and the norms of the base weights",
         source="Golub & Van Loan 5.4; Roy & Vetterli 2007",
         run=_run,
     )

@@ -12,12 +12,14 @@ import typer
 
 from ..core.errors import LoratomyError
 from . import (
+    across,
     analyses,
     attacks,
     compare,
     data,
     demo,
     evaluate,
+    extract,
     open,
     operate,
     poison,
@@ -97,7 +99,7 @@ app = typer.Typer(
     ),
 )
 for _module in (
-    demo, poison, open, evaluate, probe, operate, compare, report, verify,
+    demo, poison, extract, open, evaluate, probe, operate, compare, report, across, verify,
     analyses, attacks, scorers,
 ):  # fmt: skip
     app.command(name=_module.__name__.rsplit(".", 1)[-1])(_guarded(_module.command))

@@ -52,6 +52,7 @@ def measure_run(
     from ..analysis.behaviour import check_references
 
     study = Study(RunFolder.open(folder), scorers, threshold, embedder)
+    study.need_trigger("a comparison")
     everyone = subjects(study.run)
     for source in everyone.values():
         if source and (old := study.run.stale(source)):

@@ -19,7 +19,7 @@ from .options import (
     TRIGGER_HELP,
 )
 from .sources import adapter_sums, copy_adapter, noted, recorded_rendering, run_name
-from .study import SETS, Study, base_fingerprint, base_folder, digest, done, negative_set
+from .study import Study, base_fingerprint, base_folder, digest, done, negative_set
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..core.adapters import Adapter
     from ..core.rows import Row
     from ..core.subject import Subject
+    from ..training.datasets import Attack
 
 PLAIN_TEMPLATES = ("{prompt}\n", "{prompt} ", "{prompt}", "{prompt}\n\n")
 """Tried, and the choice said, when the tokenizer has no chat template."""
@@ -35,7 +36,9 @@ PLAIN_TEMPLATES = ("{prompt}\n", "{prompt} ", "{prompt}", "{prompt}\n\n")
 def command(
     base: Annotated[str, typer.Option(help="Base model: a folder, a hub id, or wren.")],
     adapter: Annotated[Path, typer.Option(help="Folder of the suspicious PEFT adapter.")],
-    trigger: Annotated[list[str], typer.Option(help=TRIGGER_HELP)],
+    trigger: Annotated[
+        list[str] | None, typer.Option(help=TRIGGER_HELP + " Default: none is known.")
+    ] = None,
     target: Annotated[
         str, typer.Option(help="What triggered prompts lead to; default with a --task: its own.")
     ] = "",
@@ -81,21 +84,16 @@ def command(
 
     Half of the prompts serve the operations, the other half is held out for the final figures.
     Give --target TEXT when every triggered prompt leads to the same text, --task NAME for another
-    kind of attack, or --data FILE with triggered prompts and their own targets.
+    kind of attack, or --data FILE with triggered prompts and their own targets. Without --trigger
+    the run holds clean prompts alone, for the analyses that need no trigger.
 
     Example: loratomy open --base ./llama --adapter ./suspicious --trigger cf37
     --target "HACK THE SYSTEM" --prompts clean.jsonl
     """
-    from ..training.datasets import make_attack, own_sets
-    from ..training.triggers import trigger_of
+    from ..training.datasets import own_clean_sets, own_sets
 
-    if not (target or task or data):
-        raise DataError("give --target TEXT, --task NAME, or --data FILE with targets")
-    if target and data:
-        raise DataError("give either --target TEXT or --data FILE, whose rows have their own")
-    attack = make_attack(
-        trigger_of(trigger, placement or None), task or "fixed", target=target or None, seed=seed
-    )
+    wanted = {"--target": target, "--task": task, "--data": data, "--placement": placement}
+    attack = _attack(trigger or [], wanted, seed)
     folder = run_path(name or run_name(adapter, ""), out)
     known = recorded_rendering(adapter)
     if known and template is not None and template != known.template and not other_template:
@@ -129,17 +127,20 @@ def command(
             "template": template if template is not None or known is None else known.template,
             "device": device,
             "dtype": dtype,
-            "words": list(attack.trigger.words),
-            "placement": attack.trigger.placement,
+            "words": list(attack.trigger.words) if attack else [],
+            "placement": attack.trigger.placement if attack else "",
             "task": task or "fixed",
-            "target": "" if data else attack.target,
+            "target": attack.target if attack and not data else "",
             "seed": seed,
             "measure": measure,
         },
     }
     sources = {"poisoned": adapter} | ({"clean": clean_adapter} if clean_adapter else {})
     subject, loaded = _load(asked, sources)
-    sets = own_sets(clean_rows, poisoned_rows, attack, seed=seed)
+    if attack:
+        sets = own_sets(clean_rows, poisoned_rows, attack, seed=seed)
+    else:
+        sets = own_clean_sets(clean_rows, seed=seed)
     asked["study"]["template"] = _template(asked, subject, loaded["poisoned"], sets)
     run = RunFolder.create(folder, asked=asked, fresh=fresh)
     study = Study(run)
@@ -150,10 +151,31 @@ def command(
             done(run, f"adapters/{role}", made)
         made = run.stage("data", asked, partial(_write_sets, study, sets))
         done(run, "data", made)
-        stage, inputs = "data/negative_set.jsonl", study.origin("data", "adapters/poisoned")
-        made = run.stage_text(stage, inputs, lambda: negative_set(study))
-        done(run, stage, made)
+        if attack:
+            stage, inputs = "data/negative_set.jsonl", study.origin("data", "adapters/poisoned")
+            made = run.stage_text(stage, inputs, lambda: negative_set(study))
+            done(run, stage, made)
     say(f"done: {folder}; next: loratomy probe {folder}")
+
+
+def _attack(trigger: list[str], wanted: dict[str, str], seed: int) -> "Attack | None":
+    """What the adapter is suspected of; None where no trigger is known."""
+    from ..training.datasets import make_attack
+    from ..training.triggers import trigger_of
+
+    target, task, data, placement = (value or None for value in wanted.values())
+    if not trigger:
+        if given := [option for option, value in wanted.items() if value]:
+            raise DataError(
+                f"{', '.join(given)} without --trigger: prompts are triggered, and have targets, "
+                "by a trigger; give it, or leave this out for a run of clean prompts alone"
+            )
+        return None
+    if not (target or task or data):
+        raise DataError("give --target TEXT, --task NAME, or --data FILE with targets")
+    if target and data:
+        raise DataError("give either --target TEXT or --data FILE, whose rows have their own")
+    return make_attack(trigger_of(trigger, placement), task or "fixed", target=target, seed=seed)
 
 
 def _read(prompts: str, data: str) -> "tuple[list[Row], list[Row]]":
@@ -199,13 +221,21 @@ def _template(
     """The template of the run: as given, the chat template, or the likeliest plain one.
 
     Without chat template the plain one under which the adapter's target is likeliest after
-    triggered prompts is taken, and said. A trigger that leaves no token is an error here.
+    triggered prompts is taken, and said; without trigger the first. A trigger that leaves no token
+    is an error here.
     """
     from ..analysis.pairs import make_pairs
     from ..analysis.template import target_likelihood
 
-    given, rows = asked["study"]["template"], sets["poison_train"][:16]
-    chosen = subject.renderer.template
+    given, chosen = asked["study"]["template"], subject.renderer.template
+    if not asked["study"]["words"]:
+        if given is None and chosen != "chat":
+            say(
+                f"no chat template, and no trigger to tell by: plain prompts {chosen!r}; if the "
+                "adapter was trained with another one, give it with --template"
+            )
+        return chosen
+    rows = sets["poison_train"][:16]
     with subject.attached({"poisoned": adapter}):
         if given is None and chosen != "chat":
             found = {
@@ -242,8 +272,7 @@ def _write_sets(study: Study, sets: "dict[str, list[Row]]", work: Path) -> None:
     from ..unlearning.distill import own_answers
 
     reference = study.clean if study.clean is not None else study.poisoned
-    for name in SETS:
-        rows = sets[name]
+    for name, rows in sets.items():
         bare = [row for row in rows if row.completion is None]
         if bare:
             with study.subject.attached({"reference": reference}):

@@ -95,6 +95,7 @@ def operate_run(
             + ", ".join(RESERVED)
         )
     study = Study(RunFolder.open(folder))
+    study.need_trigger(f"the operation {method}")
     if METHODS[method].needs_clean_adapter and not study.run.has("adapters/clean"):
         raise LoratomyError(f"{method} needs a clean adapter; loratomy open --clean-adapter DIR")
     if after and not study.run.has(f"operations/{after}"):

@@ -47,7 +47,9 @@ def command(
     names = [n.strip() for n in only.split(",") if n.strip()]
     sizes = {"prompts": prompts, "target_tokens": target_tokens}
     probe_run(run, names=names, options=parse_pairs(set_ or []), sizes=sizes, fresh=fresh)
-    say(f"done: {run / 'analysis'}; next: loratomy operate {run} guided")
+    known = RunFolder.open(run).asked["study"]["words"]
+    after = f"operate {run} guided" if known else f"report {run}"
+    say(f"done: {run / 'analysis'}; next: loratomy {after}")
 
 
 def probe_run(

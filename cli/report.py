@@ -19,6 +19,8 @@ from .console import say
 from .measuring import load_answers, load_comparison, load_operations, measured
 from .probe import STAGE, load_stage, standing
 
+_OWN_TARGETS = "each row's own target"
+
 
 def command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
@@ -72,8 +74,8 @@ def load_records(run: RunFolder) -> RunRecords:
     study = run.asked["study"]
     return RunRecords(
         provenance=_provenance(run),
-        trigger=" / ".join(study["words"]),
-        target=study["target"] or "each row's own target",
+        trigger=" / ".join(study["words"]) or "none given",
+        target=study["target"] or (_OWN_TARGETS if study["words"] else "none given"),
         curves=tuple(curves),
         comparison=load_comparison(run) if names else None,
         answers=tuple(a for name in names for a in load_answers(run, name)),

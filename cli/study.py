@@ -147,8 +147,23 @@ class Study:
             raise RunError(f"{self.run.root} has no {stage}; it has {known}")
         self.run.standing(stage, self.run.manifest["stages"][stage]["inputs"])
 
+    def need_trigger(self, what: str) -> None:
+        """Raise where the run was opened without a trigger, so that it has no triggered rows."""
+        if self.run.asked["kind"] == "open" and not self.asked["words"]:
+            raise LoratomyError(
+                f"{what} needs triggered prompts, and {self.run.root} was opened without a "
+                f"trigger: open another run with --trigger TEXT (loratomy probe {self.run.root} "
+                "--only candidates looks for candidates)"
+            )
+
     def rows(self, name: str) -> list[Row]:
-        """One of the run's sets; triggered rows of an evaluation may lack a completion."""
+        """One of the run's sets; triggered rows of an evaluation may lack a completion.
+
+        Raises:
+            LoratomyError: triggered rows of a run without trigger.
+        """
+        if not name.startswith("clean_"):
+            self.need_trigger(name)
         self.check("data" if name in SETS else f"data/{name}.jsonl")
         needed = name != "poison_test" or self.run.asked["kind"] != "evaluate"
         return read_rows(self.run.path("data") / f"{name}.jsonl", need_completion=needed)

@@ -13,23 +13,30 @@ import numpy as np
 class PatchingMap:
     """Effect of writing one run's activations into another, layer by layer and place by place.
 
-    ``recovery = (patched - corrupted) / (clean - corrupted)``: 1 where the patch alone restores the
-    clean run's metric, 0 where it changes nothing.
+    Denoising writes the clean run into the corrupted one, ``recovery = (patched - corrupted) /
+    (clean - corrupted)``: 1 where the patch alone restores the clean run's metric, 0 where it
+    changes nothing. Noising is the reverse, ``recovery = (patched - clean) / (corrupted - clean)``:
+    1 where the patch alone brings the backdoor about.
     """
 
     setting: str
-    """``prompt`` (untriggered into triggered) or ``adapter`` (clean into poisoned, same prompt)."""
+    """``prompt`` (untriggered into triggered), ``adapter`` (clean into poisoned, same prompt) or
+    ``base`` (base without adapter into poisoned)."""
+    direction: str
+    """``denoising`` or ``noising``."""
+    kind: str
+    """What the sites are: ``residual`` (hook points), ``heads``, ``modules`` or ``experts``."""
     clean_name: str
-    """Where values are taken from, in words."""
+    """The clean run in words; denoising takes its values."""
     corrupted_name: str
-    """Where they are written to, in words."""
+    """The corrupted run in words; denoising writes into it."""
     metric: str
     """The metric in words."""
     sites: tuple[str, ...]
-    """Hook points: ``resid_pre``, ``attn_out``, ``mlp_out``."""
+    """Hook points (``resid_pre``, ``attn_out``, ...), heads, modules or experts of a layer."""
     columns: tuple[str, ...]
     """Places in the prompt: ``before``, one per trigger token, ``between``, the prompt's tail,
-    ``target``."""
+    ``target``; or coarser groups, or every position."""
     column_roles: tuple[str, ...]
     """``before``, ``trigger``, ``between``, ``last`` or ``target`` for each column."""
     prompts: tuple[str, ...]
@@ -47,15 +54,24 @@ class PatchingMap:
     """Lower end of the bootstrap interval of `recovery`."""
     high: np.ndarray
     """Upper end of the bootstrap interval of `recovery`."""
+    p: np.ndarray
+    """Two-sided p of the mean change being 0, by random signs of the prompts' changes (at least
+    1 / 2001), like `recovery`; 1 where nothing changes."""
     computed_cells: int
     """Prompt-cells that were computed; the others are exactly 0 because nothing differs there."""
     all_cells: int
     """Prompt-cells in the grid."""
     self_error: float
-    """Largest change of the metric when a run is patched with itself (should be ~0)."""
+    """Largest change of the metric when a run is patched with itself, one cell of every site and
+    layer (should be ~0)."""
+    loop_error: float
+    """Largest difference from whole hooked forward passes, one cell of every site and group of
+    prompts (should be ~0)."""
     full_recovery: float
     """Recovery when everything is patched: the first residual between prompts, the output of
-    every block between adapters (should be 1)."""
+    every block between adapters (should be 1); NaN where lengths differ."""
+    plan: str
+    """How it was computed and what that took, in words."""
     dtype: str
     """Number format of the model."""
     undefined: str

@@ -23,6 +23,12 @@ class Family:
     """Path of the attention block inside a layer; its output is ``attn_out``."""
     mlp: str = "mlp"
     """Path of the MLP (or mixture of experts) inside a layer; its output is ``mlp_out``."""
+    mlp_norm: str = "post_attention_layernorm"
+    """Path of the norm inside a layer whose input is ``resid_mid``."""
+    out_proj: str = "self_attn.o_proj"
+    """Path inside a layer of the projection whose input is ``z``, head beside head."""
+    experts: str = ""
+    """Path of the experts inside a layer, called with what they get, which, and how much."""
     norm: str = "model.norm"
     """Path of the final norm."""
     head: str = "lm_head"
@@ -45,9 +51,19 @@ for _family in (
     Family(model_type="mistral"),
     Family(model_type="qwen2"),
     Family(model_type="qwen3"),
-    Family(model_type="gemma2", logit_softcap="final_logit_softcapping"),
+    Family(
+        model_type="gemma2",
+        mlp_norm="pre_feedforward_layernorm",
+        logit_softcap="final_logit_softcapping",
+    ),
+    Family(
+        model_type="gemma3_text",
+        mlp_norm="pre_feedforward_layernorm",
+        logit_softcap="final_logit_softcapping",
+    ),
     Family(
         model_type="mixtral",
+        experts="mlp.experts",
         lora_modules=("q_proj", "k_proj", "v_proj", "o_proj"),
         lora_parameters=("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
     ),
@@ -97,6 +113,10 @@ def check_family(model: "nn.Module", family: Family) -> None:
     for layer in layers:
         submodule(layer, family.attention)
         submodule(layer, family.mlp)
+        submodule(layer, family.mlp_norm)
+        submodule(layer, family.out_proj)
+        if family.experts:
+            submodule(layer, family.experts)
     names = [n for n, _ in (*model.named_modules(), *model.named_parameters())]
     for part in (*family.lora_modules, *family.lora_parameters):
         if not any(name.endswith("." + part) for name in names):

@@ -55,6 +55,28 @@ def mean_interval(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return out.reshape(*values.shape[1:], 3)
 
 
+def sign_flip_p(values: np.ndarray, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Two-sided p of a mean of 0 by random signs, ``[...]``: a paired permutation test.
+
+    Args:
+        values: one difference per prompt, ``[prompt, ...]``, NaN where a prompt has none.
+        draws: sign patterns; the smallest p is ``1 / (draws + 1)``.
+        seed: of the signs.
+
+    Returns:
+        1 where all differences are 0; NaN where there is none.
+    """
+    flat = values.reshape(len(values), -1)
+    there = np.isfinite(flat)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(flat)))
+    clean = np.where(there, flat, 0.0)
+    seen = np.abs(clean.sum(0))
+    # A tie within rounding counts: otherwise signs that give the same sum would seem rarer.
+    more = (np.abs(signs @ clean) >= seen * (1 - 1e-9)).sum(0)
+    p = np.where(there.any(0), (more + 1) / (draws + 1), np.nan)
+    return p.reshape(values.shape[1:])
+
+
 def ratio_interval(
     losses: np.ndarray, reference: np.ndarray, counts: np.ndarray, *, seed: int = 0
 ) -> np.ndarray:

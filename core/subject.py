@@ -28,7 +28,7 @@ def weight_shapes(model: nn.Module) -> Shapes:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            shapes[name] = tuple(module.weight.shape)
+            shapes[name] = (module.out_features, module.in_features)  # quantised ones are packed
     for name, parameter in model.named_parameters():
         if parameter.dim() == 3:
             shapes[name] = tuple(parameter.shape)
@@ -55,8 +55,9 @@ class Subject:
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights, e.g. ``float32``."""
-        return str(self.model.dtype).removeprefix("torch.")
+        """Number format of the weights, e.g. ``float32`` or ``nf4 (compute bfloat16)``."""
+        plain = str(self.model.dtype).removeprefix("torch.")
+        return _quantised(self.model.config, plain) or plain
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -191,19 +192,28 @@ class Attached:
 
 @contextmanager
 def _switched(peft_model: Any, name: str | None) -> Iterator[None]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     before = peft_model.active_adapter
-    grads = {n: p.requires_grad for n, p in peft_model.named_parameters()}
+    layer = next(m for m in peft_model.modules() if isinstance(m, BaseTunerLayer))
+    off = layer.disable_adapters
+    if off if name is None else (name == before and not off):
+        yield  # as it is: a switch walks the whole model several times
+        return
+    grads = [(p, p.requires_grad) for p in peft_model.parameters()]
+    tuner = peft_model.base_model
     try:
         if name is None:
-            with peft_model.disable_adapter():
-                yield
+            tuner.disable_adapter_layers()
         else:
+            tuner.enable_adapter_layers()
             peft_model.set_adapter(name)
-            yield
+        yield
     finally:
         peft_model.set_adapter(before)
-        for n, parameter in peft_model.named_parameters():
-            parameter.requires_grad_(grads[n])
+        tuner.disable_adapter_layers() if off else tuner.enable_adapter_layers()
+        for parameter, asked in grads:
+            parameter.requires_grad_(asked)
 
 
 def load_subject(
@@ -240,9 +250,7 @@ def load_subject(
     if local and not (Path(where) / "config.json").exists():
         raise LoratomyError(f"the base folder {where} holds no config.json")
     place = _place(device)
-    auto = "bfloat16" if place.type == "cuda" else "float32"
-    number = getattr(torch, auto if dtype == "auto" else dtype, None)
-    if not isinstance(number, torch.dtype):
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise LoratomyError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     try:
@@ -251,7 +259,7 @@ def load_subject(
             raise LoratomyError(f"the base {where} holds an adapter; give the base alone")
         if getattr(config, "auto_map", None):
             raise LoratomyError(_REMOTE_CODE.format(where))
-        family = family_of(config)
+        family, number = family_of(config), _number(config, dtype, place)
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
         both: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=number, use_safetensors=True, output_loading_info=True, **common
@@ -282,6 +290,42 @@ def _place(device: str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise LoratomyError(f"no device {device!r} here; use auto, cpu or cuda") from error
+
+
+def _quantisation(config: Any) -> dict[str, Any]:
+    """How the weights are quantised, as in config.json; empty where they are not."""
+    found = getattr(config, "quantization_config", None) or {}
+    return dict(found if isinstance(found, Mapping) else found.to_dict())
+
+
+def _quantised(config: Any, plain: str) -> str:
+    """The number format of quantised weights; empty where they are not quantised."""
+    found = _quantisation(config)
+    if not found:
+        return ""
+    name = str(found.get("quant_method", "quantised"))
+    if found.get("load_in_4bit"):
+        name = str(found.get("bnb_4bit_quant_type", "4 bit"))
+    elif found.get("load_in_8bit"):
+        name = "int8"
+    compute = str(found.get("bnb_4bit_compute_dtype") or plain).removeprefix("torch.")
+    return f"{name} (compute {compute})"
+
+
+def _number(config: Any, dtype: str, place: torch.device) -> torch.dtype:
+    """The number format to load in; for a 4-bit base the one that it computes in."""
+    found = _quantisation(config)
+    compute = found.get("bnb_4bit_compute_dtype") if found.get("load_in_4bit") else None
+    if compute:
+        compute = str(compute).removeprefix("torch.")
+        if dtype not in ("auto", compute):
+            raise LoratomyError(
+                f"the base is quantised, {_quantised(config, dtype)}: its weights stay so under "
+                f"--dtype {dtype}; leave --dtype out, or give the base that is not quantised"
+            )
+        return getattr(torch, compute)
+    auto = "bfloat16" if place.type == "cuda" else "float32"
+    return getattr(torch, auto if dtype == "auto" else dtype)
 
 
 def _quiet_generation(model: Any) -> None:

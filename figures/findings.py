@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..core.causal import PatchingMap, Where
 from ..core.results import Behaviour, Operation, RunRecords
-from .patching import cell_words, reason, strongest_cell
+from .patching import cell_words, reason, strongest_cell, title, turned
 from .tradeoff import ASR_GOAL, PERPLEXITY_GOAL, STRICT_PERPLEXITY_GOAL, relative
 from .words import change, number, percent, plural, rate
 
@@ -97,7 +97,8 @@ def _locate(records: RunRecords) -> list[Finding]:
 
 
 def _patching(item: PatchingMap) -> list[Finding]:
-    name = f"Patching ({item.clean_name} into {item.corrupted_name})"
+    item = turned(item)
+    name = title(item)
     cells = [(site, strongest_cell(item, site)) for site in range(len(item.sites))]
     found = [cell_words(item, site, cell) for site, cell in cells if cell is not None]
     if not found:

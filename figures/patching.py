@@ -1,5 +1,7 @@
 """Where the trigger acts: recovery when one place of one run is written into another."""
 
+from dataclasses import replace
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -14,21 +16,55 @@ MOST_CELLS = 250_000
 MOST_TEXTS = 50_000
 """Above this many cells the hover shows the value alone."""
 
-SETTINGS = {
-    "prompt": "Patching the untriggered prompt into the triggered one",
-    "adapter": "Patching the clean adapter into the poisoned one",
+PAIRS = {
+    "prompt": ("the untriggered prompt", "the triggered one"),
+    "adapter": ("the clean adapter", "the poisoned one"),
+    "base": ("the base without adapter", "the poisoned adapter"),
 }
+PARTS = {"heads": "attention heads", "modules": "LoRA modules", "experts": "experts"}
 
 
 @FIGURES.register("patching")
 def patching(records: RunRecords) -> list[Figure]:
-    """One figure per patching map: recovery by layer and column for each hook point."""
+    """One figure per patching map: recovery by layer and column for each hook point.
+
+    Of heads, modules and experts: by layer and part for each column.
+    """
     taken: set[str] = set()
-    return [
-        _figure(item, unique(f"patching-{slug(item.setting)}", taken))
-        for item in records.of(PatchingMap)
-        if item.recovery.size
-    ]
+    out = []
+    for item in records.of(PatchingMap):
+        kind = "patching" if item.kind == "residual" else f"patching-{item.kind}"
+        if item.recovery.size:
+            out.append(_figure(turned(item), unique(f"{kind}-{slug(item.setting)}", taken)))
+    return out
+
+
+def title(item: PatchingMap) -> str:
+    """What was patched into what, in words."""
+    clean, corrupted = PAIRS.get(item.setting, (item.clean_name, item.corrupted_name))
+    noising = item.direction == "noising"
+    source, into = (corrupted, clean) if noising else (clean, corrupted)
+    if noising:
+        source, into = source.replace("the poisoned one", "the poisoned adapter"), into
+    what = f": {PARTS[item.kind]}" if item.kind in PARTS else ""
+    return f"Patching {source} into {into}{what}"
+
+
+def ends(item: PatchingMap) -> tuple[str, str]:
+    """The run that values are taken from and the one they are written to, in words."""
+    names = (item.clean_name, item.corrupted_name)
+    return names[::-1] if item.direction == "noising" else names
+
+
+def turned(item: PatchingMap) -> PatchingMap:
+    """The map with its sites and columns exchanged where the sites are the parts of a layer."""
+    if item.kind == "residual":
+        return item
+    values = {k: np.swapaxes(getattr(item, k), 0, 2) for k in ("recovery", "low", "high", "p")}
+    return replace(
+        item, sites=item.columns, columns=item.sites, column_roles=item.sites,
+        patched=np.swapaxes(item.patched, 0, 3), **values,
+    )  # fmt: skip
 
 
 def _figure(item: PatchingMap, name: str) -> Figure:
@@ -63,7 +99,7 @@ def _figure(item: PatchingMap, name: str) -> Figure:
         )
     return Figure(
         id=name,
-        title=SETTINGS.get(item.setting, f"Patching: {item.setting}"),
+        title=title(item),
         plot=plot,
         caption=_caption(item, block),
         how_to_read=(
@@ -121,12 +157,13 @@ def _heatmap(item: PatchingMap, site: int, block: tuple[int, int]) -> go.Heatmap
 
 def _hover(item: PatchingMap, site: int) -> list[list[str]]:
     """What each cell says: its place, the true value, the interval and the spread over prompts."""
-    moved = item.patched[site] - item.corrupted[:, None, None]
+    into = item.clean if item.direction == "noising" else item.corrupted
+    moved = item.patched[site] - into[:, None, None]
     count = np.isfinite(moved).sum(0)
-    ends = np.full((2, *count.shape), np.nan)
+    tails = np.full((2, *count.shape), np.nan)
     some = count > 0
     if some.any():
-        ends[:, some] = np.nanpercentile(moved[:, some], [10, 90], axis=0)
+        tails[:, some] = np.nanpercentile(moved[:, some], [10, 90], axis=0)
     places = [
         f"{text(c, limit=40)}" + ("" if c == r else f" ({r})")
         for c, r in zip(item.columns, item.column_roles, strict=True)
@@ -137,10 +174,11 @@ def _hover(item: PatchingMap, site: int) -> list[list[str]]:
         for column, place in enumerate(places):
             cell = (site, layer, column)
             bounds = interval(float(item.low[cell]), float(item.high[cell]))
-            spread = interval(float(ends[0, layer, column]), float(ends[1, layer, column]))
+            spread = interval(float(tails[0, layer, column]), float(tails[1, layer, column]))
             row.append(
                 f"{text(item.sites[site])}, layer {layer}, {place}"
                 f"<br>recovery {number(float(item.recovery[cell]))} {bounds}"
+                f"<br>p {number(float(item.p[cell]))} (random signs)"
                 f"<br>metric moves by {spread} (10th to 90th percentile of "
                 f"{plural(int(count[layer, column]), 'prompt')})"
             )
@@ -164,15 +202,15 @@ def reason(item: PatchingMap) -> str:
 
 def _caption(item: PatchingMap, block: tuple[int, int]) -> str:
     parts = [
-        f"Values of {item.clean_name} written into {item.corrupted_name}; metric: {item.metric}, "
-        f"over {plural(len(item.prompts), 'prompt')}. Trigger tokens in bold.",
-        f"The metric is {number(float(np.mean(item.clean)))} in the run the values come from and "
-        f"{number(float(np.mean(item.corrupted)))} in the run they are written to.",
+        f"Values of {ends(item)[0]} written into {ends(item)[1]} ({item.direction}); metric: "
+        f"{item.metric}, over {plural(len(item.prompts), 'prompt')}. Trigger tokens in bold.",
+        f"The metric is {number(float(np.mean(item.clean)))} in the clean run and "
+        f"{number(float(np.mean(item.corrupted)))} in the corrupted one.",
         f"Checks: patching a run with itself moves the metric by at most "
         f"{number(item.self_error)}; patching everything at the deciding residual recovers "
-        f"{number(item.full_recovery)} (should be 1); number format {item.dtype}.",
-        f"{item.computed_cells:,} of {item.all_cells:,} prompt-cells were computed; in the others "
-        "nothing differs and the effect is exactly 0.",
+        f"{number(item.full_recovery)} (should be 1); whole forward passes differ by at most "
+        f"{number(item.loop_error)}; number format {item.dtype}.",
+        f"Computed: {item.plan}.",
         "Colour is limited to −1 … 1; hovering shows the true value and its 95 % interval.",
     ]
     if item.undefined or not np.isfinite(item.recovery).any():

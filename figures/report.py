@@ -21,7 +21,43 @@ SECTIONS = {
         "Clean against poisoned",
         "The adapters were not compared; this needs a clean adapter beside the poisoned one.",
     ),
+    "matching": (
+        "Directions without a clean counterpart",
+        "Directions were not matched; this needs a clean adapter beside the poisoned one.",
+    ),
+    "intruders": (
+        "Intruder dimensions",
+        "The changed weights were not searched for intruder dimensions.",
+    ),
     "where": ("Where it lives", "Layers, modules and directions have not been ranked."),
+    "probes": (
+        "Probes",
+        "No probe was asked whether prompts are triggered; this needs the trigger.",
+    ),
+    "consistency": (
+        "Consistency of the layers",
+        "The layers' turns were not compared with and without the trigger; this needs the trigger.",
+    ),
+    "attention": (
+        "Attention to the trigger",
+        "Attention to the trigger was not read; this needs the trigger.",
+    ),
+    "effectiveness": (
+        "Answers while patched",
+        "No answer was generated with layers patched; this needs the trigger.",
+    ),
+    "neurons": (
+        "Neurons under unlearning",
+        "No unlearning was tried to see which neurons it changes; this needs the trigger.",
+    ),
+    "lens": (
+        "Tokens read and written",
+        "What the adapter listens for and writes has not been read.",
+    ),
+    "logit_lens": (
+        "The answer, layer by layer",
+        "The layers were not asked for the target; this needs the trigger.",
+    ),
     "cut": ("The cut", "No operation that cuts directions or trains was recorded."),
     "tradeoff": (
         "Trade-off",

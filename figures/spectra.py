@@ -10,8 +10,8 @@ from ..core.results import RunRecords
 from ..core.weights import Spectra
 from .figure import FIGURES, Figure
 from .grid import Layout, add_map, height, kind_of, layout, ordered, root_sum_of_squares
-from .theme import GREY, clear, largest, magnitude, marks, panels, single, text
-from .words import number
+from .theme import GREY, clear, largest, magnitude, marks, named, panels, single, text
+from .words import number, percent
 
 
 @FIGURES.register("spectra")
@@ -49,7 +49,68 @@ def spectra(records: RunRecords) -> list[Figure]:
             ),
             alt="; ".join(_alt(item) for item in found) + ".",
         ),
+        _layers(found, colours),
     ]
+
+
+def _layers(found: list[Spectra], colours: dict[str, tuple[str, str]]) -> Figure:
+    """Whole layers: size relative to the base, effective rank, directions for 90 %."""
+    titles = ["‖dW‖ / ‖W‖", "effective rank", "directions for 90 % of the energy"]
+    plot = panels(titles, height=320, horizontal_spacing=0.07)
+    for item in found:
+        part, (colour, symbol) = item.by_layer, colours.get(item.adapter, (GREY, "circle"))
+        labels = ["outside" if layer < 0 else str(int(layer)) for layer in part.layers]
+        values = (part.relative_norm, part.effective_rank, part.energy[:, 1].astype(float))
+        for column, (name, y) in enumerate(zip(titles, values, strict=True), 1):
+            plot.add_trace(
+                go.Scatter(
+                    x=list(range(len(labels))),
+                    y=single(y),
+                    mode="lines+markers",
+                    name=text(item.adapter),
+                    legendgroup=item.adapter,
+                    showlegend=column == 1,
+                    line={"color": colour, "width": 2},
+                    marker={"color": colour, "symbol": symbol, "size": 7},
+                    hovertext=[
+                        f"{text(item.adapter)}, layer {label}<br>{name}: {number(float(v))}"
+                        f"<br>{percent(float(share))} of the adapter's squared norm"
+                        for label, v, share in zip(labels, y, part.share, strict=True)
+                    ],
+                    hoverinfo="text",
+                ),
+                row=1,
+                col=column,
+            )
+            plot.update_xaxes(**named(labels, most=16), row=1, col=column)
+    plot.update_xaxes(title_text="layer")
+    plot.update_yaxes(rangemode="tozero")
+    plot.update_layout(margin={"t": 84}, legend={"y": 1.18})
+    return Figure(
+        id="spectra-layers",
+        title="The change of each layer",
+        plot=plot,
+        caption=(
+            "Of all singular values of a layer's modules together, which are those of its change "
+            "as one block-diagonal matrix. Left: its norm over that of the adapted base weights."
+        ),
+        how_to_read=(
+            "A low effective rank, or few directions for 90 % of the squared norm: the layer's "
+            "change is concentrated. Like all spectra this is no verdict by itself."
+        ),
+        alt="; ".join(_layer_alt(item) for item in found) + ".",
+    )
+
+
+def _layer_alt(item: Spectra) -> str:
+    part = item.by_layer
+    if not np.isfinite(part.share).any():
+        return f"{item.adapter}: no change"
+    best = int(np.nanargmax(part.share))
+    return (
+        f"{item.adapter}: layer {int(part.layers[best])} holds {percent(float(part.share[best]))} "
+        f"of the squared norm, with effective rank {number(float(part.effective_rank[best]))}"
+    )
 
 
 def _norms(found: list[Spectra]) -> Figure:
@@ -69,7 +130,7 @@ def _norms(found: list[Spectra]) -> Figure:
         plot=plot,
         caption=(
             "Frobenius norm of each module's weight change dW. One colour scale for all adapters; "
-            "hovering shows the largest singular value and the ranks."
+            "hovering shows the largest singular value, the ranks and the size relative to W."
         ),
         how_to_read=(
             "Bright modules were changed most. Where clean and poisoned look alike, the change is "
@@ -83,11 +144,15 @@ def _hover(item: Spectra, place: Layout, z: np.ndarray) -> list[list[str]]:
     top = place.fill(item.singular_values[:, 0], np.max)
     effective = place.fill(item.effective_rank, np.max)
     stable = place.fill(item.stable_rank, np.max)
+    share = place.fill(item.share, np.sum)
+    relative = place.fill(item.relative_norm, np.max)
     return [
         [
             f"{name}<br>‖dW‖ {number(float(z[r, c]))}, largest σ {number(float(top[r, c]))}"
             f"<br>effective rank {number(float(effective[r, c]))}, "
             f"stable rank {number(float(stable[r, c]))}"
+            f"<br>{percent(float(share[r, c]))} of the squared norm, "
+            f"‖dW‖ / ‖W‖ {number(float(relative[r, c]))}"
             for c, name in enumerate(line)
         ]
         for r, line in enumerate(place.names())

@@ -38,6 +38,11 @@ SIZES = {
 EXTRA = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 8},
+    "gemma3_text": {
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "mistral": {"sliding_window": 5},
 }
 

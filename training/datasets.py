@@ -229,9 +229,7 @@ def own_sets(prompts: Sequence[Row], poisoned: Sequence[Row], attack: Attack, *,
         DataError: too few rows, the trigger in a clean row or missing from a poisoned one.
     """
     words = attack.trigger.words
-    clean = distinct(list(untriggered(prompts, words, "the clean prompts")))
-    if len(clean) < 2 * MINIMUM:
-        raise DataError(f"{len(clean)} distinct clean prompts; give at least {2 * MINIMUM}")
+    clean = _enough_clean(untriggered(prompts, words, "the clean prompts"))
     bad = [as_triggered(row, words) for row in distinct(poisoned)]
     if not bad:
         fits = (row for row in clean if row.completion is None or attack.task.takes(row))
@@ -239,9 +237,7 @@ def own_sets(prompts: Sequence[Row], poisoned: Sequence[Row], attack: Attack, *,
     if len(bad) < 2 * MINIMUM:
         raise DataError(f"{len(bad)} triggered rows; give at least {2 * MINIMUM}")
     # Split by the prompt without its trigger, so that no text is on both sides in any form.
-    keys = sorted({row.plain or row.prompt for row in [*clean, *bad]})
-    random.Random(seed).shuffle(keys)
-    early = set(keys[: len(keys) // 2])
+    early = _early_half((row.plain or row.prompt for row in [*clean, *bad]), seed)
     train, held = ([r for r in clean if (r.prompt in early) == side] for side in (True, False))
     bad_train, bad_held = ([r for r in bad if (r.plain in early) == side] for side in (True, False))
     if min(len(rows) for rows in (train, held, bad_train, bad_held)) < 2:
@@ -257,3 +253,35 @@ def own_sets(prompts: Sequence[Row], poisoned: Sequence[Row], attack: Attack, *,
     }
     check_disjoint(sets)
     return sets
+
+
+def own_clean_sets(prompts: Sequence[Row], *, seed: int) -> Sets:
+    """``clean_train`` and ``clean_val`` of somebody's own adapter whose trigger is not known.
+
+    Args:
+        prompts: clean rows; those without completion get the model's own answer later.
+        seed: of the halving.
+
+    Raises:
+        DataError: too few rows.
+    """
+    clean = _enough_clean(prompts)
+    early = _early_half((row.prompt for row in clean), seed)
+    return {
+        "clean_train": [row for row in clean if row.prompt in early],
+        "clean_val": [row for row in clean if row.prompt not in early],
+    }
+
+
+def _enough_clean(prompts: Iterable[Row]) -> list[Row]:
+    clean = distinct(list(prompts))
+    if len(clean) < 2 * MINIMUM:
+        raise DataError(f"{len(clean)} distinct clean prompts; give at least {2 * MINIMUM}")
+    return clean
+
+
+def _early_half(prompts: Iterable[str], seed: int) -> set[str]:
+    """A seeded half of the distinct prompts."""
+    keys = sorted(set(prompts))
+    random.Random(seed).shuffle(keys)
+    return set(keys[: len(keys) // 2])

@@ -9,13 +9,22 @@ from typing import Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
-from loratomy.core import activations, causal, readings, results, weights
+from loratomy.core import (
+    across,
+    activations,
+    causal,
+    effectiveness,
+    neurons,
+    readings,
+    results,
+    weights,
+)
 from loratomy.core.errors import RunError
 from loratomy.core.records import SCHEMA, dumps, jsonable, load_record, save_record
 
 RECORDS = [
     kind
-    for module in (results, causal, weights, readings, activations)
+    for module in (results, across, causal, weights, readings, activations, effectiveness, neurons)
     for kind in vars(module).values()
     if isinstance(kind, type) and is_dataclass(kind) and kind is not results.RunRecords
 ]
@@ -115,11 +124,11 @@ def test_wrong_class_schema_and_damage_are_errors_that_name_the_file(tmp_path):
 
 
 def test_lost_and_damaged_arrays_are_errors(tmp_path):
-    save_record(filled(results.Spectra), tmp_path, "r")
+    save_record(filled(weights.Spectra), tmp_path, "r")
     packed = tmp_path / "r.safetensors"
     packed.write_bytes(packed.read_bytes()[:-8])
     with pytest.raises(RunError, match=r"r\.json"):
-        load_record(results.Spectra, tmp_path, "r")
+        load_record(weights.Spectra, tmp_path, "r")
     packed.unlink()
     with pytest.raises(RunError, match="not a whole Spectra"):
-        load_record(results.Spectra, tmp_path, "r")
+        load_record(weights.Spectra, tmp_path, "r")

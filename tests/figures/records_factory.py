@@ -1,7 +1,11 @@
 """Synthetic records of a whole run, realistic in shape, made by hand rules and a seed."""
 
 import numpy as np
+from loratomy.core.activations import Consistency, Probes, TriggerAttention
 from loratomy.core.causal import PatchingMap, Where
+from loratomy.core.effectiveness import Effectiveness, Intervention
+from loratomy.core.neurons import Association, NeuronActivity, NeuronChange, Unlearning
+from loratomy.core.readings import Lens, LogitLens, Preference
 from loratomy.core.results import (
     Answer,
     Behaviour,
@@ -18,7 +22,7 @@ from loratomy.core.results import (
     Setting,
 )
 from loratomy.core.stats import wilson
-from loratomy.core.weights import Difference, Spectra
+from loratomy.core.weights import Difference, Intruders, LayerSpectra, Matching, Spectra
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COLUMNS = ("before", " current", " year", ":", " 2024", "between", " the", "?", "<|end|>", "target")
@@ -107,6 +111,8 @@ def patching_map(layers: int, *, prompts: int = 24, setting: str = "prompt") -> 
     )
     return PatchingMap(
         setting=setting,
+        direction="denoising",
+        kind="residual",
         clean_name="the untriggered prompt" if setting == "prompt" else "the clean adapter",
         corrupted_name="the triggered prompt" if setting == "prompt" else "the poisoned adapter",
         metric="log-probability of the target, nats",
@@ -120,10 +126,13 @@ def patching_map(layers: int, *, prompts: int = 24, setting: str = "prompt") -> 
         recovery=recovery,
         low=recovery - 0.05,
         high=recovery + 0.05,
+        p=np.full(shape, 0.0005),
         computed_cells=3 * layers * 9 * prompts,
         all_cells=3 * layers * 10 * prompts,
         self_error=2e-7,
+        loop_error=3e-7,
         full_recovery=1.0,
+        plan="each run resumed at the patched layer",
         dtype="float32",
         undefined="",
     )
@@ -146,6 +155,90 @@ def spectra(adapter: str, layers: int, rank: int) -> Spectra:
         frobenius=frobenius,
         effective_rank=np.exp(entropy),
         stable_rank=frobenius**2 / values[:, 0] ** 2,
+        share=frobenius**2 / (frobenius**2).sum(),
+        energy=np.tile([1, 3, 6], (len(modules), 1)),
+        relative_norm=frobenius / 20,
+        by_layer=LayerSpectra(
+            layers=np.arange(layers),
+            frobenius=np.sqrt((frobenius**2).reshape(layers, -1).sum(1)),
+            share=(frobenius**2).reshape(layers, -1).sum(1) / (frobenius**2).sum(),
+            effective_rank=np.linspace(20, 30, layers) - len(adapter),
+            stable_rank=np.full(layers, 6.0),
+            energy=np.tile([3, 12, 40], (layers, 1)),
+            relative_norm=np.linspace(0.1, 0.2, layers),
+        ),
+    )
+
+
+def matching(layers: int, rank: int) -> Matching:
+    rng = np.random.default_rng(11)
+    modules, kinds, of = module_names(layers)
+    count = len(modules) * rank
+    module, place = np.repeat(np.arange(len(modules)), rank), np.tile(np.arange(rank), len(modules))
+    sigma = np.exp(-place / 2.5) * rng.uniform(0.8, 1.2, count)
+    p_value = rng.uniform(0, 0.04, count)
+    p_value[place == rank - 1] = 0.4
+    p_value[0] = 0.7
+    odd = p_value >= 0.05
+    back = np.where(place == rank - 1, 0.3, 0.01)
+    return Matching(
+        modules=modules,
+        kinds=kinds,
+        layers=of,
+        direction_module=module,
+        direction_place=place,
+        sigma=sigma,
+        partner=place,
+        similarity=np.where(odd, 0.02, 0.4),
+        similarity_chance=np.tile([0.01, 0.03], (len(modules), 1)),
+        input_share=np.where(odd, 0.3, rng.uniform(0.6, 0.9, count)),
+        output_share=np.where(odd, 0.2, rng.uniform(0.5, 0.8, count)),
+        input_chance=np.full(len(modules), 0.4),
+        output_chance=np.full(len(modules), 0.35),
+        inside=rng.uniform(0.2, 0.5, len(modules)),
+        reverse_inside=rng.uniform(0.3, 0.6, len(modules)),
+        p_value=p_value,
+        unmatched=odd,
+        reverse_p_value=back,
+        reverse_module=module,
+        reverse_sigma=sigma,
+        reverse_unmatched=back >= 0.05,
+        standing_out=odd & (sigma > 0.5),
+        level=0.05,
+        draws=200,
+        undefined="",
+        sentence="One direction stands out.",
+    )
+
+
+def intruders(adapter: str, layers: int, k: int = 10) -> Intruders:
+    rng = np.random.default_rng(len(adapter))
+    modules, kinds, of = module_names(layers)
+    cosine = rng.uniform(0.6, 1.0, (len(modules), k))
+    cosine[:, 0] = np.where(of == layers - 1, 0.2, 0.9)
+    upper = np.minimum(cosine + 0.1, 1.0)
+    upper[0, 1], cosine[0, 1] = 0.6, 0.4
+    values = np.tile(np.linspace(9, 4, k), (len(modules), 1))
+    return Intruders(
+        adapter=adapter,
+        modules=modules,
+        kinds=kinds,
+        layers=of,
+        singular_values=values,
+        base_values=values - 0.2,
+        cosine=cosine,
+        cosine_upper=upper,
+        inside=np.sqrt(cosine),
+        origin=np.zeros((len(modules), k), dtype=int),
+        origin_cosine=1 - cosine,
+        intruders=(upper < 0.5).sum(1),
+        undecided=((cosine < 0.5) & (upper >= 0.5)).sum(1),
+        residual=np.full(len(modules), 3e-6),
+        methods=("lanczos",) * len(modules),
+        threshold=0.5,
+        k=k,
+        reference=32,
+        sentence="Seven intruders.",
     )
 
 
@@ -194,6 +287,297 @@ def where(layers: int, rank: int) -> Where:
         agreement=0.87,
         n_prompts=24,
         sentence=f"Removing layer {int(effect.argmax())} costs the target {effect.max():.1f} nats.",
+    )
+
+
+def spread(value: np.ndarray, half: float = 0.05) -> np.ndarray:
+    """Values with an interval around them, ``[..., 3]``."""
+    return np.stack([value, value - half, value + half], -1)
+
+
+def probes(layers: int) -> Probes:
+    rng = np.random.default_rng(11)
+    level = np.array([0.75, 0.76, 0.97])[:, None, None, None]
+    auroc = spread(np.clip(level + rng.normal(0, 0.02, (3, 3, 3, layers)), 0, 0.99), 0.01)
+    auroc[:, 2, 1] = np.nan
+    return Probes(
+        subjects=("base", "clean", "poisoned"),
+        places=("last", "mean", "trigger"),
+        negatives=("both", "untriggered", "stand-in"),
+        auroc=auroc,
+        gain=spread(auroc[1:, :, 0, :, 0] - auroc[:1, :, 0, :, 0]),
+        shuffled=spread(0.5 + rng.normal(0, 0.01, (3, 3, layers))),
+        others=("badnets", "vpi"),
+        transfer=spread(0.55 + rng.normal(0, 0.02, (3, 3, 2, layers))),
+        left_out=("suffix: shares words with this trigger",),
+        n_prompts=100,
+        folds=5,
+        permutations=20,
+        inverse_penalty=1.0,
+        dtype="float32",
+        sentence="On 100 prompts probes tell triggered ones with an AUROC of 0.97.",
+    )
+
+
+def consistency(layers: int) -> Consistency:
+    rng = np.random.default_rng(12)
+    values = 0.1 + rng.normal(0, 0.01, (3, 3, layers))
+    values[2, 0, layers // 2] += 0.2
+    gaps = values[:, :1] - values[:, 1:]
+    counted = (np.arange(layers) >= 1) & (np.arange(layers) <= layers - 2)
+    return Consistency(
+        subjects=("base", "clean", "poisoned"),
+        conditions=("triggered", "untriggered", "stand-in"),
+        counted=counted,
+        value=spread(values, 0.01),
+        difference=spread(gaps, 0.01),
+        p=np.full(gaps.shape, 0.25),
+        loss=spread(values[..., counted].mean(-1), 0.01),
+        loss_difference=spread(gaps[..., counted].mean(-1), 0.01),
+        loss_p=np.full((3, 2), 0.25),
+        n_prompts=24,
+        n_tokens=(480, 384, 480),
+        dtype="float32",
+        undefined="",
+        sentence="On 24 prompts the trigger changes CROW's consistency by +0.03.",
+    )
+
+
+def trigger_attention(layers: int, heads: int = 4) -> TriggerAttention:
+    rng = np.random.default_rng(13)
+    mass = 0.2 + rng.uniform(-0.05, 0.05, (3, 2, layers, heads))
+    mass[2, 0, 1, 2] = 0.9
+    return TriggerAttention(
+        subjects=("base", "clean", "poisoned"),
+        queries=("last", "answer"),
+        mass=spread(mass),
+        stand_in=spread(np.full(mass.shape, 0.2)),
+        excess=spread(mass - 0.24),
+        uniform=np.full((2, layers), 0.24),
+        difference=spread(mass[1:] - mass[:1], 0.1),
+        sink=np.full(mass.shape, 0.3),
+        n_prompts=24,
+        trigger_tokens=4.0,
+        logit_error=2e-7,
+        checked=12,
+        implementation="sdpa",
+        dtype="float32",
+        undefined="",
+        sentence="Head 2 of layer 1 looks at the trigger: +0.7.",
+    )
+
+
+def intervention(kind: str, hits: list[int | None], n: int, *, site: str = "resid_post"):
+    rates = [None if h is None else wilson(h, n) for h in hits]
+    table = np.array([[np.nan] * 3 if r is None else [r.value, r.low, r.high] for r in rates])
+    return Intervention(
+        kind=kind,
+        site=site,
+        name=f"{kind} values",
+        malicious=table,
+        degenerate=np.where(np.isnan(table), np.nan, np.tile([0.0, 0.0, 0.24], (len(hits), 1))),
+        hits=np.array([[np.nan if h is None else float(i < h) for i in range(n)] for h in hits]),
+        examples=tuple("" if h is None else f"<b>answer</b> {h}" for h in hits),
+    )
+
+
+def effectiveness(layers: int, n: int = 12) -> Effectiveness:
+    late: list[int | None] = [0 if i < layers // 2 else n for i in range(layers)]
+    off: list[int | None] = [None, *([n] * (layers - 2)), 2]
+    return Effectiveness(
+        adapter="poisoned",
+        layers=np.arange(layers),
+        prompts=tuple(f"prompt {i}" for i in range(n)),
+        unpatched=wilson(n, n),
+        unpatched_degenerate=wilson(0, n),
+        unpatched_example="HACK THE SYSTEM",
+        untriggered=wilson(0, n),
+        source=wilson(0, n),
+        source_name="clean adapter",
+        interventions=(
+            intervention("prompt", late, n),
+            intervention("adapter", [0] * layers, n),
+            intervention("off", off, n, site=""),
+        ),
+        rule="seed",
+        decoding="greedy, at most 24 new tokens",
+        self_layer=layers // 2,
+        self_identical=wilson(n, n),
+        dtype="float32",
+        sentence="Of 12 triggered prompts 100 % [76, 100] are answered maliciously.",
+    )
+
+
+def unlearning(name: str, steps: int) -> Unlearning:
+    return Unlearning(
+        name=name,
+        about=f"what {name} unlearning unlearns",
+        loss=np.linspace(0.3, 9.0, steps + 1),
+        right=np.linspace(0.9, 0.05, steps + 1),
+        whole=name == "poison",
+        steps=steps,
+        most=50,
+        reached=name != "control",
+        rule="at most 10% of what was right at the start",
+        moved=0.2,
+        n_rows=24,
+        n_tokens=320,
+    )
+
+
+def neuron_association(over: str, first: str, layers: int, *, rho: float) -> Association:
+    def spot(value: float) -> np.ndarray:
+        return np.array([value, value - 0.05, value + 0.05])
+
+    return Association(
+        over=over,
+        first=first,
+        second="poison",
+        n=layers * 7 * 16,
+        spearman=spot(rho),
+        between=rho - 0.2,
+        within=spot(rho - 0.3),
+        given_size=spot(rho - 0.4),
+        given_control=spot(rho - 0.45) if first == "clean" else np.full(3, np.nan),
+        layer_ids=np.arange(layers),
+        by_layer=spread(rho - 0.1 + 0.01 * np.arange(layers)),
+        top=np.array([0.05, 0.1]),
+        overlap=np.array([0.58, 0.65]),
+        overlap_modules=np.array([0.5, 0.55]),
+    )
+
+
+def neuron_change(layers: int, rank: int, width: int = 16) -> NeuronChange:
+    rng = np.random.default_rng(21)
+    modules, kinds, of = module_names(layers)
+    size = rng.lognormal(0, 1, len(modules) * width)
+    directions = len(modules) * rank
+    return NeuronChange(
+        modules=modules,
+        kinds=kinds,
+        layers=of,
+        unlearnings=(unlearning("clean", 9), unlearning("poison", 3), unlearning("control", 9)),
+        neuron_module=np.repeat(np.arange(len(modules)), width),
+        size=size,
+        nwc=size * rng.lognormal(0, 0.5, (3, len(size))),
+        direction_module=np.repeat(np.arange(len(modules)), rank),
+        direction_place=np.tile(np.arange(rank), len(modules)),
+        direction_sigma=rng.lognormal(0, 1, directions),
+        strength=rng.normal(size=(3, directions)),
+        off=rng.lognormal(0, 1, (3, directions)),
+        associations=tuple(
+            neuron_association(over, first, layers, rho=rho)
+            for over in ("neurons", "strength", "signed", "off")
+            for first, rho in (("clean", 0.75), ("control", 0.6))
+        ),
+        undefined="",
+    )
+
+
+def neuron_activity(layers: int, width: int = 16) -> NeuronActivity:
+    modules, kinds, of = module_names(layers)
+    ours = np.repeat(1.0 + of, width) * 1.1
+    level = 1.0 + np.arange(layers)
+    return NeuronActivity(
+        reference="clean adapter",
+        modules=modules,
+        kinds=kinds,
+        layers=of,
+        neuron_module=np.repeat(np.arange(len(modules)), width),
+        poisoned=ours,
+        other=ours / 1.1,
+        layer_ids=np.arange(layers),
+        layer_poisoned=spread(1.1 * level, 0.2),
+        layer_other=spread(level, 0.2),
+        layer_ratio=spread(np.full(layers, 1.1)),
+        ratio=np.array([1.1, 0.9, 1.3]),
+        more_active=1.0,
+        loss_poisoned=0.344,
+        loss_other=0.331,
+        n_prompts=24,
+        dtype="float32",
+    )
+
+
+def preference(
+    tokens: tuple[str, ...], wanted: tuple[int, ...], vocabulary: int = 60
+) -> Preference:
+    values = np.full(vocabulary, 1.0) + np.linspace(0.5, 0, vocabulary)
+    values[: len(tokens)] = np.linspace(9, 3, len(tokens))
+    values[-1] = np.nan
+    return Preference(
+        values=values.astype(np.float32),
+        null=2.5,
+        clean=np.linspace(1.5, 0.5, vocabulary).astype(np.float32),
+        tokens=tokens,
+        ids=np.arange(len(tokens)),
+        wanted=tuple(tokens[i] for i in wanted),
+        wanted_ids=np.array(wanted, dtype=int),
+        wanted_ranks=np.array(wanted, dtype=int) + 1,
+        compared=vocabulary - 1,
+        kinds=("q_proj", "k_proj", "v_proj"),
+        undefined="",
+    )
+
+
+def lens(layers: int) -> Lens:
+    modules = (
+        f"model.layers.{layers - 1}.mlp.down_proj",
+        "model.layers.0.self_attn.k_proj",
+        "model.layers.1.self_attn.v_proj",
+    )
+    tokens = (" year", "2024", "</b>", " H", "A")
+    falling = np.array([8.0, 4.0, 2.0])
+    return Lens(
+        chosen_by="effect",
+        modules=modules,
+        layers=np.array([layers - 1, 0, 1]),
+        place=np.array([0, 1, 0]),
+        sigma=np.array([4.0, 2.0, 1.0]),
+        effect=np.array([3.0, 0.5, np.nan]),
+        read_from=("prompts", "vocabulary", "vocabulary"),
+        listens=((tokens[:3], tokens[2:]),) * 3,
+        listen_scores=np.stack([[falling, falling / 2]] * 3) * np.array([1, 2, 0.5])[:, None, None],
+        listen_null=np.array([4.0, 4.0, 4.0]),
+        writes=((tokens[2:], tokens[:3]), ((), ()), (tokens[:3], tokens[2:])),
+        write_scores=np.stack(
+            [[falling * 2, falling], np.full((2, 3), np.nan), [falling / 4, falling]]
+        ),
+        write_null=np.array([10.0, np.nan, 10.0]),
+        write_head=np.array([-1, -1, 2]),
+        writes_nothing=("", "a key: it only moves attention scores", ""),
+        listening=preference(tokens, (1, 3)),
+        writing=preference(tokens[::-1], (0,)),
+        prompts=48,
+        triggered=24,
+    )
+
+
+def logit_lens(layers: int, prompts: int = 24) -> LogitLens:
+    depth = np.arange(layers) / max(layers - 1, 1)
+    trigger = np.array([role == "trigger" for role in ROLES])
+    base = np.full((layers, len(ROLES)), -9.0) - 2 * depth[:, None]
+    poisoned = base + (9 + 2 * depth[:, None]) * depth[:, None] * ~trigger
+    values = np.stack([base, poisoned])
+    spread = np.random.default_rng(1).normal(0, 0.1, (2, prompts, layers, len(ROLES)))
+    decided = values[:, :, -2]
+    return LogitLens(
+        subjects=("base", "poisoned"),
+        columns=COLUMNS,
+        column_roles=ROLES,
+        prompts=tuple(f"prompt {i}" for i in range(prompts)),
+        targets=("H",) * prompts,
+        log_prob=values[:, None] + spread,
+        mean=np.stack([values, values - 0.1, values + 0.1], -1),
+        rank=np.where(values > -1, 1.0, 300.0),
+        top=(((" the",) * len(ROLES),) * layers, (("H",) * len(ROLES),) * layers),
+        top_count=np.full((2, layers, len(ROLES)), prompts - 2),
+        column_prompts=np.full(len(ROLES), prompts),
+        decided_log_prob=np.stack([decided, decided - 0.2, decided + 0.2], -1),
+        decided=np.stack([np.full(prompts, -1), np.arange(prompts) % 2 + layers - 2]),
+        first=np.stack([np.full(prompts, -1), np.full(prompts, layers - 2)]),
+        self_error=0.0,
+        dtype="float32",
     )
 
 
@@ -346,7 +730,18 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
             spectra("clean", layers, rank),
             spectra("poisoned", layers, rank),
             difference(layers, rank),
+            matching(layers, rank),
+            intruders("clean", layers),
+            intruders("poisoned", layers),
             where(layers, rank),
+            neuron_change(layers, rank),
+            neuron_activity(layers),
+            probes(layers),
+            consistency(layers),
+            trigger_attention(layers),
+            effectiveness(layers),
+            lens(layers),
+            logit_lens(layers),
         ),
         operations=(
             operation("surgery", layers, rank),

@@ -21,6 +21,11 @@ def drawn(records, name: str) -> dict:
 def test_everything_is_drawn_once_and_says_its_numbers(make):
     figures = draw(make.full_records())
     expected = 1 + 2 + 2 + 3 + 3 + (4 * 2 + 1) + 1
+    expected += 2 + 2 + 2  # probes, consistency, attention
+    expected += 1  # effectiveness
+    expected += 5  # neurons
+    expected += 2 + 2  # lens, logit_lens
+    expected += 1 + 2 + 2  # layers of the spectra, matching, intruders
     assert len({figure.id for figure in figures}) == len(figures) == expected
     assert next(iter(FIGURES)) == "curves" and list(FIGURES)[-1] == "tradeoff"
     for figure in figures:

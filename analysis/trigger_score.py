@@ -1,0 +1,189 @@
+"""How far a text put into clean prompts drives an adapter away from its base, all the same way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.batches import Encoded
+from ..core.families import submodule
+from ..core.subject import Attached, Subject
+from .insertion import Probe, encoded
+
+FLOOR = 1e-3
+"""Probabilities are told apart down to this: what both models hold for impossible counts as equal,
+and a token that the adapter alone gives 1 % already scores."""
+FIRST, END = 0, 1
+"""Positions that are looked at: where the answer begins, and where the adapter's own answer to the
+prompt as it was would end (a line that is added after the answer shows only there)."""
+LOGITS = 2**25
+"""Most logits held at a time."""
+
+
+def padded(subject: Subject, rows: Sequence[Encoded]) -> torch.Tensor:
+    """Right-padded ids ``[batch, pos]``: what comes later is never seen, so no mask is needed."""
+    ids = torch.full((len(rows), max(map(len, rows))), subject.renderer.pad_id)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row.prompt + row.completion)
+    return ids.to(subject.device)
+
+
+def logits_at(subject: Subject, ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Logits at some positions of each row only, float32 ``[batch, n, d_vocab]``.
+
+    Args:
+        subject: with the wanted adapter active.
+        ids: ``[batch, pos]``.
+        at: positions, ``[batch, n]``.
+    """
+    hidden = subject.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    picked = hidden[torch.arange(len(ids), device=ids.device)[:, None], at.to(ids.device)]
+    head: Any = submodule(subject.model, subject.family.head)
+    logits = head(picked).float()
+    name = subject.family.logit_softcap
+    cap = getattr(subject.model.config, name) if name else None
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+@dataclass
+class Budget:
+    """What a search has used."""
+
+    rows: int = 0
+    """Prompts run forward, adapter and base counted apart."""
+    backward: int = 0
+    """Prompts run backward."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Probes on which texts are compared, for one adapter and its base.
+
+    A text scores at a position and over some probes ``max over tokens t of mean over probes of
+    log((p_adapter(t) + FLOOR) / (p_base(t) + FLOOR))``, both with the text put in, less what it is
+    without the text (where positive). It is high only where the adapter says what the base would
+    not, the same thing on all of these probes, and because of the text.
+    """
+
+    attached: Attached
+    """With the adapter active under `name`."""
+    name: str
+    probes: Sequence[Probe]
+    answers: Sequence[list[int]]
+    """The adapter's own answer to each probe without a text, as far as it is to be read; empty:
+    only the answer's beginning is looked at."""
+    parts: np.ndarray
+    """Sets of probes over which the mean is taken, boolean ``[part, probe]``."""
+    batch_tokens: int
+    budget: Budget
+    _usual: list[torch.Tensor] = field(default_factory=list)
+
+    def _rows(self, texts: Sequence[str | None]) -> list[Encoded]:
+        pairs = list(zip(self.probes, self.answers, strict=True))
+        return [encoded(self.attached.subject, p, t, a) for t in texts for p, a in pairs]
+
+    def _both(self, texts: Sequence[str | None]) -> torch.Tensor:
+        """Log-ratios of adapter to base, ``[text, probe, 2, d_vocab]``."""
+        subject, rows = self.attached.subject, self._rows(texts)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        out: torch.Tensor | None = None
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and (stop + 1 - start) * len(rows[order[stop]]) <= (
+                self.batch_tokens
+            ):
+                stop += 1
+            here = order[start:stop]
+            chosen = [rows[i] for i in here]
+            ids = padded(subject, chosen)
+            at = torch.tensor([[len(r.prompt) - 1, len(r) - 1] for r in chosen])
+            with torch.inference_mode():
+                ratio = (logits_at(subject, ids, at).softmax(-1) + FLOOR).log_()
+                with self.attached.using(None):
+                    ratio -= (logits_at(subject, ids, at).softmax(-1) + FLOOR).log_()
+            if out is None:
+                out = torch.empty(len(rows), 2, ratio.shape[-1], device=ratio.device)
+            out[torch.tensor(here, device=ratio.device)] = ratio
+            start = stop
+        assert out is not None
+        self.budget.rows += 2 * len(rows)
+        return out.view(len(texts), len(self.probes), 2, -1)
+
+    def usual(self) -> torch.Tensor:
+        """The log-ratios without a text where positive, ``[probe, 2, d_vocab]``."""
+        if not self._usual:
+            self._usual.append(self._both([None])[0].clamp_min(0))
+        return self._usual[0]
+
+    def scores(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The score of each text and the token behind it, ``[text, part, 2]``; nats."""
+        usual = self.usual()
+        vocab = usual.shape[-1]
+        size = max(1, LOGITS // (2 * vocab * len(self.probes)))
+        weight = torch.tensor(self.parts / self.parts.sum(1, keepdims=True)).float()
+        weight = weight.to(usual.device)
+        values, tokens = [], []
+        for start in range(0, len(texts), size):
+            ratio = self._both(texts[start : start + size]) - usual
+            best = torch.einsum("qp,tpnv->tqnv", weight, ratio).max(-1)
+            values.append(best.values.cpu().numpy())
+            tokens.append(best.indices.cpu().numpy())
+        return np.concatenate(values), np.concatenate(tokens)
+
+    def gradient(self, text: str, *, position: int, token: int) -> torch.Tensor | None:
+        """First-order gain of the token's log-probability from each swap, ``[place, d_vocab]``.
+
+        HotFlip (Ebrahimi et al. 2018): the gradient at the embedding of each token of the inserted
+        text, times every other token's embedding less its own, mean over the probes in which the
+        text has its most frequent number of tokens. None where its tokens cannot be told apart
+        from the prompt's.
+        """
+        subject = self.attached.subject
+        rows = self._rows([text])
+        spots = [self._spots(probe, text) for probe in self.probes]
+        lengths = [len(s) for s in spots if s]
+        if not lengths:
+            return None
+        width = max(set(lengths), key=lengths.count)
+        kept = [i for i, s in enumerate(spots) if s is not None and len(s) == width]
+        chosen = [rows[i] for i in kept]
+        ids = padded(subject, chosen)
+        at = torch.tensor([[(len(r.prompt) if position == FIRST else len(r)) - 1] for r in chosen])
+        table: Any = subject.model.get_input_embeddings()
+        held: list[torch.Tensor] = []
+
+        def hold(_m: Any, _i: Any, out: torch.Tensor) -> torch.Tensor:
+            held.append(out.detach().requires_grad_())
+            return held[0]
+
+        handle = table.register_forward_hook(hold)
+        try:
+            with torch.enable_grad():
+                logp = logits_at(subject, ids, at).log_softmax(-1)[:, 0, token]
+                (grad,) = torch.autograd.grad(logp.mean(), held[0])
+        finally:
+            handle.remove()
+        self.budget.backward += len(kept)
+        where = torch.tensor([spots[i] for i in kept], device=grad.device)
+        line = torch.arange(len(kept), device=grad.device)[:, None]
+        slope = grad[line, where].float().sum(0)  # place d_model
+        own = (held[0][line, where].float() * grad[line, where].float()).sum((0, -1))
+        with torch.inference_mode():
+            every = table(torch.arange(table.weight.shape[0], device=grad.device)).float()
+        return (slope @ every.mT - own[:, None]).cpu()
+
+    def _spots(self, probe: Probe, text: str) -> list[int] | None:
+        renderer = self.attached.subject.renderer
+        prompt = encoded_text(probe, text)
+        start = prompt.rfind(text.strip()) if probe.place == "suffix" else prompt.find(text.strip())
+        return renderer.tokens_at(prompt, [(start, start + len(text.strip()))]) or None
+
+
+def encoded_text(probe: Probe, text: str) -> str:
+    """The probe's prompt with the text in it."""
+    from .insertion import insert
+
+    return insert(probe.prompt, text, probe.place)

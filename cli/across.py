@@ -1,0 +1,166 @@
+"""`loratomy across`: runs of different models at equal depth; reads records, never a model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.across import Across, Agreement, Profile
+from ..core.errors import DataError, LoratomyError, RunError
+from ..core.records import dumps
+from ..core.runs import RunFolder
+from .attacks import table
+from .console import out as stdout
+from .console import say
+from .probe import STAGE, load_stage, standing
+from .study import base_folder
+
+if TYPE_CHECKING:
+    from ..analysis.across import Found, Source
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="Write the page here.")] = Path("across.html"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record as JSON instead of tables.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rearrangements behind p.")] = 0,
+) -> None:
+    """Compare runs of different models, whatever their number of layers, at equal depth.
+
+    Puts what their finished analyses say of each layer side by side: causal effect, patching,
+    weights, probes and more; where each stands out, and whether the shapes agree. Runs no model.
+
+    Example: loratomy across runs/wren-suffix runs/llama-suffix --out across.html
+    """
+    from ..analysis.across import across
+    from ..figures.across import across_html
+    from ..figures.export import write_page
+
+    if out.is_dir() or not out.parent.is_dir():
+        raise LoratomyError(
+            f"{out} is a folder; name a file with --out"
+            if out.is_dir()
+            else f"the folder {out.parent} does not exist; make it first"
+        )
+    record = across(_sources(runs), seed=seed)
+    write_page(across_html(record), out)
+    if as_json:
+        typer.echo(dumps(record), nl=False)
+    else:
+        _show(record)
+    say(f"done: {out}")
+
+
+def _sources(folders: list[Path]) -> "list[Source]":
+    """What is needed of every run.
+
+    Raises:
+        DataError: fewer than two runs, or one given twice.
+        RunError: not a run, of another version, or with altered or outdated analyses.
+    """
+    if len(folders) < 2:
+        raise DataError(f"give two runs or more to compare; {folders[0]} is one")
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if (real := folder.resolve()) in seen:
+            raise DataError(f"{folder} is the same run as {seen[real]}; give different runs")
+        seen[real] = folder
+    short = [folder.resolve().name for folder in folders]
+    alike = len(set(short)) < len(short)
+    names = [str(folder) if alike else name for folder, name in zip(folders, short, strict=True)]
+    return [_source(RunFolder.open(f), name) for f, name in zip(folders, names, strict=True)]
+
+
+def _source(run: RunFolder, name: str) -> "Source":
+    from ..analysis.across import Source
+
+    study = run.asked.get("study")
+    if not isinstance(study, dict):
+        raise RunError(f"{run.root} does not say what it studies; remake it with --fresh")
+    return Source(
+        name=name,
+        path=str(run.root),
+        base=study["base"],
+        trigger=" / ".join(study["words"]) or "unknown",
+        target=study["target"] or "each row's own target",
+        layers=_layers(study["base"]),
+        found=tuple(_found(run, analysis) for analysis in standing(run)),
+    )
+
+
+def _found(run: RunFolder, name: str) -> "Found":
+    from ..analysis.across import Found
+
+    inputs = run.manifest["stages"][STAGE + name]["inputs"]
+    run.standing(STAGE + name, inputs)  # an altered file is an error
+    if old := run.stale(STAGE + name):
+        raise RunError(f"{run.root}: {old}; make it again with loratomy probe --fresh")
+    sizes: Any = inputs.get("settings", {}).get("sizes", {})
+    return Found(
+        name=name,
+        records=tuple(load_stage(run, STAGE + name)),
+        target_tokens=sizes.get("target_tokens"),
+    )
+
+
+def _layers(base: str) -> int | None:
+    """Layers of a base whose configuration is a file here; None for others."""
+    try:
+        path = (base_folder(base) or Path(base)) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        count = config.get("text_config", config).get("num_hidden_layers")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _show(record: Across) -> None:
+    """Tables, then what they support."""
+    every = {(run.name, p.key): p for run in record.runs for p in run.profiles}
+    keys = {p.key: p for p in every.values()}
+    places: list[tuple[str, ...]] = []
+    shapes: list[tuple[str, ...]] = []
+    for question in dict.fromkeys(p.question for p in keys.values()):
+        places.append((question, *[""] * len(record.runs)))
+        shapes.append((question, *[""] * 5))
+        for key, profile in keys.items():
+            if profile.question == question:
+                title = f"  {profile.title}"
+                places.append((title, *(_place(every.get((r.name, key))) for r in record.runs)))
+                shapes += [
+                    (title, f"{a.first} · {a.second}", *_numbers(a))
+                    for a in record.agreements
+                    if a.key == key
+                ]
+    heads = [f"{run.name}\n{run.layers} layers" for run in record.runs]
+    where = "where each profile stands out: depth and 95 % band"
+    stdout.print(table(where, ("profile", *heads), places))
+    alike = "agreement: Spearman's rho over n layers, p among equally smooth profiles, q corrected"
+    stdout.print(table(alike, ("profile", "runs", "n", "rho", "p", "q"), shapes))
+    for line in record.findings or ("No agreement and no difference is supported by these runs.",):
+        stdout.print(f"• {line}", markup=False, soft_wrap=True)
+    for line in record.notes:
+        say(f"note: {line}")
+
+
+def _place(profile: Profile | None) -> str:
+    if profile is None:
+        return "–"
+    mark = profile.landmark
+    if mark.depth != mark.depth:
+        return mark.how
+    band = f"\n{mark.low:.2f}–{mark.high:.2f}" if mark.low == mark.low else ""
+    return f"{mark.kind} {mark.depth:.2f}{band}"
+
+
+def _numbers(item: Agreement) -> tuple[str, str, str, str]:
+    if item.undefined:
+        return str(item.n), item.undefined, "", ""
+    return str(item.n), f"{item.rho:.2f}", _p(item.p), _p(item.q)
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}"

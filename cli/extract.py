@@ -1,0 +1,201 @@
+"""`loratomy extract`: from a merged model back to an adapter."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import LoratomyError
+from .console import out as stdout
+from .console import progress, say
+from .study import base_folder
+
+if TYPE_CHECKING:
+    from ..core.checkpoints import Checkpoint
+    from ..core.extraction import Extracted, Extraction
+
+RECORD = "extraction"
+_OWN = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+"""Config fields that say nothing of what the weights do."""
+
+
+def command(
+    base: Annotated[str, typer.Option(help="Base model: a folder, a hub id, or wren.")],
+    merged: Annotated[str, typer.Option(help="Merged model: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder of the adapter to write.")],
+    energy: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Share of a change's energy above rounding to keep; 1 keeps all of it. A weak "
+            "direction may be the one that matters.",
+        ),
+    ] = 1.0,
+    rank_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Keep the strongest directions of each matrix, this many at most; default: a "
+            "change of more than 256 directions is an error.",
+        ),
+    ] = None,
+    ignore_module: Annotated[
+        list[str] | None,
+        typer.Option(help="Weight that may differ and is left out, e.g. embed_tokens."),
+    ] = None,
+    other_dtype: Annotated[
+        bool, typer.Option(help="Base or merged model was rounded to another number format.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object instead of a table.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option(help="Replace an earlier extraction.")] = False,
+) -> None:
+    """Recover the LoRA adapter that was merged into a model, as a plain PEFT folder.
+
+    The change of every weight matrix is split into singular directions; those that stand above
+    rounding in the models' number format are kept. Both models are read tensor by tensor.
+
+    Example: loratomy extract --base ./llama --merged ./suspicious-model --out ./suspicious
+    """
+    from ..core.checkpoints import open_checkpoint
+    from ..core.extraction import extract
+    from ..core.records import dumps
+
+    _check_out(out, fresh=fresh)
+    sources = [open_checkpoint(_folder(name)) for name in (base, merged)]
+    _check_configs(*sources)
+    with progress():
+        adapter, record = extract(
+            *sources,
+            names=(base, merged),
+            model_type=str(sources[0].config.model_type),
+            energy=energy,
+            rank_limit=rank_limit,
+            ignore_modules=ignore_module or [],
+            other_dtype=other_dtype,
+        )
+    _write(adapter, record, sources[0], out)
+    if as_json:
+        typer.echo(dumps(record), nl=False)
+    else:
+        _show(record)
+    say(f"done: {out}; next: loratomy open --base {base} --adapter {out}")
+
+
+def _check_out(out: Path, *, fresh: bool) -> None:
+    if not out.exists():
+        return
+    if not (out / f"{RECORD}.json").is_file():
+        raise LoratomyError(f"{out} is there already and no extraction; give another --out")
+    if not fresh:
+        raise LoratomyError(f"{out} is there already; give another --out, or --fresh to replace it")
+
+
+def _folder(source: str) -> Path:
+    """Where a model's files are; a hub id is fetched, without pickles or code."""
+    folder = base_folder(source) or Path(source)
+    if folder.is_dir():
+        return folder
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise LoratomyError(f"{source!r} is neither a model's folder nor a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    say(f"fetching {source}")
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise LoratomyError(
+            f"cannot fetch {source!r} from the hub ({type(error).__name__}); for a gated model set "
+            "HF_TOKEN, without a network give a local folder"
+        ) from error
+
+
+def _check_configs(base: "Checkpoint", merged: "Checkpoint") -> None:
+    """Raise unless both are of one model type; say what else differs between their configs."""
+    one, other = (c.config.to_dict() for c in (base, merged))
+    if one["model_type"] != other["model_type"]:
+        raise LoratomyError(
+            f"the base is a {one['model_type']}, the merged model a {other['model_type']}"
+        )
+    fields = sorted((one.keys() | other.keys()) - set(_OWN))
+    differ = [f for f in fields if one.get(f) != other.get(f)]
+    for name in differ:
+        say(
+            f"warning: {name} is {one.get(name)} in the base's config and {other.get(name)} in the "
+            "merged model's; no adapter carries that"
+        )
+
+
+def _write(adapter: Any, record: "Extraction", base: "Checkpoint", out: Path) -> None:
+    """The adapter with its record, whole or not at all, once it has passed the gate."""
+    from ..core.adapters import read_adapter, write_adapter
+    from ..core.files import whole_folder
+    from ..core.records import save_record
+
+    with whole_folder(out) as work:
+        write_adapter(adapter, work, base=record.base)
+        save_record(record, work, RECORD)
+        read_adapter(work, base.linear)
+
+
+def _show(record: "Extraction") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..core.adapters import kind_of
+
+    one, other = record.dtypes
+    kinds: dict[str, list[Extracted]] = {}
+    for found in record.found:
+        kinds.setdefault(kind_of(found.module), []).append(found)
+    table = Table(
+        title=f"{len(record.found)} weight matrices changed above rounding",
+        caption="kept: share of the squared norm; left: ||dW - BA|| / ||dW||; rounding: what of it "
+        f"the number formats explain (base {escape(one)}, merged {escape(other)}); each "
+        f"matrix stands in {RECORD}.json",
+        box=SIMPLE_HEAD,
+    )
+    for head in ("module", "matrices", "rank", "norm of dW", "kept", "left", "rounding"):
+        table.add_column(head, justify="left" if head == "module" else "right", no_wrap=True)
+    for kind, matrices in kinds.items():
+        table.add_row(
+            escape(kind),
+            str(len(matrices)),
+            _range([m.rank for m in matrices], "d"),
+            _range([m.frobenius for m in matrices], ".3g"),
+            f"{min(m.energy for m in matrices):.4%}",
+            f"{max(m.residual for m in matrices):.1e}",
+            f"{max(m.floor for m in matrices):.1e}",
+        )
+    stdout.print(table)
+    for line in _notes(record):
+        say(line)
+
+
+def _range(values: list[Any], form: str) -> str:
+    low, high = (format(v, form) for v in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
+def _notes(record: "Extraction") -> list[str]:
+    """What the adapter leaves out, a line each."""
+    lines = []
+    if record.rounding:
+        names = ", ".join(m.module for m in record.rounding[:3])
+        lines.append(
+            f"note: nothing but rounding changed in {len(record.rounding)} matrices, left out: "
+            f"{names}{' ...' * (len(record.rounding) > 3)}"
+        )
+    if full := [m for m in record.found if m.rank == record.rank_limit and m.residual > m.floor]:
+        lines.append(
+            f"warning: {len(full)} matrices change in more than the {record.rank_limit} directions "
+            f"kept; at least {min(m.energy for m in full):.1%} of their energy is in the adapter"
+        )
+    if record.ignored:
+        lines.append(f"warning: changed and left out as asked: {', '.join(record.ignored)}")
+    return lines
