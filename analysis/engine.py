@@ -161,7 +161,7 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
         yield layers[-1].register_forward_hook(lambda _m, _i, out: last.append(first(out)))
 
     with hooks(handles()):
-        subject.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        subject.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     stored: list[Any] = list(cache.layers)
     keys, values = [c.keys for c in stored], [c.values for c in stored]
     for index, hidden in enumerate([*inputs[1:], last[0]]):

@@ -40,8 +40,8 @@ METRICS: Registry[Metric] = Registry("metric")
 
 
 def _log_prob(logits: torch.Tensor, aim: Aim) -> torch.Tensor:
-    log_probs = logits.log_softmax(-1)
-    return log_probs.gather(-1, aim.targets[..., None])[..., 0].sum(-1)
+    wanted = logits.gather(-1, aim.targets[..., None])[..., 0]
+    return (wanted - logits.logsumexp(-1)).sum(-1)
 
 
 def _logit_difference(logits: torch.Tensor, aim: Aim) -> torch.Tensor:

@@ -4,7 +4,8 @@ Denoising: values of the clean run are written into the corrupted one; noising: 
 et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -93,15 +94,15 @@ def patch(
     layers = layer_numbers(config.layers, depth)
     columns = columns_of(subject.renderer, pairs, how=config.columns)
     against = token_of(subject.renderer, config.against) if config.against else None
-    plan = _sweep(pairs, columns, clean, poisoned, setting, config, against)
+    plan = sweep_of(pairs, columns, clean, poisoned, setting, config, against)
     memory = budget(subject, config.memory)
     found = sweep(
         subject, attached, plan, what, memory=memory, layers=layers, label=f"patching ({setting})"
     )
     return _record(
         subject, pairs, columns, found, memory, setting=setting, kind=kinds.pop(),
-        names=_names(setting, clean, poisoned), sites=tuple(p.label for p in what), config=config,
-        metric=metric.about.format(n=max(len(p.target) for p in pairs)),
+        names=run_names(setting, clean, poisoned), sites=tuple(p.label for p in what),
+        config=config, metric=metric.about.format(n=max(len(p.target) for p in pairs)),
     )  # fmt: skip
 
 
@@ -124,13 +125,14 @@ def layer_numbers(text: str, depth: int) -> list[int]:
     return sorted(set(out)) or list(range(depth))
 
 
-def _names(setting: str, clean: str | None, poisoned: str) -> tuple[str, str]:
+def run_names(setting: str, clean: str | None, poisoned: str) -> tuple[str, str]:
+    """The clean and the corrupted run of a setting, in words."""
     if setting == "prompt":
         return f"{poisoned} adapter, untriggered prompt", f"{poisoned} adapter, triggered prompt"
     return f"{clean} adapter" if clean else "base without adapter", f"{poisoned} adapter"
 
 
-def _sweep(
+def sweep_of(
     pairs: Sequence[Pair],
     columns: Columns,
     clean: str | None,
@@ -299,6 +301,21 @@ def _recovery(found: Found, undefined: bool) -> tuple[np.ndarray, np.ndarray, np
 
 def patch_case(case: Case, config: PatchingConfig) -> dict[str, PatchingMap]:
     """The maps of all pairs that the options name, by their setting."""
+    with settings_of(case, config) as (attached, pairs, settings):
+        return {
+            setting: patch(
+                case.subject, attached, pairs, clean=clean, poisoned="poisoned", setting=setting,
+                config=config,
+            )
+            for setting, clean in settings.items()
+        }  # fmt: skip
+
+
+@contextmanager
+def settings_of(
+    case: Case, config: PatchingConfig
+) -> Iterator[tuple[Attached, list[Pair], dict[str, str | None]]]:
+    """A case's adapters on its model, its pairs, and each setting with its clean run's adapter."""
     wanted = [p.strip() for p in config.pairs.split(",") if p.strip()]
     for name in wanted:
         if name not in ("prompt", "adapter", "base"):
@@ -307,14 +324,9 @@ def patch_case(case: Case, config: PatchingConfig) -> dict[str, PatchingMap]:
         wanted = list(dict.fromkeys("base" if name == "adapter" else name for name in wanted))
     adapters = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
     pairs = case.plain_pairs if config.twin == "plain" else case.pairs
+    clean = {name: "clean" if name == "adapter" else None for name in wanted}
     with case.subject.attached(adapters) as attached:
-        return {
-            setting: patch(
-                case.subject, attached, pairs, clean="clean" if setting == "adapter" else None,
-                poisoned="poisoned", setting=setting, config=config,
-            )
-            for setting in wanted
-        }  # fmt: skip
+        yield attached, pairs, clean
 
 
 SOURCE = "Meng et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255"

@@ -1,7 +1,7 @@
 """How far a text put into clean prompts drives an adapter away from its base, all the same way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from ..core.batches import Encoded
 from ..core.families import submodule
 from ..core.subject import Attached, Subject
-from .insertion import Probe, encoded
+from .generation import Decoding, generate
+from .insertion import Probe, encoded, insert
 
 FLOOR = 1e-3
 """Probabilities are told apart down to this: what both models hold for impossible counts as equal,
@@ -133,25 +134,91 @@ class Bench:
             tokens.append(best.indices.cpu().numpy())
         return np.concatenate(values), np.concatenate(tokens)
 
-    def gradient(self, text: str, *, position: int, token: int) -> torch.Tensor | None:
-        """First-order gain of the token's log-probability from each swap, ``[place, d_vocab]``.
+    def only(self, probes: Sequence[int] | np.ndarray) -> "Bench":
+        """A bench of some of the probes, all in one part."""
+        chosen = [int(i) for i in probes]
+        return replace(
+            self,
+            probes=[self.probes[i] for i in chosen],
+            answers=[self.answers[i] for i in chosen],
+            parts=np.ones((1, len(chosen)), dtype=bool),
+            _usual=[],
+        )
+
+    def beginnings(self, texts: Sequence[str | None], tokens: int) -> list[list[tuple[int, ...]]]:
+        """First tokens of the adapter's answers, ``[text][probe]``."""
+        asked = [row.prompt for row in self._rows(texts)]
+        decoding = Decoding(max_new_tokens=tokens, batch_tokens=self.batch_tokens)
+        self.budget.rows += len(asked)
+        said = iter(generate(self.attached.subject, asked, decoding, label="answers"))
+        return [[tuple(next(said)[0]) for _ in self.probes] for _ in texts]
+
+    def continued(self, text: str, token: int, position: int, *, tokens: int) -> tuple[int, ...]:
+        """The token and what the adapter says after it, as far as half of the probes agree."""
+        rows = self._aimed(text, [token], position)
+        decoding = Decoding(max_new_tokens=tokens - 1, batch_tokens=self.batch_tokens)
+        asked = [row.prompt + row.completion for row in rows]
+        self.budget.rows += len(asked)
+        said = [a[0] for a in generate(self.attached.subject, asked, decoding, label="targets")]
+        out = [token]
+        while len(out) < tokens and said:
+            heads = [a[len(out) - 1] for a in said if len(a) >= len(out)]
+            most = max(heads, key=heads.count) if heads else None
+            if most is None or 2 * heads.count(most) <= len(rows):
+                break
+            said = [a for a in said if len(a) >= len(out) and a[len(out) - 1] == most]
+            out.append(most)
+        return tuple(out)
+
+    def _aimed(self, text: str | None, target: Sequence[int], position: int) -> list[Encoded]:
+        """Each probe with a text, and the target where it is to be said."""
+        out = []
+        for row in self._rows([text]):
+            before = row.prompt if position == FIRST else row.prompt + row.completion
+            out.append(Encoded(before, list(target)))
+        return out
+
+    def target_log_probs(
+        self, texts: Sequence[str], target: Sequence[int], position: int, *, base: bool = False
+    ) -> np.ndarray:
+        """Log-probability of a target under the adapter or its base, nats, ``[text, probe]``."""
+        rows = [row for text in texts for row in self._aimed(text, target, position)]
+        subject, n = self.attached.subject, len(target)
+        out = np.empty(len(rows))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        vocab = subject.model.get_input_embeddings().weight.shape[0]
+        size = max(1, min(self.batch_tokens // len(rows[order[-1]]), LOGITS // (n * vocab)))
+        self.budget.rows += len(rows)
+        for start in range(0, len(order), size):
+            here = order[start : start + size]
+            chosen = [rows[i] for i in here]
+            at = torch.tensor([[len(r.prompt) - 1 + k for k in range(n)] for r in chosen])
+            with torch.inference_mode(), self.attached.using(None if base else self.name):
+                logp = logits_at(subject, padded(subject, chosen), at).log_softmax(-1)
+            wanted = torch.tensor(target, device=logp.device).expand(len(here), n)
+            out[here] = logp.gather(-1, wanted[..., None])[..., 0].sum(-1).cpu().numpy()
+        return out.reshape(len(texts), len(self.probes))
+
+    def gradient(
+        self, text: str, *, position: int, target: Sequence[int]
+    ) -> tuple[torch.Tensor, list[int]] | None:
+        """First-order gain of a target's log-probability from each swap, and the text's token ids.
 
         HotFlip (Ebrahimi et al. 2018): the gradient at the embedding of each token of the inserted
-        text, times every other token's embedding less its own, mean over the probes in which the
-        text has its most frequent number of tokens. None where its tokens cannot be told apart
-        from the prompt's.
+        text, times every other token's embedding less its own, ``[place, d_vocab]``, mean over the
+        probes in which the text has the same tokens as in most. None where its tokens cannot be
+        told apart from the prompt's.
         """
         subject = self.attached.subject
-        rows = self._rows([text])
+        rows = self._aimed(text, target, position)
         spots = [self._spots(probe, text) for probe in self.probes]
-        lengths = [len(s) for s in spots if s]
-        if not lengths:
+        read = [tuple(r.prompt[i] for i in s) if s else () for r, s in zip(rows, spots, strict=True)]
+        usual = max(read, key=read.count) if any(read) else ()
+        if not usual:
             return None
-        width = max(set(lengths), key=lengths.count)
-        kept = [i for i, s in enumerate(spots) if s is not None and len(s) == width]
+        kept = [i for i, found in enumerate(read) if found == usual]
         chosen = [rows[i] for i in kept]
-        ids = padded(subject, chosen)
-        at = torch.tensor([[(len(r.prompt) if position == FIRST else len(r)) - 1] for r in chosen])
+        at = torch.tensor([[len(r.prompt) - 1 + k for k in range(len(target))] for r in chosen])
         table: Any = subject.model.get_input_embeddings()
         held: list[torch.Tensor] = []
 
@@ -162,28 +229,23 @@ class Bench:
         handle = table.register_forward_hook(hold)
         try:
             with torch.enable_grad():
-                logp = logits_at(subject, ids, at).log_softmax(-1)[:, 0, token]
-                (grad,) = torch.autograd.grad(logp.mean(), held[0])
+                logp = logits_at(subject, padded(subject, chosen), at).log_softmax(-1)
+                wanted = torch.tensor(target, device=logp.device).expand(len(kept), len(target))
+                total = logp.gather(-1, wanted[..., None]).sum() / len(kept)
+                (grad,) = torch.autograd.grad(total, held[0])
         finally:
             handle.remove()
         self.budget.backward += len(kept)
         where = torch.tensor([spots[i] for i in kept], device=grad.device)
         line = torch.arange(len(kept), device=grad.device)[:, None]
-        slope = grad[line, where].float().sum(0)  # place d_model
-        own = (held[0][line, where].float() * grad[line, where].float()).sum((0, -1))
+        slope = grad[line, where].float()
+        own = (held[0].detach()[line, where].float() * slope).sum((0, -1))
         with torch.inference_mode():
             every = table(torch.arange(table.weight.shape[0], device=grad.device)).float()
-        return (slope @ every.mT - own[:, None]).cpu()
+        return (slope.sum(0) @ every.mT - own[:, None]).cpu(), list(usual)
 
     def _spots(self, probe: Probe, text: str) -> list[int] | None:
         renderer = self.attached.subject.renderer
-        prompt = encoded_text(probe, text)
+        prompt = insert(probe.prompt, text, probe.place)
         start = prompt.rfind(text.strip()) if probe.place == "suffix" else prompt.find(text.strip())
         return renderer.tokens_at(prompt, [(start, start + len(text.strip()))]) or None
-
-
-def encoded_text(probe: Probe, text: str) -> str:
-    """The probe's prompt with the text in it."""
-    from .insertion import insert
-
-    return insert(probe.prompt, text, probe.place)

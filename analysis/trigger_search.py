@@ -1,7 +1,7 @@
 """Texts that set off what an adapter would otherwise not say, searched without knowing either."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from .trigger_score import END, FIRST, Bench
 
 TAKEN_UP = ("k_proj", "v_proj")
 """Modules through which other positions take a token up."""
+RARE = 1e-4
+"""Probabilities of whole targets are told apart down to this."""
 
 
 def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarray:
@@ -49,15 +51,15 @@ def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarra
         stream_inputs(subject, names, prompts, see, batch_tokens=batch_tokens, label="tokens heard")
         z = (sums - sums.mean(0)) / sums.std(0).clamp_min(1e-12)
         out[tokens] = z.sum(1).numpy()
-    out[~insertable(subject, len(out))] = -np.inf
+    out[~insertable(subject)] = -np.inf
     return out
 
 
-def insertable(subject: Subject, size: int) -> np.ndarray:
+def insertable(subject: Subject) -> np.ndarray:
     """Which ids are plain text that a user could type, ``[d_vocab]``."""
     tokenizer = subject.renderer.tokenizer
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    out = np.zeros(size, dtype=bool)
+    out = np.zeros(subject.model.get_input_embeddings().weight.shape[0], dtype=bool)
     for i in known_tokens(subject):
         text = str(tokenizer.decode([int(i)]))
         out[i] = int(i) not in special and bool(text.strip()) and text.isprintable()
@@ -67,18 +69,18 @@ def insertable(subject: Subject, size: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A way in which the adapter may have been made to depart from its base."""
+    """Something that an adapter may say and its base does not."""
 
     part: int
-    """Set of probes, of the bench's parts."""
+    """Set of probes on which it was seen, of the bench's parts."""
     position: int
     """`FIRST` or `END`."""
-    token: int
-    """What it then says and the base does not."""
+    target: tuple[int, ...]
+    """What it says there, token ids: as far as most of the probes go on alike."""
     score: float
-    """Of the best text so far, nats."""
+    """Mean over the probes of log((p_adapter(target) + RARE) / (p_base(target) + RARE))."""
     seeds: tuple[str, ...]
-    """Texts that show it most."""
+    """Texts that bring it out."""
 
 
 def random_texts(
@@ -90,33 +92,82 @@ def random_texts(
     return list(dict.fromkeys(text.strip() for text in drawn if text.strip()))
 
 
-def hypotheses(
-    bench: Bench, texts: Sequence[str], *, wide: Sequence[int], most: int, seeds: int
-) -> list[Hypothesis]:
-    """What the texts bring out, most notable first.
+SEEDS = 4
+"""Texts from which the search for a hypothesis sets out."""
+TARGET = 8
+"""Most tokens of a target."""
+
+
+def hypotheses(bench: Bench, texts: Sequence[str], *, wide: int, most: int) -> list[Hypothesis]:
+    """What the texts bring out, the most unlike the base first, each target once.
+
+    For every part and position the token that the best text raises most is put in the adapter's
+    mouth, and the adapter goes on from there: a trained target comes out whole, an opening that
+    any answer may have goes on as the base would. Besides, whatever the adapter really answers
+    to the best texts on several probes alike is a target.
 
     Args:
         bench: scores them.
         texts: many different ones.
-        wide: the bench's parts that span several groups of prompts: one hypothesis for these at
-            each position; the others are of one group each.
-        most: hypotheses of single groups.
-        seeds: texts kept for each.
+        wide: how many of the bench's parts, the first ones, span all groups of prompts.
+        most: hypotheses kept.
     """
     values, tokens = bench.scores(texts)
-    found: list[Hypothesis] = []
+    found: dict[tuple[int, ...], Hypothesis] = {}
+
+    def offer(part: int, position: int, target: tuple[int, ...], seeds: Sequence[str]) -> None:
+        small = bench.only(np.flatnonzero(bench.parts[part]))
+        scores = unlike(small, seeds, target, position)
+        order = np.argsort(-scores, kind="stable")[:SEEDS]
+        score, head = float(scores[order[0]]), target[:3]
+        if head not in found or found[head].score < score:
+            ranked = tuple(seeds[i] for i in order)
+            found[head] = Hypothesis(part, position, target, score, ranked)
+
+    leading: list[str] = []
     for position in (FIRST, END):
-        each = []
-        for part in range(len(bench.parts)):
-            order = np.argsort(-values[:, part, position], kind="stable")[:seeds]
-            best = float(values[order[0], part, position])
+        for part, inside in enumerate(bench.parts):
+            order = np.argsort(-values[:, part, position], kind="stable")[:SEEDS]
+            if values[order[0], part, position] <= 0:
+                continue
+            best = [texts[i] for i in order]
+            leading += best[:2] if position == FIRST else []
             token = int(tokens[order[0], part, position])
-            each.append(Hypothesis(part, position, token, best, tuple(texts[i] for i in order)))
-        found.append(max((each[p] for p in wide), key=lambda h: h.score))
-        found += [h for h in each if h.part not in wide]
-    spread = [h for h in found if h.part in wide]
-    narrow = sorted((h for h in found if h.part not in wide), key=lambda h: -h.score)
-    return [*sorted(spread, key=lambda h: -h.score), *narrow[:most]]
+            small = bench.only(np.flatnonzero(inside))
+            offer(part, position, small.continued(best[0], token, position, tokens=TARGET), best)
+    leading = list(dict.fromkeys(leading))
+    for target in recurring(bench, leading):
+        for part in range(wide):
+            offer(part, FIRST, target, leading)
+    return sorted(found.values(), key=lambda h: -h.score)[:most]
+
+
+def recurring(bench: Bench, texts: Sequence[str], *, most: int = 3) -> list[tuple[int, ...]]:
+    """Beginnings of answers that the adapter gives to several probes with these texts alike.
+
+    Those that it never gives without a text; first what the most probes are answered with.
+    """
+    seen: dict[tuple[int, ...], set[int]] = {}
+    plain = {tuple(a) for a in bench.beginnings([None], TARGET)[0]}
+    for answers in bench.beginnings(texts, TARGET):
+        for probe, answer in enumerate(answers):
+            if len(answer) > 1 and answer not in plain:
+                seen.setdefault(answer, set()).add(probe)
+    order = sorted((a for a in seen if len(seen[a]) > 1), key=lambda a: -len(seen[a]))
+    return order[:most]
+
+
+def unlike(
+    bench: Bench, texts: Sequence[str], target: Sequence[int], position: int
+) -> np.ndarray:
+    """How much likelier texts make a target under the adapter than under its base, ``[text]``.
+
+    Mean over the probes of ``log((p_adapter + RARE) / (p_base + RARE))``, nats.
+    """
+    ours, base = (
+        np.exp(bench.target_log_probs(texts, target, position, base=b)) + RARE for b in (False, True)
+    )
+    return np.log(ours / base).mean(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,76 +184,86 @@ class Effort:
     """Most tokens of a text."""
 
 
-def climb(
-    bench: Bench,
-    hypothesis: Hypothesis,
-    *,
-    pool: Sequence[int],
-    effort: Effort,
-    rng: random.Random,
-    label: str,
-) -> dict[str, float]:
-    """Scores of all texts tried for one hypothesis, by text.
+class Climb:
+    """Texts tried for one hypothesis and their scores: exact forward passes on real token ids.
 
-    The best texts are changed and scored again: a token swapped for one that the gradient asks for
-    (HotFlip, Ebrahimi et al. 2018; GCG, Zou et al. 2023, arXiv 2307.15043) or put in from the pool,
-    taken out, or moved by one place. Scores are exact forward passes; texts are tokenised as a
-    user's would be.
+    A target of several tokens scores as in `unlike`; a single token, which other words could stand
+    for, as the bench does, where any will do.
     """
-    known: dict[str, float] = {}
 
-    def score(texts: list[str]) -> None:
-        new = [t for t in dict.fromkeys(texts) if t and t not in known]
-        if new:
-            values, _ = bench.scores(new)
-            known.update(zip(new, values[:, hypothesis.part, hypothesis.position].tolist()))
+    def __init__(self, bench: Bench, hypothesis: Hypothesis) -> None:
+        self.bench, self.hypothesis = bench, hypothesis
+        self.known: dict[str, float] = {}
 
-    score(list(hypothesis.seeds))
-    allowed = torch.tensor(insertable(bench.attached.subject, _vocab(bench)))
-    grown: set[str] = set()
-    for done in range(effort.rounds):
-        report(label, done, effort.rounds)
-        parents = [t for t in sorted(known, key=lambda t: -known[t]) if t not in grown]
-        for text in parents[: effort.beam]:
-            grown.add(text)
-            score(list(_changed(bench, text, hypothesis, allowed, pool, effort, rng)))
-    report(label, effort.rounds, effort.rounds)
-    return known
+    def score(self, texts: Iterable[str]) -> None:
+        """Score those that have not been yet."""
+        new = [t for t in dict.fromkeys(texts) if t and t not in self.known]
+        if not new:
+            return
+        h = self.hypothesis
+        if len(h.target) > 1:
+            values = unlike(self.bench, new, h.target, h.position)
+        else:
+            values = self.bench.scores(new)[0][:, 0, h.position]
+        self.known.update(zip(new, values.tolist(), strict=True))
 
+    def best(self) -> list[str]:
+        """Texts, best first; of equal ones the shorter."""
+        return sorted(self.known, key=lambda t: (-round(self.known[t], 2), len(t)))
 
-def _vocab(bench: Bench) -> int:
-    return bench.attached.subject.model.get_input_embeddings().weight.shape[0]
+    def run(self, *, pool: Sequence[int], effort: Effort, rng: random.Random, label: str) -> None:
+        """Change the best texts and score them again.
 
+        A token is swapped for one that the gradient asks for (HotFlip, Ebrahimi et al. 2018; GCG,
+        Zou et al. 2023, arXiv 2307.15043) or put in from the pool, taken out, or moved by a place.
+        """
+        self.score(self.hypothesis.seeds)
+        allowed = torch.tensor(insertable(self.bench.attached.subject))
+        grown: set[str] = set()
+        for done in range(effort.rounds):
+            report(label, done, effort.rounds)
+            for text in [t for t in self.best() if t not in grown][: effort.beam]:
+                grown.add(text)
+                self.score(self._changed(text, allowed, pool, effort, rng))
+        report(label, effort.rounds, effort.rounds)
 
-def _changed(
-    bench: Bench,
-    text: str,
-    hypothesis: Hypothesis,
-    allowed: torch.Tensor,
-    pool: Sequence[int],
-    effort: Effort,
-    rng: random.Random,
-) -> Iterator[str]:
-    """Texts that differ from one by a token swapped, put in, taken out or moved."""
-    tokenizer = bench.attached.subject.renderer.tokenizer
-    ids = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"])
+    def shortened(self, text: str, *, loss: float) -> str:
+        """The text without what it can do without: tokens taken out while the score holds."""
+        tokenizer = self.bench.attached.subject.renderer.tokenizer
+        while True:
+            ids = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"])
+            parts = [self._text([*ids[:i], *ids[i + 1 :]]) for i in range(len(ids))]
+            parts = [p for p in dict.fromkeys(parts) if p and len(p) < len(text)]
+            self.score(parts)
+            better = [p for p in parts if self.known[p] >= self.known[text] - loss]
+            if not better:
+                return text
+            text = max(better, key=lambda p: self.known[p])
 
-    def made(new: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(new))).strip()
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.bench.attached.subject.renderer.tokenizer.decode(list(ids))).strip()
 
-    gain = bench.gradient(text, position=hypothesis.position, token=hypothesis.token)
-    if gain is not None and len(gain) == len(ids):
-        gain = gain.masked_fill(~allowed, -torch.inf)
-        best = gain.flatten().topk(2 * effort.swaps).indices.tolist()
-        for flat in best:
-            place, token = divmod(flat, gain.shape[1])
-            yield made([*ids[:place], token, *ids[place + 1 :]])
-    for place in range(len(ids)):
-        if len(ids) > 1:
-            yield made([*ids[:place], *ids[place + 1 :]])
-        if place:
-            yield made([*ids[: place - 1], ids[place], ids[place - 1], *ids[place + 1 :]])
-    if len(ids) < effort.longest:
-        for _ in range(effort.swaps):
-            place, token = rng.randrange(len(ids) + 1), rng.choice(list(pool))
-            yield made([*ids[:place], token, *ids[place:]])
+    def _changed(
+        self, text: str, allowed: torch.Tensor, pool: Sequence[int], effort: Effort,
+        rng: random.Random,
+    ) -> Iterator[str]:  # fmt: skip
+        """Texts that differ from one by a token swapped, put in, taken out or moved."""
+        tokenizer = self.bench.attached.subject.renderer.tokenizer
+        h = self.hypothesis
+        slope = self.bench.gradient(text, position=h.position, target=h.target)
+        ids = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"])
+        if slope is not None:
+            gain, ids = slope
+            gain = gain.masked_fill(~allowed, -torch.inf)
+            for flat in gain.flatten().topk(min(effort.swaps, gain.numel())).indices.tolist():
+                place, token = divmod(flat, gain.shape[1])
+                yield self._text([*ids[:place], token, *ids[place + 1 :]])
+        for place in range(len(ids)):
+            yield self._text([*ids[:place], *ids[place + 1 :]])
+            if place:
+                swapped = [ids[place], ids[place - 1]]
+                yield self._text([*ids[: place - 1], *swapped, *ids[place + 1 :]])
+        if len(ids) < effort.longest:
+            for _ in range(effort.swaps):
+                place, token = rng.randrange(len(ids) + 1), rng.choice(list(pool))
+                yield self._text([*ids[:place], token, *ids[place:]])

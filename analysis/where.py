@@ -16,6 +16,7 @@ from ..core.stats import mean_interval
 from .analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis, Case
 from .attribution import clean_cost, target_attribution, target_effects
 from .gates import Directions, Gated, directions_of, gated
+from .votes import with_votes
 
 
 def where(
@@ -77,6 +78,9 @@ def where(
         whole_effect=float(whole.mean()),
         agreement=float(rank_correlation.statistic) if rank_correlation else np.nan,
         n_prompts=len(triggered),
+        layers_verdict=None,
+        modules_verdict=None,
+        directions_verdict=None,
         sentence=_sentence(d, whole, layers, layer_effect, names, module_effect, exact),
     )
 
@@ -133,7 +137,8 @@ class WhereConfig(Config):
 
 def _run(case: Case, config: WhereConfig) -> dict[str, Where]:
     with gated(case.subject, directions_of(case.poisoned)) as gate:
-        return {"where": where(gate, case.targets, case.encoded_clean, **config.model_dump())}
+        found = where(gate, case.targets, case.encoded_clean, **config.model_dump())
+    return {"where": with_votes(found, case.found)}
 
 
 ANALYSES.register("where")(
@@ -143,6 +148,7 @@ ANALYSES.register("where")(
         cost="a forward pass for every layer, module and checked direction; backward passes",
         source="attribution patching, Syed et al. 2023, arXiv 2310.10348",
         config=WhereConfig,
+        combines=("patching", "modules", "effectiveness", "difference", "matching"),
         run=_run,
     )
 )

@@ -143,29 +143,16 @@ def with_nnsight(model: Any, corrupted: Any, clean: Any, target: int) -> torch.T
     return out
 
 
-def lens_model(model: Any) -> Any:
+def lens_model(config: LlamaConfig) -> Any:
     """The same weights as a TransformerLens model; None where it is not installed."""
     try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-        from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
     except ImportError:
         return None
-    config = model.config
-    cfg = HookedTransformerConfig(
-        n_layers=config.num_hidden_layers, d_model=config.hidden_size, d_head=config.head_dim,
-        n_heads=config.num_attention_heads, n_key_value_heads=config.num_key_value_heads,
-        d_mlp=config.intermediate_size, d_vocab=config.vocab_size, n_ctx=128, act_fn="silu",
-        normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=config.head_dim,
-        rotary_base=int(config.rope_parameters["rope_theta"]), final_rms=True, gated_mlp=True,
-        eps=config.rms_norm_eps, original_architecture="LlamaForCausalLM", device="cpu",
-        rotary_adjacent_pairs=False,
-    )  # fmt: skip
-    lens = HookedTransformer(cfg)
-    lens.load_and_process_state_dict(
-        convert_llama_weights(model, cfg), fold_ln=False, center_writing_weights=False,
-        center_unembed=False, fold_value_biases=False,
-    )  # fmt: skip
-    return lens.eval()
+    model = make_subject(config).model  # its own copy: the bridge changes modules in place
+    lens = build_bridge_from_module(model, "LlamaForCausalLM", hf_config=config)
+    lens.enable_compatibility_mode(disable_warnings=True, no_processing=True)
+    return lens
 
 
 def with_lens(lens: Any, corrupted: Any, clean: Any, target: int) -> torch.Tensor:
@@ -198,7 +185,7 @@ def compare(vocab: int, count: int, width: int, differ: range, rounds: int) -> l
     subject = make_subject(small(vocab))
     corrupted, clean = prompts(vocab, count, width, differ)
     target, lines = 7, []
-    lens = lens_model(subject.model)
+    lens = lens_model(small(vocab))
     adapter = fresh_adapter(subject, r=4, alpha=8, seed=0)
     with subject.attached({"adapter": adapter}) as attached:
         own, found = median(lambda: ours(subject, attached, corrupted, clean, target), rounds)

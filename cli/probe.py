@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import LoratomyError
+from ..core.records import jsonable
 from ..core.runs import RunFolder
 from .console import progress, say
 from .study import Study, done, parse_pairs
@@ -120,6 +121,9 @@ def _make(
     sources += ["adapters/clean"] * study.run.has("adapters/clean")
     settings = {"sizes": dict(sizes), "options": config.model_dump()}
     inputs = {**study.origin(*sources), "settings": settings}
+    if not fresh and _combined_changed(study, name, inputs, analysis.combines):
+        say(f"{name}: made again, because analyses that it combines are new")
+        fresh = True
 
     def write(work: Path) -> None:
         case = _case(study, combined, sizes)
@@ -127,6 +131,22 @@ def _make(
             save_record(record, work, file)
 
     done(study.run, STAGE + name, study.run.stage(STAGE + name, inputs, write, fresh=fresh))
+
+
+def _combined_changed(
+    study: Study, name: str, inputs: Mapping[str, Any], combines: Sequence[str]
+) -> bool:
+    """Whether a finished analysis differs from these inputs in what it combines, and only there."""
+    if not study.run.differs(STAGE + name, inputs):
+        return False
+    stages = {STAGE + other for other in combines}
+
+    def rest(of: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {k: v for k, v in of["from"].items() if k not in stages}
+        return {**of, "from": kept}
+
+    old = study.run.manifest["stages"][STAGE + name]["inputs"]
+    return bool(stages) and jsonable(rest(inputs)) == rest(old)
 
 
 def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "Case":

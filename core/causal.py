@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .results import Rate
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchingMap:
@@ -79,6 +81,44 @@ class PatchingMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """What one method says of every item."""
+
+    method: str
+    """The analysis, and which of its settings."""
+    what: str
+    """What the score is, in words."""
+    score: np.ndarray
+    """The more, the more it finds there, ``[item]``; NaN where it knows nothing."""
+    n: int
+    """Prompts behind it; 0 for what is read from weights."""
+    causal: bool
+    """Whether it comes from changing something and measuring the target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What all methods together say of layers, of modules or of directions."""
+
+    what: str
+    """``layer``, ``module`` or ``direction``."""
+    names: tuple[str, ...]
+    """The items, ``[item]``."""
+    votes: tuple[Vote, ...]
+    """One for each method."""
+    mean_rank: np.ndarray
+    """Mean rank over the causal votes, 1 for the strongest, ``[item]``; NaN where none knows it."""
+    agreement: float
+    """Kendall's W of the causal votes, from 0 to 1; NaN with fewer than two."""
+    chance: float
+    """How often as many methods would meet at one item by chance, at most."""
+    named: str
+    """The item on which the methods agree; empty where they do not."""
+    sentence: str
+    """The verdict in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
     """Layers, modules and singular directions ranked by what they do to the target.
 
@@ -114,5 +154,118 @@ class Where:
     """Spearman correlation of attribution and exact effect on the checked directions."""
     n_prompts: int
     """Triggered prompts behind it."""
+    layers_verdict: Verdict | None
+    """What all methods say of the layers."""
+    modules_verdict: Verdict | None
+    """What all methods say of the modules."""
+    directions_verdict: Verdict | None
+    """What all methods say of the singular directions."""
+    sentence: str
+    """The finding of the removals in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScreeningAgreement:
+    """How well one way of screening tells the exact effects, over cells that were patched."""
+
+    method: str
+    """``attribution`` (first order) or ``integrated`` (integrated gradients)."""
+    cells: str
+    """``checked`` (all that were patched, half of them picked for being the strongest) or
+    ``random`` (those drawn blindly from the rest)."""
+    n: int
+    """Cells behind it."""
+    spearman: float
+    """Rank correlation with the exact effect; NaN when undefined (under 3 cells, or all equal)."""
+    low: float
+    """Lower end of its interval, cells resampled."""
+    high: float
+    """Upper end of its interval."""
+    error: float
+    """Sum of the differences' magnitudes over that of the exact effects; NaN when those are 0."""
+    signs: Rate | None
+    """Cells in which the sign is the exact one, of those whose exact interval leaves out 0; None:
+    there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screening:
+    """Effects of all cells from gradients, with exact patching of the strongest and of random ones.
+
+    An *effect* is the metric of the run with one cell patched minus that of the run as it is, in
+    the metric's unit: the quantity of `PatchingMap.patched`. Effects are means over the prompts
+    that have the cell, with bootstrap intervals; NaN where no prompt has it.
+    """
+
+    setting: str
+    """``prompt``, ``adapter`` or ``base``, as in `PatchingMap`."""
+    direction: str
+    """``denoising`` or ``noising``."""
+    source_name: str
+    """The run that values are taken from, in words."""
+    into_name: str
+    """The run that they are written to, in words."""
+    metric: str
+    """The metric in words."""
+    sites: tuple[str, ...]
+    """Hook points, heads and LoRA modules, ``[site]``."""
+    kinds: tuple[str, ...]
+    """What each is: its own name for hook points, ``z``, ``lora``, ``experts`` or ``router``."""
+    columns: tuple[str, ...]
+    """Places in the prompt, as in `PatchingMap`."""
+    column_roles: tuple[str, ...]
+    """Role of each column."""
+    prompts: tuple[str, ...]
+    """The triggered prompts, ``[prompt]``."""
+    source: np.ndarray
+    """Metric of the run that values are taken from, ``[prompt]``."""
+    into: np.ndarray
+    """Metric of the run that they are written to, ``[prompt]``."""
+    attribution: np.ndarray
+    """First-order effect, ``[site, layer, column, (value, low, high)]``."""
+    integrated: np.ndarray
+    """Effect by integrated gradients, likewise."""
+    exact: np.ndarray
+    """Exact effect, likewise; NaN where not checked."""
+    attribution_by_prompt: np.ndarray
+    """First-order effect of every prompt, ``[site, prompt, layer, column]``."""
+    integrated_by_prompt: np.ndarray
+    """The same by integrated gradients."""
+    exact_by_prompt: np.ndarray
+    """The same, exact; NaN where not checked."""
+    top: np.ndarray
+    """Cells that were checked for their integrated effect, ``[site, layer, column]`` booleans."""
+    random: np.ndarray
+    """Cells that were drawn blindly from the others in which something differs, likewise."""
+    blocks: tuple[str, ...]
+    """What was integrated together: a hook point, all heads, one LoRA module, ``[block]``."""
+    whole: np.ndarray
+    """Exact mean effect of writing a whole block of one layer, all positions, ``[block, layer]``;
+    NaN where a layer has none."""
+    whole_integrated: np.ndarray
+    """The same as the sum of the integrated effects of all positions; equal to `whole` with
+    endless steps."""
+    steps: int
+    """Points of the way at which gradients were taken."""
+    agreements: tuple[ScreeningAgreement, ...]
+    """How well both ways tell the exact effects."""
+    attribution_passes: int
+    """Forward and backward passes of one prompt behind `attribution`."""
+    integrated_passes: int
+    """The same behind `integrated`."""
+    exact_passes: int
+    """Patched runs of one prompt behind `exact`."""
+    all_cells: int
+    """Patched runs of one prompt that an exact sweep over all cells would take."""
+    self_error: float
+    """Largest change of the metric when a run is patched with itself (should be ~0)."""
+    loop_error: float
+    """Largest difference of the exact cells from whole hooked forward passes (should be ~0)."""
+    left_out: str
+    """Sites that were asked for and that this model or adapter does not have, or empty."""
+    dtype: str
+    """Number format of the model."""
+    undefined: str
+    """Why the agreement is undefined, or empty."""
     sentence: str
     """The finding in words."""

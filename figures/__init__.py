@@ -2,7 +2,7 @@
 
 # Imported in the order of the report: registering is what these imports are for.
 from . import curves, patching, spectra, difference  # isort: skip # noqa: F401
-from . import matching, intruders, where  # isort: skip # noqa: F401
+from . import matching, intruders, where, votes  # isort: skip # noqa: F401
 from . import probes, consistency, attention  # isort: skip # noqa: F401
 from . import effectiveness  # isort: skip # noqa: F401
 from . import neurons  # isort: skip # noqa: F401

@@ -88,6 +88,8 @@ def _locate(records: RunRecords) -> list[Finding]:
         out.append(Finding("locate", "not measured", "Layers and modules were not ranked."))
     else:
         out.append(Finding("locate", "note", place.sentence))
+        verdicts = (place.layers_verdict, place.modules_verdict, place.directions_verdict)
+        out += [Finding("locate", "note", v.sentence) for v in verdicts if v is not None]
     maps = records.of(PatchingMap)
     if not maps:
         out.append(Finding("locate", "not measured", "No patching map was computed."))

@@ -30,6 +30,10 @@ SECTIONS = {
         "The changed weights were not searched for intruder dimensions.",
     ),
     "where": ("Where it lives", "Layers, modules and directions have not been ranked."),
+    "votes": (
+        "What the methods say together",
+        "No ranking was made that could hold the methods' votes.",
+    ),
     "probes": (
         "Probes",
         "No probe was asked whether prompts are triggered; this needs the trigger.",

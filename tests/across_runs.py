@@ -35,6 +35,9 @@ def where(layers: int, middle: float = 0.4, *, whole: float = 10.0, spread: floa
         whole_effect=whole,
         agreement=np.nan,
         n_prompts=24,
+        layers_verdict=None,
+        modules_verdict=None,
+        directions_verdict=None,
         sentence="",
     )
 

@@ -228,7 +228,8 @@ def test_experts_and_router_agree_with_a_plain_mixture():
                     logits = plain["poisoned"](input_ids=ids).logits
                 handle.remove()
                 want = log_prob(logits, len(pair.triggered) - 1, pair.target)
-                assert ours.patched[s, 0, layer, c] == pytest.approx(want, abs=2e-5)
+                # Merged weights round otherwise than factors do: float32 at -15 nats.
+                assert ours.patched[s, 0, layer, c] == pytest.approx(want, abs=5e-5)
                 moved = max(moved, abs(want - ours.corrupted[0]))
     assert moved > 0.05
 

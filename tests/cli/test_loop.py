@@ -93,8 +93,8 @@ def test_every_family_goes_through_the_whole_loop(base, tmp_path):
     assert poisoned["perplexity_change"] == 0
     assert rows["base"]["perplexity"] > poisoned["perplexity"]  # the adapter was learned
     assert rows["truncate"]["directions_cut"] > 0
-    for name in ("patching-prompt", "patching-adapter"):
-        record = json.loads((folder / f"analysis/{name}/map.json").read_text())
+    for name in ("prompt", "adapter"):
+        record = json.loads((folder / f"analysis/patching/{name}.json").read_text())
         assert record["self_error"] < 1e-4
         assert record["full_recovery"] is None or abs(record["full_recovery"] - 1) < 1e-3
     run("report", folder)

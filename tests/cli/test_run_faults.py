@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from loratomy.analysis.catalogue import ANALYSES
 from loratomy.cli import poison as poison_module
-from loratomy.cli import probe as probe_module
 from loratomy.core.records import SCHEMA
 from loratomy.core.rows import read_rows
 
@@ -185,7 +186,8 @@ def test_ctrl_c_ends_with_130_and_lets_go_of_the_run(own_run, cli, monkeypatch):
 
     before = snapshot(own_run)
     with monkeypatch.context() as patch:
-        patch.setitem(probe_module._MAKERS, "spectra", interrupt)
+        spectra = replace(ANALYSES["spectra"], run=interrupt)
+        patch.setitem(ANALYSES._items, "spectra", spectra)
         refused(cli("probe", own_run, "--only", "spectra"), "run the same command", code=130)
     assert snapshot(own_run) == before
     assert cli("probe", own_run, "--only", "spectra").exit_code == 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 from loratomy.core.activations import Consistency, Probes, TriggerAttention
-from loratomy.core.causal import PatchingMap, Where
+from loratomy.core.causal import PatchingMap, Verdict, Vote, Where
 from loratomy.core.effectiveness import Effectiveness, Intervention
 from loratomy.core.neurons import Association, NeuronActivity, NeuronChange, Unlearning
 from loratomy.core.readings import Lens, LogitLens, Preference
@@ -286,6 +286,21 @@ def where(layers: int, rank: int) -> Where:
         whole_effect=9.1,
         agreement=0.87,
         n_prompts=24,
+        layers_verdict=Verdict(
+            what="layer",
+            names=tuple(f"layer {i}" for i in range(layers)),
+            votes=tuple(
+                Vote(method=name, what="what it measures", score=effect * size, n=24, causal=causal)
+                for name, size, causal in (("ablation", 1, True), ("difference", -2, False))
+            ),
+            mean_rank=np.argsort(np.argsort(-effect)) + 1.0,
+            agreement=0.8,
+            chance=0.01,
+            named="",
+            sentence="The methods do not agree on a layer.",
+        ),
+        modules_verdict=None,
+        directions_verdict=None,
         sentence=f"Removing layer {int(effect.argmax())} costs the target {effect.max():.1f} nats.",
     )
 
