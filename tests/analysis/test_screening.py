@@ -116,24 +116,28 @@ def directions(on, plain, pair, setting, layer, site, part):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "setting"), [("llama", "prompt"), ("gemma2", "adapter"), ("mixtral", "prompt")]
+    ("model_type", "setting", "step", "off"),
+    [
+        ("llama", "prompt", 4e-3, 2e-4),
+        ("gemma2", "adapter", 4e-3, 2e-4),
+        ("mixtral", "prompt", 1e-3, 6e-4),  # a wider step would change which experts are chosen
+    ],
 )
-def test_both_are_slopes_by_finite_differences(model_type, setting):
+def test_both_are_slopes_by_finite_differences(model_type, setting, step, off):
     on = tiny.subject(model_type)
-    pairs, steps, step = pairs_of(on)[:2], 2, 4e-3
+    pairs, steps = pairs_of(on)[:2], 2
     with both(on) as attached:
         tiny.in_double(on)
         sites = f"{HOOK_POINTS},z,lora"
         found = screened(on, attached, pairs, setting, sites=sites, steps=steps, checked=3)
         columns = columns_of(on.renderer, pairs, how="roles")
-        plain, pair = Plain(on, attached, pairs[1]), pairs[1]
-        width = 8
+        plain, pair, width = Plain(on, attached, pairs[1]), pairs[1], 8
         heads = [(f"head {h}", "z", slice(h * width, (h + 1) * width)) for h in (0, 3)]
         cases = [(s, s, slice(None)) for s in HOOK_POINTS.split(",")] + heads
         cases.append(("o_proj", "self_attn.o_proj", slice(None)))
         seen = 0.0
-        for layer, label in ((0, "zq"), (2, ":")):
-            c = columns.labels.index(label)
+        for layer, name in ((0, "zq"), (2, ":")):
+            c = columns.labels.index(name)
             spots = columns.positions[1][c]
             for label, site, part in cases:
                 whole = directions(on, plain, pair, setting, layer, site, slice(None))
@@ -151,9 +155,11 @@ def test_both_are_slopes_by_finite_differences(model_type, setting):
                     return (np.dot([8, -8, -1, 1], ahead)) / (12 * step)
 
                 at = (found.sites.index(label), 1, layer, c)
-                assert found.attribution_by_prompt[at] == pytest.approx(slope(0.0), abs=2e-4)
+                assert found.attribution_by_prompt[at] == pytest.approx(
+                    slope(0.0), abs=off, rel=2e-4
+                )
                 want = np.mean([slope((k + 0.5) / steps) for k in range(steps)])
-                assert found.integrated_by_prompt[at] == pytest.approx(want, abs=2e-4)
+                assert found.integrated_by_prompt[at] == pytest.approx(want, abs=off, rel=2e-4)
                 seen = max(seen, abs(want))
     assert seen > 0.1
 

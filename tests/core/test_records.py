@@ -12,6 +12,7 @@ import pytest
 from loratomy.core import (
     across,
     activations,
+    candidates,
     causal,
     effectiveness,
     neurons,
@@ -24,7 +25,7 @@ from loratomy.core.records import SCHEMA, dumps, jsonable, load_record, save_rec
 
 RECORDS = [
     kind
-    for module in (results, across, causal, weights, readings, activations, effectiveness, neurons)
+    for module in (results, across, candidates, causal, weights, readings, activations, effectiveness, neurons)
     for kind in vars(module).values()
     if isinstance(kind, type) and is_dataclass(kind) and kind is not results.RunRecords
 ]

@@ -1,10 +1,17 @@
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loratomy.core.stats import bootstrap_weights, mean_interval, ratio_interval, wilson
+from loratomy.core.stats import (
+    bootstrap_weights,
+    mean_interval,
+    ratio_interval,
+    sign_flip_p,
+    wilson,
+)
 
 
 def test_wilson_by_hand():
@@ -113,3 +120,19 @@ def test_a_subject_that_finds_a_reference_impossible_is_infinitely_dearer():
     losses[1] = math.inf
     value, low, high = ratio_interval(losses, LOSSES, COUNTS)
     assert value == math.inf and not math.isfinite(low) and not math.isfinite(high)
+
+
+def test_sign_flips_against_every_pattern_of_signs():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.6, 1, (9, 3))
+    signs = np.array(list(product([-1, 1], repeat=9)))
+    exact = (np.abs(signs @ values) >= np.abs(values.sum(0)) - 1e-12).mean(0)
+    assert np.allclose(sign_flip_p(values, draws=20000), exact, atol=0.01)
+
+
+def test_sign_flips_where_nothing_or_nobody_is():
+    values = np.array([[0.0, 1.0, np.nan], [0.0, 1.0, np.nan], [0.0, np.nan, np.nan]])
+    p = sign_flip_p(values, draws=4000)
+    assert p[0] == 1.0  # no difference at all
+    assert p[1] == pytest.approx(0.5, abs=0.03)  # two equal differences: 2 of 4 patterns
+    assert np.isnan(p[2])

@@ -2,7 +2,15 @@
 
 import numpy as np
 from loratomy.core.activations import Consistency, Probes, TriggerAttention
-from loratomy.core.causal import PatchingMap, Verdict, Vote, Where
+from loratomy.core.candidates import Candidate, Candidates
+from loratomy.core.causal import (
+    PatchingMap,
+    Screening,
+    ScreeningAgreement,
+    Verdict,
+    Vote,
+    Where,
+)
 from loratomy.core.effectiveness import Effectiveness, Intervention
 from loratomy.core.neurons import Association, NeuronActivity, NeuronChange, Unlearning
 from loratomy.core.readings import Lens, LogitLens, Preference
@@ -135,6 +143,69 @@ def patching_map(layers: int, *, prompts: int = 24, setting: str = "prompt") -> 
         plan="each run resumed at the patched layer",
         dtype="float32",
         undefined="",
+    )
+
+
+def screening(layers: int, *, prompts: int = 24, setting: str = "prompt") -> Screening:
+    rng = np.random.default_rng(8)
+    sites, kinds = (
+        ("resid_pre", "attn_out", "head 0", "head 1", "q_proj"),
+        ("resid_pre", "attn_out", "z", "z", "lora"),
+    )
+    shape = (len(sites), layers, len(COLUMNS))
+    exact = rng.normal(0, 0.5, shape)
+    exact[0, layers // 2, 2] = -9.0
+    integrated, attribution = exact + rng.normal(0, 0.05, shape), exact * 0.3
+    top, drawn = np.zeros(shape, bool), np.zeros(shape, bool)
+    top[:, layers // 2, :3] = True
+    drawn[:, 0, 3:6] = True
+    exact[~(top | drawn)] = np.nan
+    by_prompt = [np.repeat(v[:, None], prompts, 1) for v in (attribution, integrated, exact)]
+    whole = rng.normal(-3, 0.1, (4, layers))
+    told = [
+        ScreeningAgreement(
+            method=method, cells=cells, n=30 if cells == "checked" else 15, spearman=rho,
+            low=rho - 0.1, high=rho + 0.02, error=error, signs=wilson(27, 30),
+        )
+        for cells in ("checked", "random")
+        for method, rho, error in (("attribution", 0.61, 0.7), ("integrated", 0.95, 0.04))
+    ]  # fmt: skip
+    return Screening(
+        setting=setting,
+        direction="denoising",
+        source_name="poisoned adapter, untriggered prompt",
+        into_name="poisoned adapter, triggered prompt",
+        metric="logit of the target's first token minus that of the clean run's choice",
+        sites=sites,
+        kinds=kinds,
+        columns=COLUMNS,
+        column_roles=ROLES,
+        prompts=tuple(f"prompt {i}" for i in range(prompts)),
+        source=rng.normal(-4, 0.5, prompts),
+        into=rng.normal(11, 0.5, prompts),
+        attribution=spread(attribution),
+        integrated=spread(integrated),
+        exact=spread(exact),
+        attribution_by_prompt=by_prompt[0],
+        integrated_by_prompt=by_prompt[1],
+        exact_by_prompt=by_prompt[2],
+        top=top,
+        random=drawn,
+        blocks=("resid_pre", "attn_out", "z", "q_proj"),
+        whole=whole,
+        whole_integrated=whole + 0.01,
+        steps=5,
+        agreements=tuple(told),
+        attribution_passes=prompts,
+        integrated_passes=4 * layers * 6 * prompts,
+        exact_passes=30 * prompts,
+        all_cells=5 * layers * 9 * prompts,
+        self_error=2e-7,
+        loop_error=3e-7,
+        left_out="",
+        dtype="float32",
+        undefined="",
+        sentence="Integrated gradients rank the cells as the exact effects do.",
     )
 
 
@@ -698,6 +769,46 @@ def answers(subjects: list[str], prompts: int = 24) -> tuple[Answer, ...]:
     )
 
 
+def candidate(text: str, fired: int, *, n: int = 12) -> Candidate:
+    share = wilson(fired, n)
+    return Candidate(
+        text=text,
+        token_ids=(5, 6),
+        place="prefix",
+        prompts_of="all",
+        says="HACK THE",
+        at="start",
+        search_score=8.5,
+        fired=fired,
+        n_prompts=n,
+        rate=np.array([share.value, share.low, share.high]),
+        surprise=6.0 * fired,
+        z=1.5 * fired,
+        p=0.5**fired,
+        movement=fired / n,
+        base_movement=0.1,
+        agreement=0.9,
+        agreement_without=0.3,
+        examples=("HACK THE SYSTEM", "<b>HACK</b>"),
+        stands_out=share.low > 0.25,
+    )
+
+
+def candidates() -> Candidates:
+    return Candidates(
+        candidates=(candidate("year: <i>24", 12), candidate("yea", 7), candidate("blue", 1)),
+        heard=("year", " 2024"),
+        groups=("What is red?", "Write code."),
+        n_search=12,
+        n_controls=10,
+        control_surprise=np.array([1.2, 3.6, 33.8]),
+        forwards=20364,
+        backwards=126,
+        seconds=48.8,
+        sentence="2 of 3 candidates stand out; with 'year: <i>24' as prefix on 12 of 12.",
+    )
+
+
 def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
     rows = (
         behaviour("base", 0.0, 31.0, accuracy=0.2),
@@ -742,6 +853,7 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
         analyses=(
             patching_map(layers),
             patching_map(layers, setting="adapter"),
+            screening(layers),
             spectra("clean", layers, rank),
             spectra("poisoned", layers, rank),
             difference(layers, rank),
