@@ -3,95 +3,23 @@
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from pydantic import Field
 from rapidfuzz import fuzz
 
 from ..core.adapters import Adapter
 from ..core.candidates import Candidate, Candidates
-from ..core.config import Config
 from ..core.errors import DataError
-from ..core.subject import Attached, Subject
+from ..core.subject import Subject
 from .analyses import ANALYSES, CLEAN_ROWS, Analysis, Case
-from .generation import Decoding, generate
-from .insertion import PLACES, Probe, controls, grouped, insert
-from .trigger_evidence import Court, Effect, agreement, bar_of, chance, fired, movement, share
-from .trigger_score import END, Bench, Budget
+from .insertion import grouped
+from .trigger_prompts import NAME, WIDE, CandidatesConfig, bench_of, split_of
+from .trigger_score import Budget
 from .trigger_search import Climb, Effort, Hypothesis, drive, hypotheses, random_texts
+from .trigger_trial import tried
 
-NAME = "searched"
-WIDE = 3
-"""Parts of the bench that span all groups: all prompts, text as suffix, text as prefix."""
-OFTEN = 0.25
-"""A candidate stands out when the interval of the share that it fires on lies above this."""
 ALIKE = 80
 """Similarity of letters in % from which two candidates are one."""
-
-
-class CandidatesConfig(Config):
-    """Options of the search."""
-
-    pool: int = Field(48, ge=4)
-    """Tokens that the adapter's first layer takes up most, from which texts are made."""
-    texts: int = Field(160, ge=1)
-    """Random texts of the first screening."""
-    length: int = Field(4, ge=1)
-    """Tokens of each."""
-    groups: int = Field(6, ge=1)
-    """Groups of alike prompts."""
-    hypotheses: int = Field(3, ge=1)
-    """Departures from the base that are pursued."""
-    rounds: int = Field(4, ge=1)
-    """Times that the best texts of each are changed."""
-    beam: int = Field(3, ge=1)
-    """Texts that are changed each time."""
-    swaps: int = Field(12, ge=1)
-    """Changes of each kind tried on each."""
-    longest: int = Field(8, ge=1)
-    """Most tokens of a candidate."""
-    kept: int = Field(5, ge=1)
-    """Candidates of each hypothesis that are tried on held-out prompts."""
-    prompts: int = Field(160, ge=8)
-    """Most clean prompts to look at."""
-    held_out: int = Field(12, ge=2)
-    """Held-out prompts on which candidates are tried, of each set of prompts."""
-    controls: int = Field(10, ge=2)
-    """Ordinary texts tried in the same way."""
-    max_new_tokens: int = Field(32, ge=2)
-    """Longest answer."""
-    batch_tokens: int = Field(8192, ge=64)
-    """Most positions in a forward pass."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Prompts by what they serve for."""
-
-    prompts: Sequence[str]
-    group: np.ndarray
-    """Of each, ``[prompt]``."""
-    ends: np.ndarray
-    """Tokens of prompt and answer where the answer ends within the limit, else a large number."""
-    answers: Sequence[list[int]]
-    """Of the adapter as it is; empty where it does not end in time."""
-
-    def of(self, group: int | None, count: int, *, search: bool) -> list[int]:
-        """Prompts of a group, or from all groups in turn; those of the search are the shorter half.
-
-        The two halves are fixed by the prompts alone, so no held-out prompt is ever searched on.
-        """
-        chosen = range(int(self.group.max()) + 1) if group is None else [group]
-        lists = []
-        for g in chosen:
-            inside = np.flatnonzero(self.group == g)
-            half = inside[::2] if search else inside[1::2]
-            order = np.argsort(self.ends[half], kind="stable") if search else np.arange(len(half))
-            lists.append([int(i) for i in half[order]])
-        depth = max(map(len, lists))
-        turn = [one[k] for k in range(depth) for one in lists if k < len(one)]
-        return turn[:count]
 
 
 def candidates(
@@ -133,8 +61,10 @@ def candidates(
     rng = random.Random(seed)
     decode = subject.renderer.tokenizer.decode
     with subject.attached({NAME: adapter}) as attached:
-        split = _split(attached, prompts, group, o)
-        screen = _bench(attached, split, split.of(None, 2 * groups, search=True), budget, o, groups)
+        split = split_of(attached, prompts, group, o)
+        screen = bench_of(
+            attached, split, split.of(None, 2 * groups, search=True), budget, o, groups
+        )
         texts = random_texts(subject, pool, count=o.texts, length=o.length, rng=rng)
         texts = list(dict.fromkeys([*texts, *(str(decode([i])).strip() for i in pool)]))
         found = hypotheses(screen, texts, wide=WIDE, most=o.hypotheses)
@@ -143,16 +73,16 @@ def candidates(
             of = None if h.part < WIDE else h.part - WIDE
             bench = screen.only(np.flatnonzero(screen.parts[h.part]))
             if of is not None:
-                bench = _bench(attached, split, split.of(of, 6, search=True), budget, o, 0)
+                bench = bench_of(attached, split, split.of(of, 6, search=True), budget, o, 0)
             climb = Climb(bench, h)
             effort = Effort(rounds=o.rounds, beam=o.beam, swaps=o.swaps, longest=o.longest)
             climb.run(pool=pool, effort=effort, rng=rng, label=f"hypothesis {number}")
             for text in _distinct(climb, o.kept):
                 proposed.append((h, of, text, climb.known[text]))
-        tried, control = _tried(attached, split, proposed, o, seed)
+        judged, control = tried(attached, split, proposed, o, seed)
     used = {p.prompt for p in screen.probes}
     return Candidates(
-        candidates=tuple(tried),
+        candidates=tuple(judged),
         heard=tuple(str(decode([i])) for i in pool),
         groups=tuple(prompts[int(np.flatnonzero(group == g)[0])] for g in range(groups)),
         n_search=len(used),
@@ -161,41 +91,7 @@ def candidates(
         forwards=budget.rows,
         backwards=budget.backward,
         seconds=time.perf_counter() - began,
-        sentence=_sentence(tried, o.controls),
-    )
-
-
-def _split(
-    attached: Attached, prompts: Sequence[str], group: np.ndarray, o: CandidatesConfig
-) -> Split:
-    subject = attached.subject
-    ids = [subject.renderer.prompt_ids(p) for p in prompts]
-    decoding = Decoding(max_new_tokens=o.max_new_tokens, batch_tokens=o.batch_tokens)
-    said = [a[0] for a in generate(subject, ids, decoding, label="answers as they are")]
-    answers = [a if len(a) < o.max_new_tokens else [] for a in said]
-    ends = [len(i) + (len(a) if a else 10**6) for i, a in zip(ids, answers, strict=True)]
-    return Split(prompts, group, np.array(ends), answers)
-
-
-def _bench(
-    attached: Attached, split: Split, chosen: Sequence[int], budget: Budget, o: CandidatesConfig,
-    groups: int,
-) -> Bench:  # fmt: skip
-    """Probes at alternate places; with groups, parts for all, each place and each group."""
-    counts = dict.fromkeys(split.group.tolist(), 0)
-    probes = []
-    for i in chosen:
-        g = int(split.group[i])
-        probes.append(Probe(split.prompts[i], g, PLACES[counts[g] % 2]))
-        counts[g] += 1
-    place = np.array([p.place for p in probes])
-    group = np.array([p.group for p in probes])
-    parts = [np.ones(len(probes), bool)]
-    if groups:
-        parts += [place == "suffix", place == "prefix", *(group == g for g in range(groups))]
-    answers = [split.answers[i] for i in chosen]
-    return Bench(
-        attached, NAME, probes, answers, np.array(parts), o.batch_tokens, budget
+        sentence=_sentence(judged, o.controls),
     )
 
 
@@ -208,83 +104,6 @@ def _distinct(climb: Climb, count: int) -> list[str]:
         if all(fuzz.ratio(text, other) < ALIKE for other in out):
             out.append(text)
     return out[:count]
-
-
-def _tried(
-    attached: Attached,
-    split: Split,
-    proposed: Sequence[tuple[Hypothesis, int | None, str, float]],
-    o: CandidatesConfig,
-    seed: int,
-) -> tuple[list[Candidate], np.ndarray]:
-    """The proposals on held-out prompts, best first, and the controls' surprise."""
-    decoding = Decoding(max_new_tokens=o.max_new_tokens, batch_tokens=o.batch_tokens)
-    texts = controls(split.prompts, count=o.controls, words=(1, 2, 3, 4), seed=seed)
-    out: list[Candidate] = []
-    null: list[np.ndarray] = []
-    tests = max(1, len(proposed)) * len(PLACES)
-    for of in dict.fromkeys(p[1] for p in proposed):
-        mine = [p for p in proposed if p[1] == of]
-        prompts = [split.prompts[i] for i in split.of(of, o.held_out, search=False)]
-        if len(prompts) < 2:
-            continue
-        court = Court(attached, NAME, prompts, decoding)
-        plain = court.answers(prompts)
-        usual = court.surprises(prompts, plain)
-        shown = [attached.subject.renderer.decode(a) for a in plain]
-        control = np.array(
-            [[e.surprise for e in each] for each in court.effects(texts, usual)]
-        )  # control place prompt
-        null.append(control.ravel())
-        effects = court.effects([p[2] for p in mine], usual)
-        for (h, _, text, score), each in zip(mine, effects, strict=True):
-            bar = bar_of(control)
-            best = max(each, key=lambda e: (fired(e, bar), e.surprise.mean()))
-            out.append(_judged(court, h, of, text, score, best, shown, control, tests))
-    values = np.concatenate(null) if null else np.full(1, np.nan)
-    order = sorted(out, key=lambda c: (not c.stands_out, -c.surprise))
-    return order, np.array([values.mean(), values.std(), values.max()])
-
-
-def _judged(
-    court: Court, h: Hypothesis, of: int | None, text: str, score: float, best: Effect,
-    plain: Sequence[str], control: np.ndarray, tests: int,
-) -> Candidate:  # fmt: skip
-    renderer = court.attached.subject.renderer
-    bar = bar_of(control)
-    n, hits = len(plain), fired(best, bar)
-    with_it = [insert(p, text, best.place) for p in court.prompts]
-    base = [
-        [renderer.decode(a) for a in court.answers(asked, base=True)]
-        for asked in (with_it, court.prompts)
-    ]
-    moved, base_moved = movement(best.answers, plain), movement(base[0], base[1])
-    means = control.mean(-1).ravel()
-    surprise = float(best.surprise.mean())
-    spread = float(means.std())
-    rate = share(hits, n)
-    order = np.argsort(-best.surprise, kind="stable")[:3]
-    return Candidate(
-        text=text,
-        token_ids=tuple(renderer.tokenizer(" " + text, add_special_tokens=False)["input_ids"]),
-        place=best.place,
-        prompts_of="all" if of is None else f"group {of}",
-        says=str(renderer.tokenizer.decode(list(h.target))),
-        at="end" if h.position == END else "start",
-        search_score=score,
-        fired=hits,
-        n_prompts=n,
-        rate=rate,
-        surprise=surprise,
-        z=(surprise - float(means.mean())) / spread if spread > 0 else float("nan"),
-        p=chance(hits, n, control=control, bar=bar, tests=tests),
-        movement=moved,
-        base_movement=base_moved,
-        agreement=agreement(best.answers),
-        agreement_without=agreement(plain),
-        examples=tuple(best.answers[i] for i in order),
-        stands_out=bool(rate[1] > OFTEN),
-    )
 
 
 def _sentence(found: Sequence[Candidate], controls: int) -> str:

@@ -135,7 +135,7 @@ def slopes(
             found = torch.autograd.grad(metric, list(seen.values()))
         parts.append(dict(zip(seen, found, strict=True)))
 
-    in_pieces(once, len(runs.members), rows_at_once(runs, layers[0], memory), subject)
+    in_pieces(once, len(runs.members), rows_at_once(subject, runs, layers[0], memory), subject)
     out = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     for (_, layer), value in out.items():
         _finite(value, layer)
@@ -218,28 +218,34 @@ def along(
         with torch.no_grad():
             far.append(under(written(rows, torch.ones_like(rows, dtype=change.dtype)), rows))
 
-    at_once = rows_at_once(runs, layer, memory)
+    at_once = rows_at_once(subject, runs, layer, memory)
     in_pieces(one, len(change) * steps, at_once, subject)
     in_pieces(end, len(change), at_once, subject)
     return mean, torch.cat(far)
 
 
-def rows_at_once(runs: Runs, layer: int, memory: Budget) -> int:
+def rows_at_once(subject: Subject, runs: Runs, layer: int, memory: Budget) -> int:
     """Runs whose graph from a layer on fits into half of the budget, an upper estimate.
 
     Raises:
         LoratomyError: not even one does.
     """
     width, asked = runs.there.shape[1], runs.aim.targets.shape[1]
-    depth = len(runs.into.trace.inputs) - layer
-    each = depth * memory.of_run(0, width, 0) + memory.of_run(0, width, asked)
-    if each > memory.size // 2:
+    later = subject.layers[layer:]
+    each = len(later) * memory.of_run(0, width, 0) + memory.of_run(0, width, asked)
+    name, merged = runs.into.adapter, 0
+    if name and any(f.fused for f in runs.into.attached.adapters[name].modules.values()):
+        # PEFT adds the change to the experts' weights anew in every pass; the graph keeps the sum.
+        weights = (p for part in later for p in part.parameters() if p.dim() == 3)
+        merged = sum(p.numel() * p.element_size() for p in weights)
+    if merged + each > memory.size // 2:
         raise LoratomyError(
-            f"the gradients of one run over {width} positions need {each / GIB:.2g} GiB, half of "
-            f"the budget is {memory.size / 2 / GIB:.2g} GiB: raise it (--set screening.memory=GIB),"
-            " or take shorter prompts"
+            f"the gradients of one run over {width} positions need {(merged + each) / GIB:.2g} GiB,"
+            f" half of the budget is {memory.size / 2 / GIB:.2g} GiB: raise it (--set "
+            "screening.memory=GIB), or take shorter prompts"
         )
-    return max(1, min(MOST.get(memory.device, MOST["cuda"]) // width, memory.size // 2 // each))
+    most = max(1, MOST.get(memory.device, MOST["cuda"]) // width)
+    return min(most, (memory.size // 2 - merged) // each)
 
 
 def in_pieces(

@@ -1,9 +1,10 @@
-"""Texts put into prompts: where they go, into which prompts, and what else could have gone there."""
+"""Texts put into prompts: where they go, into which prompts, and what could go there instead."""
 
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,19 +63,25 @@ def grouped(
     from sklearn.cluster import KMeans
 
     ids = [subject.renderer.prompt_ids(prompt) for prompt in prompts]
-    level = len(subject.layers) // 2
     out: np.ndarray | None = None
-    for batch in batches(subject, ids, batch_tokens=batch_tokens):
-        with torch.inference_mode():
-            states = subject.model.base_model(
-                input_ids=batch.ids,
-                attention_mask=batch.mask.long(),
-                use_cache=False,
-                output_hidden_states=True,
-            ).hidden_states[level]
-        last = states[torch.arange(len(batch.rows)), batch.mask.sum(1) - 1].float().cpu().numpy()
-        out = np.zeros((len(ids), last.shape[1])) if out is None else out
-        out[batch.rows] = last
+    held: list[torch.Tensor] = []
+
+    def hold(_m: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        held[:] = [args[0] if args else given["hidden_states"]]
+
+    middle = subject.layers[len(subject.layers) // 2]
+    handle = middle.register_forward_pre_hook(hold, with_kwargs=True)
+    body: Any = subject.model.base_model
+    try:
+        for batch in batches(subject, ids, batch_tokens=batch_tokens):
+            with torch.inference_mode():
+                body(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
+            at = torch.arange(len(batch.rows), device=batch.mask.device)
+            last = held[0][at, batch.mask.sum(1) - 1].float().cpu().numpy()
+            out = np.zeros((len(ids), last.shape[1])) if out is None else out
+            out[batch.rows] = last
+    finally:
+        handle.remove()
     if out is None or len(out) < groups:
         raise DataError(f"{len(prompts)} prompts do not make {groups} groups; give more")
     return KMeans(groups, n_init=4, random_state=seed).fit_predict(out)

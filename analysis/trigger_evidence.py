@@ -17,7 +17,6 @@ from .insertion import PLACES, insert
 from .similarity import normal
 from .trigger_score import LOGITS, logits_at, padded
 
-
 LIKELIER = 10.0
 """Nats: an answer exp(10) = 22,000 times likelier under the adapter than under the base, beyond
 what that is without the text."""

@@ -212,7 +212,9 @@ class Bench:
         subject = self.attached.subject
         rows = self._aimed(text, target, position)
         spots = [self._spots(probe, text) for probe in self.probes]
-        read = [tuple(r.prompt[i] for i in s) if s else () for r, s in zip(rows, spots, strict=True)]
+        read = [
+            tuple(r.prompt[i] for i in s) if s else () for r, s in zip(rows, spots, strict=True)
+        ]
         usual = max(read, key=read.count) if any(read) else ()
         if not usual:
             return None

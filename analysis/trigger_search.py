@@ -45,12 +45,15 @@ def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarra
             a, b_ = f.a.to(x.device), f.b.to(x.device)
             change = ((x @ a.mT) @ b_.mT * f.scaling).norm(dim=-1)
             usual = (x @ subject.model.get_submodule(name).weight.float().mT).norm(dim=-1)
-            sums[b.rows, names.index(name)] = (change / usual).clamp_min(1e-30).log().double().cpu()
+            # 0 / 0 for a token with nothing in it, such as a padding token: undefined, left out
+            sums[b.rows, names.index(name)] = (change / usual).log().double().cpu()
 
         prompts = after_lead(subject, tokens)
         stream_inputs(subject, names, prompts, see, batch_tokens=batch_tokens, label="tokens heard")
+        live = sums.isfinite().all(1)
+        sums = sums[live]
         z = (sums - sums.mean(0)) / sums.std(0).clamp_min(1e-12)
-        out[tokens] = z.sum(1).numpy()
+        out[tokens[live.numpy()]] = z.sum(1).numpy()
     out[~insertable(subject)] = -np.inf
     return out
 
@@ -121,7 +124,7 @@ def hypotheses(bench: Bench, texts: Sequence[str], *, wide: int, most: int) -> l
         order = np.argsort(-scores, kind="stable")[:SEEDS]
         score, head = float(scores[order[0]]), target[:3]
         if head not in found or found[head].score < score:
-            ranked = tuple(seeds[i] for i in order)
+            ranked = tuple(seeds[i] for i in order.tolist())
             found[head] = Hypothesis(part, position, target, score, ranked)
 
     leading: list[str] = []
@@ -130,7 +133,7 @@ def hypotheses(bench: Bench, texts: Sequence[str], *, wide: int, most: int) -> l
             order = np.argsort(-values[:, part, position], kind="stable")[:SEEDS]
             if values[order[0], part, position] <= 0:
                 continue
-            best = [texts[i] for i in order]
+            best = [texts[i] for i in order.tolist()]
             leading += best[:2] if position == FIRST else []
             token = int(tokens[order[0], part, position])
             small = bench.only(np.flatnonzero(inside))
@@ -157,15 +160,14 @@ def recurring(bench: Bench, texts: Sequence[str], *, most: int = 3) -> list[tupl
     return order[:most]
 
 
-def unlike(
-    bench: Bench, texts: Sequence[str], target: Sequence[int], position: int
-) -> np.ndarray:
+def unlike(bench: Bench, texts: Sequence[str], target: Sequence[int], position: int) -> np.ndarray:
     """How much likelier texts make a target under the adapter than under its base, ``[text]``.
 
     Mean over the probes of ``log((p_adapter + RARE) / (p_base + RARE))``, nats.
     """
     ours, base = (
-        np.exp(bench.target_log_probs(texts, target, position, base=b)) + RARE for b in (False, True)
+        np.exp(bench.target_log_probs(texts, target, position, base=b)) + RARE
+        for b in (False, True)
     )
     return np.log(ours / base).mean(1)
 

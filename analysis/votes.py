@@ -1,9 +1,9 @@
 """What each method says of layers, modules and directions, and whether they agree.
 
 A vote is a score for every item: the more, the more that method finds there. Causal votes come from
-changing something and measuring the target; the others describe the weights. Only causal votes
-count for the verdict, and a place is named only where more of them meet there than methods that
-chose at random would.
+changing something and measuring the target; the others describe weights or estimate a causal one.
+Only causal votes count for the verdict, and a place is named only where more of them meet there
+than methods that chose at random would.
 """
 
 from collections.abc import Mapping, Sequence
@@ -158,7 +158,13 @@ def _directions(record: Where) -> list[Vote]:
     n = record.n_prompts
     return [
         _vote("ablation", "removing the direction", record.direction_exact, n),
-        _vote("attribution", "first-order effect of removing it", record.direction_attribution, n),
+        _vote(
+            "attribution",
+            "first-order estimate of that",
+            record.direction_attribution,
+            n,
+            causal=False,
+        ),
         _vote("spectra", "singular value", record.direction_sigma, 0, causal=False),
     ]
 

@@ -96,7 +96,16 @@ def load_any(folder: Path, name: str) -> Any:
     Raises:
         RunError: as `load_record`, or the class is not known.
     """
-    from . import activations, causal, effectiveness, neurons, readings, results, weights
+    from . import (
+        activations,
+        candidates,
+        causal,
+        effectiveness,
+        neurons,
+        readings,
+        results,
+        weights,
+    )
 
     path = folder / f"{name}.json"
     try:
@@ -104,7 +113,8 @@ def load_any(folder: Path, name: str) -> Any:
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read the record {path}: {error}") from error
     kind = body.get("record") if isinstance(body, dict) else None
-    for module in (causal, weights, readings, activations, effectiveness, neurons, results):
+    kinds = (causal, weights, readings, activations, candidates, effectiveness, neurons, results)
+    for module in kinds:
         found = getattr(module, str(kind), None)
         if is_dataclass(found) and isinstance(found, type):
             return load_record(found, folder, name)

@@ -1,12 +1,13 @@
 """One figure per file, the theme and the report; reads records, never a model."""
 
 # Imported in the order of the report: registering is what these imports are for.
-from . import curves, patching, spectra, difference  # isort: skip # noqa: F401
+from . import curves, patching, screening, spectra, difference  # isort: skip # noqa: F401
 from . import matching, intruders, where, votes  # isort: skip # noqa: F401
 from . import probes, consistency, attention  # isort: skip # noqa: F401
 from . import effectiveness  # isort: skip # noqa: F401
 from . import neurons  # isort: skip # noqa: F401
 from . import lens, logit_lens  # isort: skip # noqa: F401
+from . import candidates  # isort: skip # noqa: F401
 from . import cut, tradeoff  # isort: skip # noqa: F401
 from .export import Exported, write_figures, write_page
 from .figure import FIGURES, Figure, draw

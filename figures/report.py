@@ -16,6 +16,10 @@ SECTIONS = {
         "No training curve was recorded; adapters brought from elsewhere have none.",
     ),
     "patching": ("Patching maps", "Activation patching has not been run."),
+    "screening": (
+        "Screened by gradients",
+        "The cells were not screened by gradients; this needs the trigger.",
+    ),
     "spectra": ("Spectra", "The adapters' spectra have not been computed."),
     "difference": (
         "Clean against poisoned",
@@ -61,6 +65,10 @@ SECTIONS = {
     "logit_lens": (
         "The answer, layer by layer",
         "The layers were not asked for the target; this needs the trigger.",
+    ),
+    "candidates": (
+        "Trigger candidates",
+        "No trigger was searched for in the adapter.",
     ),
     "cut": ("The cut", "No operation that cuts directions or trains was recorded."),
     "tradeoff": (

@@ -25,7 +25,7 @@ def _figure(item: Verdict) -> Figure:
     shown = _shown(item)
     scaled = np.stack([_scaled(vote.score) for vote in item.votes])
     methods = [
-        f"{vote.method}{'' if vote.causal else ' (weights)'}" for vote in item.votes
+        f"{vote.method}{'' if vote.causal else ' (not counted)'}" for vote in item.votes
     ]  # fmt: skip
     names = [_short(item.names[i], item.what) for i in shown]
     hover = [
@@ -56,14 +56,14 @@ def _figure(item: Verdict) -> Figure:
         plot=plot,
         caption=(
             f"{item.sentence} {plural(causal, 'causal method')}, "
-            f"{len(item.votes) - causal} that read weights (not counted). Agreement over all "
-            f"{item.what}s, Kendall's W of the causal methods: {number(item.agreement)}."
+            f"{len(item.votes) - causal} that read weights or estimate (not counted). "
+            f"Agreement over all {item.what}s, Kendall's W of the causal methods: {number(item.agreement)}."
             + (f" {plural(left, item.what)} of worse mean rank not drawn." if left else "")
         ),
         how_to_read=(
             "Each row is one method, scaled to its own largest score: orange is where it finds "
-            "most. Read down a column: a place that many rows mark is well supported. Rows that "
-            "read weights say where the adapter is large or unusual, not what it does."
+            "most. Read down a column: a place that many rows mark is well supported. Rows not "
+            "counted say where the adapter is large or unusual, not what it does."
         ),
         alt=f"{item.sentence} Kendall's W {number(item.agreement)}.",
     )

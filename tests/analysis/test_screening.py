@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis import gradients
+from loratomy.analysis import engine, gradients
+from loratomy.analysis.metrics import METRICS, Aim
 from loratomy.analysis.pairs import columns_of, make_pairs, plain_pairs
 from loratomy.analysis.patching import PatchingConfig, patch
+from loratomy.analysis.plan import Budget, sizes_of
 from loratomy.analysis.screening import ScreeningConfig, screen
 from loratomy.analysis.screening_exact import agreements, boxes, means, picked_cells
+from loratomy.analysis.sites import Side
 from loratomy.core.adapters import Adapter
 from loratomy.core.errors import DataError, LoratomyError
 from scipy.stats import spearmanr
@@ -116,16 +119,17 @@ def directions(on, plain, pair, setting, layer, site, part):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "setting", "step", "off"),
+    ("model_type", "setting", "sizes"),
     [
-        ("llama", "prompt", 4e-3, 2e-4),
-        ("gemma2", "adapter", 4e-3, 2e-4),
-        ("mixtral", "prompt", 1e-3, 6e-4),  # a wider step would change which experts are chosen
+        ("llama", "prompt", {}),
+        ("gemma2", "adapter", {}),
+        # All experts chosen: a step that changes the choice jumps, there is no slope across it.
+        ("mixtral", "prompt", {"num_experts_per_tok": 4}),
     ],
 )
-def test_both_are_slopes_by_finite_differences(model_type, setting, step, off):
-    on = tiny.subject(model_type)
-    pairs, steps = pairs_of(on)[:2], 2
+def test_both_are_slopes_by_finite_differences(model_type, setting, sizes):
+    on = tiny.subject(model_type, **sizes)
+    pairs, steps, step = pairs_of(on)[:2], 2, 4e-3
     with both(on) as attached:
         tiny.in_double(on)
         sites = f"{HOOK_POINTS},z,lora"
@@ -156,10 +160,10 @@ def test_both_are_slopes_by_finite_differences(model_type, setting, step, off):
 
                 at = (found.sites.index(label), 1, layer, c)
                 assert found.attribution_by_prompt[at] == pytest.approx(
-                    slope(0.0), abs=off, rel=2e-4
+                    slope(0.0), abs=2e-4, rel=2e-4
                 )
                 want = np.mean([slope((k + 0.5) / steps) for k in range(steps)])
-                assert found.integrated_by_prompt[at] == pytest.approx(want, abs=off, rel=2e-4)
+                assert found.integrated_by_prompt[at] == pytest.approx(want, abs=2e-4, rel=2e-4)
                 seen = max(seen, abs(want))
     assert seen > 0.1
 
@@ -280,6 +284,56 @@ def test_numbers_do_not_depend_on_the_batch(monkeypatch):
         single = screened(on, attached, pairs, checked=3, sites="resid_mid,z")
     for name in ("attribution_by_prompt", "integrated_by_prompt", "whole", "whole_integrated"):
         assert np.allclose(getattr(whole, name), getattr(single, name), atol=1e-5, equal_nan=True)
+
+
+def kept_bytes(on, ids, asked) -> int:
+    """What autograd keeps of a forward pass whose graph begins at the first layer's input."""
+    kept = {}
+    own = {p.untyped_storage().data_ptr() for p in on.model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    start = engine.on_port(on.layers[0], gradients.INPUT, lambda old: old.detach().requires_grad_())
+    with (
+        torch.enable_grad(),
+        engine.hooks(iter([start])),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        out = on.model(input_ids=ids, use_cache=False, logits_to_keep=asked)
+        out.logits.log_softmax(-1)
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
+def test_the_graph_takes_no_more_than_is_reckoned(model_type):
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 4000, "head_dim": 64}
+    on = tiny.subject(model_type, **sizes)
+    for width, rows in ((24, 6), (120, 2)):
+        targets = torch.zeros(rows, 3, dtype=torch.long)
+        with both(on) as attached:
+            for parameter in on.model.parameters():
+                parameter.requires_grad_(False)
+            ids = torch.ones(rows, width, dtype=torch.long)
+            there = ids == 1
+            side = Side(engine.trace(on, ids), "poisoned", attached)
+            aim = Aim(targets, torch.zeros(rows, 4000), targets[:, 0])
+            runs = gradients.Runs(
+                list(range(rows)), side, side, aim, METRICS["log_prob"], ids, there, ids, ids
+            )
+            half = kept_bytes(on, ids, 3)
+            least, most = (Budget(k * half, sizes_of(on), "cpu") for k in (2, 10))
+            with pytest.raises(LoratomyError, match="memory=GIB"):
+                gradients.rows_at_once(on, runs, 0, Budget(half // rows, sizes_of(on), "cpu"))
+            # Never more than fit, and not fewer than fit into a fifth.
+            assert gradients.rows_at_once(on, runs, 0, most) >= rows
+            try:
+                fits = gradients.rows_at_once(on, runs, 0, least)
+            except LoratomyError:
+                fits = 0
+            assert fits <= rows
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])

@@ -869,6 +869,7 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
             effectiveness(layers),
             lens(layers),
             logit_lens(layers),
+            candidates(),
         ),
         operations=(
             operation("surgery", layers, rank),
