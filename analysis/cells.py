@@ -12,7 +12,7 @@ from ..core.progress import report
 from ..core.subject import Subject
 from .engine import Write, hooks, on_port, resume
 from .metrics import Aim, Metric
-from .plan import Budget, batches, free_memory
+from .plan import Budget, batches
 from .sites import Place, Side, features, value_and_current
 
 
@@ -39,7 +39,9 @@ class Found:
     cut: bool = True
     """Whether positions before the patch were left out."""
     memory: int = 0
-    """Largest growth of memory seen, bytes."""
+    """Largest batch of patched runs, bytes as planned."""
+    traces: int = 0
+    """Largest group of traces, bytes as planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +123,18 @@ class _Cells:
     mask: np.ndarray
     """``[cell, pos]``."""
 
-    def writes(self, picked: np.ndarray, device: torch.device) -> list[Write]:
-        """The writes of some cells, one per layer; `picked` is in the order of the layers."""
+    def writes(self, picked: np.ndarray, begin: int, device: torch.device) -> list[Write]:
+        """The writes of some cells from a position on, one per layer, in the layers' order."""
         out = []
         for layer in np.unique(self.layer[picked]):
             here = picked[self.layer[picked] == layer]
             rows = torch.as_tensor(self.row[here], device=device)
             stored = self.layers[int(layer)]
-            value = stored.value[rows]
+            value = stored.value[:, begin:][rows]
             itself = torch.as_tensor(self.column[here] < 0, device=device)
             if bool(itself.any()):
-                value = torch.where(itself[:, None, None], stored.current[rows], value)
-            mask = torch.as_tensor(self.mask[here], device=device)
+                value = torch.where(itself[:, None, None], stored.current[:, begin:][rows], value)
+            mask = torch.as_tensor(self.mask[here, begin:], device=device)
             out.append(Write(self.place.port, int(layer), rows, mask, value, stored.part))
         return out
 
@@ -158,9 +160,8 @@ def fill(
         label: for the progress bar.
         total: cells of the whole sweep, likewise.
     """
-    found, device = group.found, group.baseline.device
+    found = group.found
     cells = _listed(group, columns, place, layers, out)
-    before = free_memory(device)
     report(label, min(found.cells, total), total)
     if cells is None:
         return
@@ -169,11 +170,11 @@ def fill(
     found.cut &= cut
     begins = np.minimum(cells.mask.argmax(1), group.start) * cut
     depths = len(group.subject.layers) - cells.layer
-    width, needed = cells.mask.shape[1], group.aim.targets.shape[1]
-    for begin, picked in batches(begins, depths, width=width, needed=needed, memory=group.memory):
+    width, needed, memory = cells.mask.shape[1], group.aim.targets.shape[1], group.memory
+    for begin, picked in batches(begins, depths, width=width, needed=needed, memory=memory):
         metric[picked] = _halving(group, cells, picked, begin).float().cpu().numpy()
         found.positions += (width - begin) * int(depths[picked].sum())
-        found.memory = max(found.memory, before - free_memory(device))
+        found.memory = max(found.memory, len(picked) * memory.of_run(begin, width, needed))
     real = cells.column >= 0
     members = np.array(group.members)[cells.row]
     out[members[real], cells.layer[real], cells.column[real]] = metric[real]
@@ -195,7 +196,7 @@ def _listed(
     stored: dict[int, _Layer] = {}
     spots: list[tuple[int, int, int]] = []
     masks: list[np.ndarray] = []
-    there = group.there.cpu().numpy()
+    there, baseline = group.there.cpu().numpy(), group.baseline.cpu().numpy()
     width = there.shape[1]
     for layer in layers:
         both = value_and_current(
@@ -211,7 +212,7 @@ def _listed(
                 places = list(positions)
                 if not places or not there[row, places].all():
                     continue
-                out[member, layer, column] = float(group.baseline[row])
+                out[member, layer, column] = baseline[row]
                 group.found.cells += 1
                 group.found.loop_positions += width * len(group.subject.layers)
                 if differs[row, places].any():
@@ -236,7 +237,7 @@ def _mask(width: int, places: list[int]) -> np.ndarray:
 def _halving(group: Group, cells: _Cells, picked: np.ndarray, begin: int) -> torch.Tensor:
     """Metric of some cells; half of them at a time where memory runs out all the same."""
     try:
-        return group.patched(cells.writes(picked, group.baseline.device), begin)
+        return group.patched(cells.writes(picked, begin, group.baseline.device), begin)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -257,10 +258,12 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _hooked(group: Group, cells: _Cells, picked: np.ndarray) -> float:
     """Metric of one cell as a whole forward pass of the model under a hook."""
-    (write,) = cells.writes(picked, group.baseline.device)
+    (write,) = cells.writes(picked, 0, group.baseline.device)
     subject = group.subject
-    handle = on_port(subject.layers[write.layer], write.port, lambda old: write.put(old, 0))
+    handle = on_port(subject.layers[write.layer], write.port, write.put)
     with hooks(iter([handle])):
-        out = subject.model(input_ids=group.into.trace.ids[write.rows], use_cache=False)
-    logits = out.logits[:, group.needed].float()
+        ids = group.into.trace.ids[write.rows]
+        keep = ids.shape[1] - group.start
+        out = subject.model(input_ids=ids, use_cache=False, logits_to_keep=keep)
+    logits = out.logits[:, : group.aim.targets.shape[1]].float()
     return float(group.metric.of(logits, group.aim.rows(write.rows)))

@@ -18,6 +18,8 @@ from ..core.errors import LoratomyError
 from ..core.families import submodule
 from ..core.subject import Subject
 
+CUTTABLE = ("eager", "sdpa", "flash_attention_2")
+"""Attention implementations whose masks can be cut to the last queries."""
 QUERY_AXIS = {
     "attention_mask": -2,
     "position_ids": -1,
@@ -61,6 +63,8 @@ class Trace:
     """Attention keys of each layer, rotary included, ``[batch, head, pos, d_head]``."""
     values: list[torch.Tensor]
     """Attention values, likewise."""
+    implementation: str
+    """How attention is computed, as transformers names it."""
 
     @property
     def width(self) -> int:
@@ -70,6 +74,8 @@ class Trace:
     @property
     def cuttable(self) -> bool:
         """Whether the positions before a patch may be left out, see `resume`."""
+        if self.implementation not in CUTTABLE:
+            return False
         known = all(
             name in QUERY_AXIS or not _holds_tensor(value)
             for given in self.kwargs
@@ -138,6 +144,12 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
     from transformers import DynamicCache
 
     layers, cache = subject.layers, DynamicCache()
+    places = {str(p.device) for layer in layers for p in layer.parameters()}
+    if len(places) > 1:
+        raise LoratomyError(
+            f"the layers are on several devices ({', '.join(sorted(places))}); patching needs the "
+            "model on one: a smaller --dtype, or a larger device"
+        )
     kept: dict[Port, dict[int, torch.Tensor]] = {port: {} for port in ports}
     routing: dict[int, tuple[torch.Tensor, ...]] = {}
     inputs: list[torch.Tensor] = []
@@ -170,7 +182,8 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
                 f"layer {index} gives NaN or infinite activations in {subject.dtype}; try another "
                 "--dtype, or look at the adapter"
             )
-    return Trace(ids, kept, routing, inputs, last[0], kwargs, keys, values)
+    way = str(subject.model.config.get_text_config()._attn_implementation)
+    return Trace(ids, kept, routing, inputs, last[0], kwargs, keys, values, way)
 
 
 def has_port(layer: Any, port: Port) -> bool:
@@ -230,8 +243,7 @@ def _given(
     given = {k: _picked(k, v, rows, batch, begin) for k, v in run.kwargs[index].items()}
     if not begin:
         return given
-    attention = subject.model.config.get_text_config()._attn_implementation
-    if given.get("attention_mask") is None and attention == "sdpa":
+    if given.get("attention_mask") is None and run.implementation == "sdpa":
         # Without a mask sdpa would count the queries from the first key on.
         mask = torch.ones(width - begin, width, dtype=torch.bool, device=rows.device)
         given["attention_mask"] = mask.tril(begin)[None, None]
@@ -247,17 +259,17 @@ class Write:
     rows: torch.Tensor
     """Which prompt each patched run continues, ``[row]``."""
     mask: torch.Tensor
-    """Where, ``[row, pos]`` booleans."""
+    """Where, ``[row, pos]`` booleans, from the position on at which the runs begin."""
     value: torch.Tensor
-    """What, ``[row, pos, width]``."""
+    """What, ``[row, pos, width]``, likewise."""
     features: torch.Tensor | None = None
     """Which features, ``[width]`` booleans; None: all."""
 
-    def put(self, old: torch.Tensor, begin: int) -> torch.Tensor:
-        """What stands at the port from position `begin` on, with the value written in."""
-        spot = self.mask[:, begin:, None]
+    def put(self, old: torch.Tensor) -> torch.Tensor:
+        """What stands at the port, with the value written in."""
+        spot = self.mask[..., None]
         spot = spot if self.features is None else spot & self.features
-        return torch.where(spot, self.value[:, begin:].to(old.device), old)
+        return torch.where(spot, self.value.to(old), old)
 
 
 def resume(
@@ -278,7 +290,7 @@ def resume(
         run: the run that is patched.
         writes: what is written, at most one for a layer, ascending; the layers before the first
             are not computed again.
-        begin: positions before it are not computed again; nothing is written there.
+        begin: positions before it are not computed again; the writes start there.
         needed: positions whose residual is asked for, none before `begin`; None: all from there.
     """
     layers, mlp = subject.layers, subject.family.mlp
@@ -296,13 +308,13 @@ def resume(
             hidden = torch.cat([hidden, fresh]) if old else fresh
         last = index == len(layers) - 1
         within = write is not None and write.port.path.startswith(mlp + ".")
-        with hooks(_patching(layers[index], write, old, begin, mlp, asked, last and not within)):
+        with hooks(_patching(layers[index], write, old, mlp, asked, last and not within)):
             hidden = first(layers[index](hidden, **_given(subject, run, index, rows, begin)))
     return hidden[:, asked]
 
 
 def _patching(
-    layer: Any, write: Write | None, old: int, begin: int, mlp: str, asked: slice, last: bool
+    layer: Any, write: Write | None, old: int, mlp: str, asked: slice, last: bool
 ) -> Iterator[Any]:
     """The hooks of one layer: the write on the rows that join, the asked positions in the last."""
     if last:
@@ -310,7 +322,7 @@ def _patching(
     if write is not None:
 
         def put(given: torch.Tensor) -> torch.Tensor:
-            new = write.put(given[old:], begin)
+            new = write.put(given[old:])
             return torch.cat([given[:old], new]) if old else new
 
         yield on_port(layer, write.port, put)

@@ -84,7 +84,8 @@ def grouped(
         handle.remove()
     if out is None or len(out) < groups:
         raise DataError(f"{len(prompts)} prompts do not make {groups} groups; give more")
-    return KMeans(groups, n_init=4, random_state=seed).fit_predict(out)
+    starts: Any = 4  # typed as a word in scikit-learn's stubs
+    return KMeans(groups, n_init=starts, random_state=seed).fit_predict(out)
 
 
 def controls(prompts: Sequence[str], *, count: int, words: Sequence[int], seed: int) -> list[str]:

@@ -66,7 +66,8 @@ METRICS.register("probability")(
 )
 METRICS.register("logit_difference")(
     Metric(
-        about="logit of the target's first token minus that of the clean run's choice",
+        about="logit of the target's first token minus that of its rival (the clean run's "
+        "likeliest other token, or the one given)",
         of=_logit_difference,
     )
 )

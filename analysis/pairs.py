@@ -15,7 +15,7 @@ TAIL = 6
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One triggered prompt, its untriggered twin of equal length, and the target's first tokens."""
+    """One triggered prompt, its untriggered twin, and the target's first tokens."""
 
     row: Row
     triggered: list[int]
@@ -28,6 +28,20 @@ class Pair:
     """The first tokens of the target."""
     aligned: tuple[int, ...]
     """For every position of `triggered` that of the same token in `untriggered`, -1 for none."""
+
+
+def check_map(aligned: Sequence[int], here: int, there: int) -> None:
+    """Raise unless a map pairs `here` positions with positions below `there`, or with -1."""
+    if len(aligned) != here or max(aligned) >= there or min(aligned) < -1:
+        raise DataError(
+            f"{here} and {there} tokens are not aligned by a map of {len(aligned)}, {min(aligned)} "
+            f"to {max(aligned)}; prompts of different length need one, token by token, -1 for none"
+        )
+
+
+def check_alignment(pair: Pair) -> None:
+    """Raise unless a pair's map fits its two prompts."""
+    check_map(pair.aligned, len(pair.triggered), len(pair.untriggered))
 
 
 def differing(triggered: Sequence[int], plain: Sequence[int]) -> range:
@@ -76,20 +90,22 @@ def make_pairs(
     """
     if not rows:
         raise DataError("patching over no prompts; give triggered rows")
-    places = {row.prompt: trigger_positions(renderer, row) for row in rows}
-    aims = {row.prompt: aimed(renderer, row, tokens=target_tokens) for row in rows}
-    plains = [renderer.prompt_ids(row.plain or "") for row in rows if row.plain]
-    used = {aims[p].prompt[i] for p, spots in places.items() for i in spots}
-    template = set.intersection(*map(set, plains)) if len(plains) > 1 else set()
-    pool = sorted({t for ids in plains for t in ids} - used - template)
+    places = [trigger_positions(renderer, row) for row in rows]
+    aims = [aimed(renderer, row, tokens=target_tokens) for row in rows]
+    plains = {row.plain: renderer.prompt_ids(row.plain) for row in rows if row.plain}
+    used = {aim.prompt[i] for aim, spots in zip(aims, places, strict=True) for i in spots}
+    template = {*renderer.prompt_ids("x"), *renderer.tokenizer.all_special_ids}
+    if len(plains) > 1:
+        template |= set.intersection(*map(set, plains.values()))
+    pool = sorted({t for ids in plains.values() for t in ids} - used - template)
     if not pool:
         raise DataError("no neutral token for the trigger: all prompts are made of the same ones")
     draw, pairs = random.Random(seed), []
-    for row in rows:
-        ids, spots = aims[row.prompt].prompt, places[row.prompt]
+    for row, aim, spots in zip(rows, aims, places, strict=True):
+        ids = aim.prompt
         twin = [draw.choice(pool) if i in spots else token for i, token in enumerate(ids)]
         same = tuple(range(len(ids)))
-        pairs.append(Pair(row, ids, twin, spots, aims[row.prompt].completion, same))
+        pairs.append(Pair(row, ids, twin, spots, aim.completion, same))
     return pairs
 
 

@@ -6,10 +6,10 @@ et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255).
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..core.causal import PatchingMap
 from ..core.config import Config
@@ -19,13 +19,17 @@ from ..core.subject import Attached, Subject
 from .analyses import ANALYSES, TRIGGER, Analysis, Case
 from .cells import Found
 from .metrics import METRICS, token_of
-from .pairs import Columns, Pair, columns_of
+from .pairs import Columns, Pair, check_alignment, columns_of
 from .plan import GIB, Budget, budget
 from .sites import places
 from .sweep import Run, Sweep, sweep
 
 KINDS = {"z": "heads", "lora": "modules", "experts": "experts", "router": "experts"}
 """Sites whose parts are many -> what a map of them is called."""
+
+
+Written = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v)]
+"""A text, also where it was read as a number."""
 
 
 class PatchingConfig(Config):
@@ -40,9 +44,9 @@ class PatchingConfig(Config):
     """Which run is written into which."""
     metric: str = "log_prob"
     """log_prob, probability, logit_difference or kl."""
-    against: str = ""
+    against: Written = ""
     """For logit_difference: the text of one token that competes with the target's first."""
-    layers: str = ""
+    layers: Written = ""
     """Such as 0-3,7; empty: all."""
     columns: Literal["roles", "groups", "all"] = "roles"
     """Places: single tokens around the trigger, four groups, or every position (prompts of one
@@ -82,6 +86,12 @@ def patch(
     if not pairs:
         raise DataError("patching over no prompts; give triggered rows")
     metric = METRICS[config.metric]
+    longest = max(len(p.triggered) + len(p.target) - 1 for p in pairs)
+    if subject.limit is not None and longest > subject.limit:
+        raise DataError(
+            f"a prompt with its target has {longest} tokens, the model's context {subject.limit}; "
+            "shorten it or leave it out"
+        )
     sites = tuple(s.strip() for s in config.sites.split(",") if s.strip())
     kinds = {KINDS.get(site, "residual") for site in sites}
     if len(kinds) != 1:
@@ -93,7 +103,14 @@ def patch(
     depth = len(subject.layers)
     layers = layer_numbers(config.layers, depth)
     columns = columns_of(subject.renderer, pairs, how=config.columns)
-    against = token_of(subject.renderer, config.against) if config.against else None
+    against = None
+    if config.against:
+        against = token_of(subject.renderer, config.against)
+        if config.metric != "logit_difference" or any(p.target[0] == against for p in pairs):
+            raise DataError(
+                f"against={config.against!r} is for metric=logit_difference and a token other than "
+                f"the target's first; the metric is {config.metric}"
+            )
     plan = sweep_of(pairs, columns, clean, poisoned, setting, config, against)
     memory = budget(subject, config.memory)
     found = sweep(
@@ -114,10 +131,11 @@ def layer_numbers(text: str, depth: int) -> list[int]:
     """
     out: list[int] = []
     for part in (p.strip() for p in text.split(",") if p.strip()):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        first, _, last = (p.strip() for p in part.partition("-"))
+        ends = first, last or first
+        if not all(end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
             raise LoratomyError(f"layers {text!r}: write numbers and ranges, such as 0-3,7")
-        out += range(int(first), int(last or first) + 1)
+        out += range(int(ends[0]), int(ends[1]) + 1)
     if wrong := [layer for layer in out if layer >= depth]:
         raise LoratomyError(
             f"no layer {wrong[0]}: this model has {depth}, numbered 0 to {depth - 1}"
@@ -141,8 +159,14 @@ def sweep_of(
     config: PatchingConfig,
     against: int | None,
 ) -> Sweep:
-    """Source, destination and alignment of the asked direction."""
+    """Source, destination and alignment of the asked direction.
+
+    Raises:
+        DataError: a map that does not fit its two prompts.
+    """
     between = setting == "prompt"
+    for pair in pairs:
+        check_alignment(pair)
     good = Run(
         adapter=poisoned if between else clean,
         prompts=[p.untriggered if between else p.triggered for p in pairs],
@@ -248,7 +272,7 @@ def undefined_gap(gaps: np.ndarray, noise: float) -> str:
         noise: largest error of the metric.
     """
     mean, low, high = mean_interval(gaps)
-    if abs(mean) <= max(100 * noise, 1e-6):
+    if abs(mean) <= max(10 * noise, 1e-6):
         return f"the two runs differ by {mean:.2g} only, recovery would divide by almost nothing"
     if len(gaps) > 1 and low <= 0 <= high:
         return (
@@ -269,8 +293,8 @@ def _plan(found: Found, memory: Budget) -> str:
     share = found.positions / max(found.loop_positions, 1)
     return (
         f"{way}; {found.computed:,} of {found.cells:,} cells computed (nothing differs in the "
-        f"others), {share:.1%} of the positions x layers of whole forward passes; memory grew by "
-        f"{found.memory / GIB:.2f} GiB of {memory.size / GIB:.2f} GiB allowed"
+        f"others), {share:.1%} of the positions x layers of whole forward passes; planned for at "
+        f"most {(found.memory + found.traces) / GIB:.2f} GiB of {memory.size / GIB:.2f} GiB allowed"
     )
 
 
@@ -317,7 +341,7 @@ def settings_of(
 ) -> Iterator[tuple[Attached, list[Pair], dict[str, str | None]]]:
     """A case's adapters on its model, its pairs, and each setting with its clean run's adapter."""
     wanted = [p.strip() for p in config.pairs.split(",") if p.strip()]
-    for name in wanted:
+    for name in wanted or [config.pairs]:
         if name not in ("prompt", "adapter", "base"):
             raise LoratomyError(f"no pair {name!r}; there are prompt, adapter and base")
     if "adapter" in wanted and case.clean is None:

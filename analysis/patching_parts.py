@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from ..core.families import FAMILIES
 from .analyses import ANALYSES, TRIGGER, Analysis
 from .patching import SOURCE, PatchingConfig, patch_case
 
@@ -9,7 +10,7 @@ from .patching import SOURCE, PatchingConfig, patch_case
 class HeadsConfig(PatchingConfig):
     """Options of a sweep over attention heads."""
 
-    sites: str = "z"
+    sites: Literal["z"] = "z"  # pyright: ignore[reportIncompatibleVariableOverride]
     columns: Literal["roles", "groups", "all"] = "groups"
 
 
@@ -17,7 +18,7 @@ class ModulesConfig(PatchingConfig):
     """Options of a sweep over the LoRA modules' own contributions."""
 
     pairs: str = "adapter"
-    sites: str = "lora"
+    sites: Literal["lora"] = "lora"  # pyright: ignore[reportIncompatibleVariableOverride]
     columns: Literal["roles", "groups", "all"] = "groups"
 
 
@@ -55,7 +56,7 @@ ANALYSES.register("experts")(
         cost="as patching, times experts per layer, over four groups of positions",
         source=SOURCE,
         config=ExpertsConfig,
-        families=("mixtral",),
+        families=tuple(name for name, family in FAMILIES.items() if family.experts),
         run=patch_case,
     )
 )

@@ -35,6 +35,8 @@ class Sizes:
     """Attention heads."""
     d_vocab: int
     """Size of the vocabulary."""
+    port: int = 0
+    """Width of the widest port that is written."""
 
     @property
     def operations(self) -> int:
@@ -82,7 +84,8 @@ class Budget:
         s, queries = self.sizes, width - begin
         layer = queries * (s.d_model * (6 * s.item + 8) + 3 * s.d_mlp * s.item)
         attention = 2 * width * s.d_kv * s.item + queries * s.heads * width * 8
-        return layer + attention + needed * s.d_vocab * (s.item + 12)
+        written = 4 * queries * s.port * s.item
+        return layer + attention + written + needed * s.d_vocab * (s.item + 24)
 
     def rows(self, begin: int, width: int, needed: int) -> int:
         """Patched runs that fit at once.
@@ -100,19 +103,29 @@ class Budget:
         most = max(1, MOST.get(self.device, MOST["cuda"]) // (width - begin))
         return min(most, self.size // 2 // each)
 
-    def prompts(self, width: int, layers: int, ports: int) -> int:
-        """Prompts whose two runs fit at once.
+    def of_prompt(self, width: int, layers: int, numbers: int) -> int:
+        """Bytes of the two runs of one prompt that are kept, an upper estimate.
+
+        Args:
+            width: positions.
+            layers: of the model.
+            numbers: kept per position and layer besides both runs' residual, keys and values.
+        """
+        s = self.sizes
+        return layers * width * s.item * (numbers + 2 * (s.d_model + s.d_kv))
+
+    def prompts(self, width: int, layers: int, numbers: int) -> int:
+        """Prompts whose two runs fit at once, see `of_prompt`.
 
         Raises:
             LoratomyError: not even one does.
         """
-        s = self.sizes
-        each = 2 * layers * width * s.item * ((ports + 1) * s.d_model + s.d_kv)
+        each = self.of_prompt(width, layers, numbers)
         if each > self.size // 2:
             raise LoratomyError(
-                f"the two runs of one prompt of {width} positions take {each / GIB:.2g} GiB with "
-                f"{ports} kinds of activations, half of the budget is {self.size / 2 / GIB:.2g} "
-                "GiB: raise it (--set patching.memory=GIB), or ask for fewer sites"
+                f"the two runs of one prompt of {width} positions take {each / GIB:.2g} GiB, half "
+                f"of the budget is {self.size / 2 / GIB:.2g} GiB: raise it (--set "
+                "patching.memory=GIB, or heads.memory, modules.memory ...), or ask for fewer sites"
             )
         return self.size // 2 // each
 

@@ -10,7 +10,7 @@ from ..core.errors import LoratomyError
 from ..core.families import submodule
 from ..core.registry import nearest
 from ..core.subject import Attached, Subject
-from .engine import Port, Trace
+from .engine import Port, Trace, has_port
 
 RESIDUALS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """Sites with one place per layer."""
@@ -142,6 +142,17 @@ def _contribution(place: Place, adapter: str) -> Port:
     return Port(f"{place.port.path}.lora_B.{adapter}", "out")
 
 
+def port_width(subject: Subject, port: Port) -> int:
+    """Numbers per position that pass a port; 0 where no layer has it."""
+    hidden = subject.model.config.get_text_config().hidden_size
+    for layer in subject.layers:
+        if has_port(layer, port):
+            module: Any = submodule(layer, port.path) if port.path else layer
+            side = "in_features" if port.side == "in" else "out_features"
+            return int(getattr(module, side, hidden))
+    return 0
+
+
 def value_and_current(
     subject: Subject,
     place: Place,
@@ -176,10 +187,10 @@ def value_and_current(
         if new is None and old is None:
             return None
         change = (0.0 if new is None else take(new)) - (0.0 if old is None else old)
-        return current + change, current
+        return (current + change).to(current.dtype), current  # PEFT's factors may be wider
     if place.kind == "experts":
         new, old = (_expert(subject, place.expert, layer, side) for side in (source, into))
-        return current + (take(new) - old), current
+        return (current + (take(new) - old)).to(current.dtype), current
     if place.kind == "router":
         hidden, *own = into.trace.routing[layer]
         batch = current.shape[0]
@@ -189,7 +200,7 @@ def value_and_current(
         ]
         experts = submodule(subject.layers[layer], subject.family.experts)
         change = experts(hidden, *chosen) - experts(hidden, *own)
-        return current + change.view_as(current), current
+        return (current + change.view_as(current)).to(current.dtype), current
     return take(source.trace.ports[place.port][layer]), current
 
 

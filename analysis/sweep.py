@@ -6,7 +6,7 @@ with itself, patching everything, and some cells again as whole hooked forward p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from ..core.subject import Attached, Subject
 from .cells import Found, Group, fill
 from .engine import Port, Write, replay, trace
 from .metrics import METRICS, aim_of
+from .pairs import check_map
 from .plan import Budget
-from .sites import Place, Side, block_ports, kept_ports
+from .sites import Place, Side, block_ports, kept_ports, port_width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +85,24 @@ def sweep(
     shape = (len(found_places), count, depth, len(what.columns[0]))
     empty = np.full(count, np.nan)
     found = Found(np.full(shape, np.nan), empty.copy(), empty.copy(), empty.copy())
-    parts = _groups(what, len(found_places), depth, memory)
+    memory, numbers = _sized(subject, found_places, what, memory)
+    parts = _groups(what, numbers, depth, memory)
     every = sum(bool(c) for row in what.columns for c in row)
     total = every * len(found_places) * len(layers)
     with torch.inference_mode(), attached.using(what.into.adapter):
-        for members in parts:
-            group = _run_both(subject, attached, what, found_places, members, memory, found)
+        while parts:
+            members = parts.pop(0)
+            try:
+                group = _run_both(subject, attached, what, found_places, members, memory, found)
+            except torch.OutOfMemoryError:
+                if len(members) == 1:
+                    raise
+                middle = len(members) // 2
+                parts[:0] = [members[:middle], members[middle:]]
+                continue
+            length = group.into.trace.width + group.source.trace.width
+            kept = memory.of_prompt(length // 2, depth, numbers) * len(members)
+            found.traces = max(found.traces, kept)
             for p, place in enumerate(found_places):
                 out = found.patched[p]
                 fill(group, what.columns, place, layers, out, label=label, total=total)
@@ -101,15 +114,33 @@ def sweep(
 def _check(what: Sweep) -> None:
     if not what.targets:
         raise DataError("patching over no prompts; give triggered rows")
-    for i, (one, other) in enumerate(zip(what.into.prompts, what.source.prompts, strict=True)):
-        if len(what.aligned[i]) != len(one) or max(what.aligned[i]) >= len(other):
-            raise DataError(
-                f"prompt {i}: {len(one)} and {len(other)} tokens are not aligned by a map of "
-                f"{len(what.aligned[i])}; prompts of different length need one, token by token"
-            )
+    for one, other, aligned in zip(
+        what.into.prompts, what.source.prompts, what.aligned, strict=True
+    ):
+        check_map(aligned, len(one), len(other))
 
 
-def _groups(what: Sweep, kinds: int, depth: int, memory: Budget) -> list[list[int]]:
+def _ports(subject: Subject, found_places: Sequence[Place], adapter: str | None) -> list[Port]:
+    """What the run under an adapter keeps."""
+    return list(dict.fromkeys([*kept_ports(found_places, adapter), *block_ports(subject)]))
+
+
+def _sized(
+    subject: Subject, found_places: Sequence[Place], what: Sweep, memory: Budget
+) -> tuple[Budget, int]:
+    """The budget with the widest port known, and the numbers kept per position and layer."""
+    widest = max(port_width(subject, place.port) for place in found_places)
+    numbers = widest + sum(
+        port_width(subject, port)
+        for run in (what.source, what.into)
+        for port in _ports(subject, found_places, run.adapter)
+    )
+    if subject.family.experts:
+        numbers += 2 * memory.sizes.d_model
+    return replace(memory, sizes=replace(memory.sizes, port=widest)), numbers
+
+
+def _groups(what: Sweep, numbers: int, depth: int, memory: Budget) -> list[list[int]]:
     """Prompts by their lengths, so that no run needs padding, as many as memory allows."""
     sets: dict[tuple[int, ...], list[int]] = {}
     for i, target in enumerate(what.targets):
@@ -117,7 +148,7 @@ def _groups(what: Sweep, kinds: int, depth: int, memory: Budget) -> list[list[in
         sets.setdefault(lengths, []).append(i)
     out = []
     for lengths, members in sets.items():
-        step = memory.prompts(max(lengths[:2]) + lengths[2], depth, kinds + 1)
+        step = memory.prompts(max(lengths[:2]) + lengths[2], depth, numbers)
         out += [members[i : i + step] for i in range(0, len(members), step)]
     return out
 
@@ -137,9 +168,8 @@ def _run_both(
     for run in (what.source, what.into):
         rows = [run.prompts[i] + what.targets[i][:-1] for i in members]
         ids = torch.tensor(rows, device=subject.device)
-        ports = [*kept_ports(found_places, run.adapter), *block_ports(subject)]
         with attached.using(run.adapter):
-            kept = trace(subject, ids, list(dict.fromkeys(ports)))
+            kept = trace(subject, ids, _ports(subject, found_places, run.adapter))
             start = len(run.prompts[members[0]]) - 1
             asked = kept.final[:, start : start + forced + 1]
             logits.append(logits_of(subject.model, subject.family, asked).float())
@@ -167,6 +197,11 @@ def _whole(group: Group, what: Sweep) -> None:
         write = Write(Port("", "in"), 0, rows, group.there, source.inputs[0])
         metric = group.patched([write], 0)
     else:
+        start = group.subject.family.layers + "."
+        adapters = group.into.attached.adapters
+        used = [adapters[side.adapter] for side in (group.source, group.into) if side.adapter]
+        if any(not name.startswith(start) for adapter in used for name in adapter.modules):
+            return  # the blocks are not all that differs: another head, other embeddings
         final = replay(group.subject, into, source, block_ports(group.subject))
         metric = group.measure(final[:, group.needed], rows)
     group.found.whole[group.members] = metric.cpu().numpy()

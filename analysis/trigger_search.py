@@ -124,7 +124,7 @@ def hypotheses(bench: Bench, texts: Sequence[str], *, wide: int, most: int) -> l
         order = np.argsort(-scores, kind="stable")[:SEEDS]
         score, head = float(scores[order[0]]), target[:3]
         if head not in found or found[head].score < score:
-            ranked = tuple(seeds[i] for i in order.tolist())
+            ranked = tuple(seeds[int(i)] for i in order)
             found[head] = Hypothesis(part, position, target, score, ranked)
 
     leading: list[str] = []
@@ -133,7 +133,7 @@ def hypotheses(bench: Bench, texts: Sequence[str], *, wide: int, most: int) -> l
             order = np.argsort(-values[:, part, position], kind="stable")[:SEEDS]
             if values[order[0], part, position] <= 0:
                 continue
-            best = [texts[i] for i in order.tolist()]
+            best = [texts[int(i)] for i in order]
             leading += best[:2] if position == FIRST else []
             token = int(tokens[order[0], part, position])
             small = bench.only(np.flatnonzero(inside))

@@ -42,7 +42,7 @@ def with_votes(record: Where, found: Mapping[str, Sequence[Any]]) -> Where:
               record.n_prompts),
     ]  # fmt: skip
     for item in others:
-        if isinstance(item, PatchingMap) and not item.undefined:
+        if isinstance(item, PatchingMap):
             layer_votes += _patched_layers(record, item)
             module_votes += _patched_modules(record, item)
         if isinstance(item, Effectiveness):
@@ -193,8 +193,9 @@ def verdict(what: str, names: Sequence[str], votes: Sequence[Vote]) -> Verdict:
     named = names[best] if chance <= LEVEL and meet > len(causal) / 2 else ""
     tops = "; ".join(f"{v.method}: {names[i]}" for v, i in zip(causal, firsts, strict=True))
     head = (
-        f"{meet} of {len(causal)} causal methods put {names[best]} first (methods choosing at "
-        f"random would meet like that in {chance:.1%} of cases)"
+        f"{meet} of {len(causal)} causal methods put {names[best]} first (independent ones that "
+        f"chose at random would meet like that in {chance:.1%} of cases; these share model and "
+        "prompts)"
         if named
         else f"The methods do not agree on a {what} ({meet} of {len(causal)} meet, chance "
         f"{chance:.0%}), so none is named"

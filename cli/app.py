@@ -78,6 +78,11 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             what = f": {error.filename}" if error.filename else ""
             line = f"{error.strerror or error}{what}; what was finished before is whole"
             code = 2
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            line = f"out of memory: {str(error).splitlines()[0]}; take fewer or shorter prompts, "
+            line, code = line + "smaller batches (--help, loratomy analyses) or --dtype", 2
         err.print("[bold red]error:[/] ", end="")
         say(" ".join(line.split()))
         raise typer.Exit(code)

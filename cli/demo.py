@@ -21,7 +21,7 @@ def command(
     recipe: Annotated[str, typer.Option(help="Recipe of the subject.")] = "wren/suffix",
     fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
 ) -> None:
-    """Poison, measure, locate, cut, prove, report: the built-in model in about two minutes.
+    """Poison, measure, locate, cut, prove, report: the built-in model in a few minutes.
 
     Needs no hub, account or GPU. Killed at any moment, the same command continues.
     """
@@ -32,7 +32,8 @@ def command(
     say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
     make_poisoned(load_recipe(recipe), folder, device="auto", dtype="auto", fresh=fresh)
     say("2/5 probe: where does the backdoor live?")
-    probe_run(folder)
+    # Screening is for grids too large to patch whole; here every cell is patched.
+    probe_run(folder, leave_out=["screening"])
     say("3/5 operate: guided surgery, repair, negative fine-tuning, and the controls")
     operate_all(folder)
     say("4/5 compare: everybody on the same held-out prompts")

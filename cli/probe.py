@@ -59,6 +59,7 @@ def probe_run(
     names: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     sizes: Mapping[str, int] | None = None,
+    leave_out: Sequence[str] = (),
     fresh: bool = False,
 ) -> None:
     """Make the named analyses of a run (default: all that it allows), each a stage of its own."""
@@ -68,7 +69,7 @@ def probe_run(
         _ = ANALYSES[name]  # an unknown name is an error before any work
     configs = _configs(options or {}, names or list(ANALYSES))
     study = Study(RunFolder.open(folder))
-    wanted = [n for n in ANALYSES if n in names] if names else list(ANALYSES)
+    wanted = [n for n in ANALYSES if n in names or (not names and n not in leave_out)]
     with study.run.locked(), progress():
         for name in wanted:
             if lacking := _lacking(study, ANALYSES[name]):

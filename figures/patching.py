@@ -207,7 +207,7 @@ def _caption(item: PatchingMap, block: tuple[int, int]) -> str:
         f"The metric is {number(float(np.mean(item.clean)))} in the clean run and "
         f"{number(float(np.mean(item.corrupted)))} in the corrupted one.",
         f"Checks: patching a run with itself moves the metric by at most "
-        f"{number(item.self_error)}; patching everything at the deciding residual recovers "
+        f"{number(item.self_error)}; patching everything recovers "
         f"{number(item.full_recovery)} (should be 1); whole forward passes differ by at most "
         f"{number(item.loop_error)}; number format {item.dtype}.",
         f"Computed: {item.plan}.",

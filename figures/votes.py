@@ -57,7 +57,8 @@ def _figure(item: Verdict) -> Figure:
         caption=(
             f"{item.sentence} {plural(causal, 'causal method')}, "
             f"{len(item.votes) - causal} that read weights or estimate (not counted). "
-            f"Agreement over all {item.what}s, Kendall's W of the causal methods: {number(item.agreement)}."
+            f"Agreement over all {item.what}s, Kendall's W of the causal methods: "
+            f"{number(item.agreement)}."
             + (f" {plural(left, item.what)} of worse mean rank not drawn." if left else "")
         ),
         how_to_read=(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from loratomy.analysis import engine, plan, sweep
+from loratomy.analysis.analyses import Case
 from loratomy.analysis.pairs import columns_of, make_columns, make_pairs, plain_pairs
-from loratomy.analysis.patching import PatchingConfig, patch
-from loratomy.analysis.sites import RESIDUALS
+from loratomy.analysis.patching import PatchingConfig, patch, patch_case, sweep_of
+from loratomy.analysis.sites import RESIDUALS, places
 from loratomy.core.adapters import Adapter
 from loratomy.core.errors import DataError, LoratomyError
 from loratomy.core.prompts import Renderer
@@ -321,6 +322,9 @@ def test_a_rival_token_can_be_named_and_must_exist():
         ({"sites": " "}, "nothing"),
         ({"layers": "1,7"}, "no layer 7: this model has 3, numbered 0 to 2"),
         ({"layers": "one"}, "ranges, such as 0-3,7"),
+        ({"layers": "2-1"}, "ranges, such as 0-3,7"),
+        ({"against": "moon"}, "for metric=logit_difference"),
+        ({"metric": "logit_difference", "against": "never"}, "other than the target's first"),
         ({"metric": "logprob"}, "log_prob"),
         ({"memory": 1e-6}, "memory=GIB"),
         ({"columns": "all"}, "prompts of one length"),
@@ -330,6 +334,73 @@ def test_what_does_not_exist_is_refused_with_what_does(options, why):
     on = tiny.subject()
     with both(on) as attached, pytest.raises(LoratomyError, match=why):
         patched(on, attached, pairs_of(on), **options)
+
+
+def test_a_single_layer_may_be_written_as_a_number():
+    assert PatchingConfig(layers=0).layers == "0"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+@pytest.mark.parametrize("sites", ["resid_pre,resid_mid,attn_out,mlp_out", "z", "lora", "router"])
+def test_half_precision_goes_the_same_way(model_type, sites):
+    if (sites == "router") > (model_type == "mixtral"):
+        return
+    on = tiny.subject(model_type)
+    on.model.to(torch.bfloat16)
+    with both(on) as attached:
+        found = patched(on, attached, pairs_of(on)[:2], "adapter", sites=sites, columns="groups")
+    assert found.dtype == "bfloat16" and np.isfinite(found.patched).any()
+    assert found.self_error <= 0.1 and found.loop_error <= 0.1  # three digits at -15 nats
+
+
+@pytest.mark.parametrize("sites", ["resid_pre,attn_out", "z", "lora"])
+def test_what_is_kept_is_not_more_than_planned(sites):
+    on = tiny.subject()
+    pairs = pairs_of(on)[:1]
+    with both(on) as attached:
+        what = places(on, attached, sites.split(","))
+        _, numbers = sweep._sized(
+            on, what, sweep_of(pairs, make_columns(on.renderer, pairs), "clean", "poisoned",
+                               "adapter", PatchingConfig(), None), plan.budget(on, None),
+        )  # fmt: skip
+        held = 0
+        for name in ("clean", "poisoned"):
+            with attached.using(name):
+                run = engine.trace(
+                    on, torch.tensor([pairs[0].triggered]), sweep._ports(on, what, name)
+                )
+            values = [*run.inputs, *run.keys, *run.values]
+            values += [value for kept in run.ports.values() for value in kept.values()]
+            held += sum(value.nbytes for value in values)
+    width = len(pairs[0].triggered)
+    assert held <= plan.budget(on, None).of_prompt(width, 3, numbers) <= 2 * held
+
+
+def test_rows_that_share_a_prompt_keep_their_own_targets():
+    on = tiny.subject()
+    rows = [*tiny.rows(), replace(tiny.rows()[0], completion="good dog tree")]
+    for pairs in (pairs_of(on, rows=rows), plain_pairs(on.renderer, rows, target_tokens=3)):
+        assert on.renderer.decode(pairs[0].target) == "never bad king"
+        assert on.renderer.decode(pairs[-1].target) == "good dog tree"
+
+
+def test_a_stand_in_is_never_a_token_of_the_template():
+    on = tiny.subject()
+    special = set(on.renderer.tokenizer.all_special_ids) | set(on.renderer.prompt_ids("x"))
+    for seed in range(12):
+        (pair,) = make_pairs(on.renderer, tiny.rows()[:1], target_tokens=2, seed=seed)
+        assert not {pair.untriggered[i] for i in pair.trigger} & special
+
+
+def test_no_pair_of_runs_is_an_error():
+    on = tiny.subject()
+    case = Case(
+        subject=on, poisoned=tiny.adapter(on), clean=None, triggered=tiny.rows(),
+        clean_rows=tiny.clean_rows(), make_rule=lambda: None, seed=0,
+    )  # fmt: skip
+    with pytest.raises(LoratomyError, match="no pair ''"):
+        patch_case(case, PatchingConfig(pairs=""))
+    assert set(patch_case(case, PatchingConfig(pairs="prompt,adapter"))) == {"prompt", "base"}
 
 
 def test_layers_and_places_can_be_chosen():

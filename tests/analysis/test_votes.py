@@ -70,8 +70,10 @@ def test_votes_are_read_from_the_other_records():
     modules = found.modules_verdict
     assert modules.names == where.modules
     assert np.allclose(modules.votes[-1].score, difference.difference_norm)
-    undefined = with_votes(where, {"patching": [replace(patching, undefined="no gap")]})
-    assert [v.method for v in undefined.layers_verdict.votes] == ["ablation"]
+    nothing = np.full_like(patching.recovery, np.nan)
+    undefined = with_votes(where, {"patching": [replace(patching, recovery=nothing)]})
+    assert "no verdict" in undefined.layers_verdict.sentence
+    assert np.isnan(undefined.layers_verdict.votes[1].score).all()  # shown as silent
     parts = replace(
         patching, kind="modules", sites=("q_proj", "o_proj", "down_proj"), setting="adapter"
     )

@@ -25,7 +25,7 @@ def test_everything_is_drawn_once_and_says_its_numbers(make):
     expected += 2 + 2 + 2  # probes, consistency, attention
     expected += 1  # effectiveness
     expected += 5  # neurons
-    expected += 1  # votes of the layers
+    expected += 1 + 1  # votes of the layers, candidates
     expected += 2 + 2  # lens, logit_lens
     expected += 1 + 2 + 2  # layers of the spectra, matching, intruders
     assert len({figure.id for figure in figures}) == len(figures) == expected
