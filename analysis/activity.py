@@ -43,7 +43,7 @@ def gradient_norms(
     """
     if not rows:
         raise DataError("activeness over no prompts; give clean rows")
-    weights = _weights(subject, names)
+    weights = trainable_weights(subject, names)
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     losses: list[float] = []
     here = subject.attached({"active": adapter}) if adapter else nullcontext()
@@ -56,13 +56,23 @@ def gradient_norms(
     return {name: np.stack(values) for name, values in found.items()}, np.array(losses)
 
 
-def _weights(subject: Subject, names: Sequence[str]) -> dict[str, torch.nn.Parameter]:
+def trainable_weights(subject: Subject, names: Sequence[str]) -> dict[str, torch.nn.Parameter]:
+    """The base weights of some modules, those that a gradient can be had of.
+
+    Raises:
+        LoratomyError: one is packed by quantisation, or shared with the embedding.
+    """
     model = subject.model
     embedding = model.get_input_embeddings().weight
     out = {}
     for name in names:
         fused = len(subject.shapes[name]) == 3
         out[name] = model.get_parameter(name if fused else f"{name}.weight")
+        if not out[name].is_floating_point():
+            raise LoratomyError(
+                f"the weight of {name} is packed by quantisation ({out[name].dtype}) and has no "
+                "gradient; load the base unquantised for the analysis of neurons"
+            )
         if out[name] is embedding:
             raise LoratomyError(
                 f"the weight of {name} is shared with the embedding, so its gradient is not its "

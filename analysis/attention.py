@@ -25,7 +25,7 @@ QUERIES = ("last", "answer")
 EAGER = "eager"
 CHECKED = 4
 """Prompts on which eager attention is compared with the model's own."""
-ADVICE = "load the base with attn_implementation='eager'"
+ADVICE = "load it in float32 (--dtype float32); in Python, with attn_implementation='eager'"
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def logit_error(subject: Subject, prompts: Sequence[Sequence[int]]) -> float:
         prompts: token ids, run one by one without padding.
 
     Raises:
-        LoratomyError: more than rounding explains (1e-3 in float32, 5e-2 in half precision), so
+        LoratomyError: more than rounding explains (1e-3 in float32, 0.25 in half precision), so
             that eager attention would not be this model's.
     """
     alone = [batches(subject, [prompt], batch_tokens=1)[0] for prompt in prompts]
@@ -71,7 +71,8 @@ def logit_error(subject: Subject, prompts: Sequence[Sequence[int]]) -> float:
     with showing_weights(subject) as name:
         eager = torch.cat([forward(subject, batch) for batch in alone]).float()
     error = float((eager - own).abs().max() / own.abs().max().clamp_min(1e-30))
-    allowed = 1e-3 if subject.model.dtype in (torch.float32, torch.float64) else 5e-2
+    # Half precision differs by rounding, more with every layer and where a router changes its mind.
+    allowed = 1e-3 if subject.model.dtype in (torch.float32, torch.float64) else 0.25
     if not error <= allowed:
         raise LoratomyError(
             f"eager attention changes the logits by {error:.2g} of the largest one, against "

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 from rapidfuzz import fuzz
@@ -13,13 +14,18 @@ from ..core.errors import DataError
 from ..core.subject import Subject
 from .analyses import ANALYSES, CLEAN_ROWS, Analysis, Case
 from .insertion import grouped
+from .trigger_climb import Climb, Effort
 from .trigger_prompts import NAME, WIDE, CandidatesConfig, bench_of, split_of
 from .trigger_score import Budget
-from .trigger_search import Climb, Effort, Hypothesis, drive, hypotheses, random_texts
+from .trigger_search import Hypothesis, drive, hypotheses, random_texts
 from .trigger_trial import tried
 
 ALIKE = 80
 """Similarity of letters in % from which two candidates are one."""
+LOSS = 0.3
+"""Nats that a whole text may lose by being shortened."""
+SINGLES = 2
+"""Single tokens, and cores, of each hypothesis."""
 
 
 def candidates(
@@ -35,9 +41,14 @@ def candidates(
     1. Tokens that the adapter's first layer takes up most (`drive`) are thrown together into random
     texts; each is put into clean prompts. 2. Where the adapter departs from its base, the same way
     on many prompts, it is let speak on: what it says is a hypothesis (`hypotheses`). 3. For
-    each, texts are changed by gradient and from the pool to bring it out more (`Climb`), and
-    shortened. 4. Held-out prompts are answered with each text at three places, by adapter and base,
-    and with ordinary texts for comparison.
+    each, single tokens are scored, the whole vocabulary where it is small, and texts are changed by
+    gradient and from the pool to bring it out more (`Climb`); the best are shortened, once without
+    loss and once to the core that keeps half of the gain. 4. Held-out prompts are answered with
+    each text at three places, by adapter and base, and with ordinary texts for comparison.
+
+    The wording of a trigger cannot be read from the score: a backdoor listens to a part of it, and
+    other texts around that part score higher than the trigger itself. So parts and whole texts
+    stand side by side, and of those that fire as often the shorter comes first.
 
     Args:
         subject: the base, without adapter.
@@ -57,7 +68,8 @@ def candidates(
     groups = min(o.groups, len(prompts) // 4)
     group = grouped(subject, prompts, groups=groups, batch_tokens=o.batch_tokens, seed=seed)
     heard = drive(subject, adapter, batch_tokens=o.batch_tokens)
-    pool = np.argsort(-heard, kind="stable")[: min(o.pool, int(np.isfinite(heard).sum()))].tolist()
+    order = np.argsort(-heard, kind="stable")[: int(np.isfinite(heard).sum())].tolist()
+    pool = order[: o.pool]
     rng = random.Random(seed)
     decode = subject.renderer.tokenizer.decode
     with subject.attached({NAME: adapter}) as attached:
@@ -75,10 +87,12 @@ def candidates(
             if of is not None:
                 bench = bench_of(attached, split, split.of(of, 6, search=True), budget, o, 0)
             climb = Climb(bench, h)
+            singles = climb.singles(order[: o.singles], count=SINGLES)
             effort = Effort(rounds=o.rounds, beam=o.beam, swaps=o.swaps, longest=o.longest)
             climb.run(pool=pool, effort=effort, rng=rng, label=f"hypothesis {number}")
-            for text in _distinct(climb, o.kept):
-                proposed.append((h, of, text, climb.known[text]))
+            for text in _distinct(climb, singles, o.kept):
+                if all((of, text) != (p[1], p[2]) for p in proposed):
+                    proposed.append((h, of, text, climb.known[text]))
         judged, control = tried(attached, split, proposed, o, seed)
     used = {p.prompt for p in screen.probes}
     return Candidates(
@@ -95,12 +109,14 @@ def candidates(
     )
 
 
-def _distinct(climb: Climb, count: int) -> list[str]:
-    """The best texts of a climb, shortened first, no two alike."""
+def _distinct(climb: Climb, singles: Sequence[str], count: int) -> list[str]:
+    """Cores, single tokens and whole texts of a climb in turn, no two alike."""
     best = climb.best()[: 4 * count]
-    short = [climb.shortened(text, loss=0.3) for text in best[:count]]
+    cores = [climb.shortened(text, floor=climb.half(text)) for text in best[:SINGLES]]
+    short = [climb.shortened(text, floor=climb.known[text] - LOSS) for text in best[:count]]
+    turns = zip_longest(cores, singles, [*short, *best])
     out: list[str] = []
-    for text in [*short, *best]:
+    for text in (text for turn in turns for text in turn if text is not None):
         if all(fuzz.ratio(text, other) < ALIKE for other in out):
             out.append(text)
     return out[:count]

@@ -12,7 +12,7 @@ from ..core.config import Config
 from ..core.errors import DataError
 from ..core.neurons import Association, NeuronActivity, NeuronChange, Unlearning
 from ..core.subject import Subject
-from .activity import activity
+from .activity import activity, trainable_weights
 from .analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis, Case
 from .association import association
 from .gates import Directions, directions_of
@@ -66,6 +66,7 @@ def neuron_change(
     """
     if not triggered or not clean:
         raise DataError("unlearning needs triggered and clean prompts; one of the sets is empty")
+    trainable_weights(subject, list(adapter.modules))  # what cannot be done is said at once
     start = balanced(adapter)
     directions = directions_of(start)
     sets = {"clean": clean, "poison": triggered, "control": dealt(clean, seed=seed)}

@@ -11,7 +11,9 @@ class HeadsConfig(PatchingConfig):
     """Options of a sweep over attention heads."""
 
     sites: Literal["z"] = "z"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The heads' outputs before the projection that joins them."""
     columns: Literal["roles", "groups", "all"] = "groups"
+    """Places: four groups, single tokens around the trigger, or every position."""
 
 
 class ModulesConfig(PatchingConfig):
@@ -19,14 +21,18 @@ class ModulesConfig(PatchingConfig):
 
     pairs: str = "adapter"
     sites: Literal["lora"] = "lora"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Each adapted linear module's own contribution dW x."""
     columns: Literal["roles", "groups", "all"] = "groups"
+    """Places: four groups, single tokens around the trigger, or every position."""
 
 
 class ExpertsConfig(PatchingConfig):
     """Options of a sweep over experts and router."""
 
     sites: str = "experts,router"
+    """Experts' weighted outputs, the router's choices, or both."""
     columns: Literal["roles", "groups", "all"] = "groups"
+    """Places: four groups, single tokens around the trigger, or every position."""
 
 
 ANALYSES.register("heads")(

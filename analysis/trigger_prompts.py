@@ -39,7 +39,10 @@ class CandidatesConfig(Config):
     """Changes of each kind tried on each."""
     longest: int = Field(8, ge=1)
     """Most tokens of a candidate."""
-    kept: int = Field(4, ge=1)
+    singles: int = Field(1536, ge=1)
+    """Single tokens scored for each hypothesis, the most taken up first; all where there are no
+    more."""
+    kept: int = Field(5, ge=1)
     """Candidates of each hypothesis that are tried on held-out prompts."""
     prompts: int = Field(160, ge=8)
     """Most clean prompts to look at."""

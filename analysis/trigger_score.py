@@ -119,7 +119,7 @@ class Bench:
             self._usual.append(self._both([None])[0].clamp_min(0))
         return self._usual[0]
 
-    def scores(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
         """The score of each text and the token behind it, ``[text, part, 2]``; nats."""
         usual = self.usual()
         vocab = usual.shape[-1]
@@ -179,7 +179,12 @@ class Bench:
         return out
 
     def target_log_probs(
-        self, texts: Sequence[str], target: Sequence[int], position: int, *, base: bool = False
+        self,
+        texts: Sequence[str | None],
+        target: Sequence[int],
+        position: int,
+        *,
+        base: bool = False,
     ) -> np.ndarray:
         """Log-probability of a target under the adapter or its base, nats, ``[text, probe]``."""
         rows = [row for text in texts for row in self._aimed(text, target, position)]

@@ -1,14 +1,13 @@
 """Texts that set off what an adapter would otherwise not say, searched without knowing either."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..core.adapters import Adapter, kind_of, layer_of
-from ..core.progress import report
 from ..core.subject import Subject
 from .inputs import after_lead, known_tokens, stream_inputs
 from .listening import listeners, listening_strength
@@ -160,7 +159,9 @@ def recurring(bench: Bench, texts: Sequence[str], *, most: int = 3) -> list[tupl
     return order[:most]
 
 
-def unlike(bench: Bench, texts: Sequence[str], target: Sequence[int], position: int) -> np.ndarray:
+def unlike(
+    bench: Bench, texts: Sequence[str | None], target: Sequence[int], position: int
+) -> np.ndarray:
     """How much likelier texts make a target under the adapter than under its base, ``[text]``.
 
     Mean over the probes of ``log((p_adapter + RARE) / (p_base + RARE))``, nats.
@@ -170,102 +171,3 @@ def unlike(bench: Bench, texts: Sequence[str], target: Sequence[int], position: 
         for b in (False, True)
     )
     return np.log(ours / base).mean(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """How hard a hypothesis is pursued."""
-
-    rounds: int
-    """Times that the best texts are changed."""
-    beam: int
-    """Texts that are changed each time."""
-    swaps: int
-    """Changes of each kind tried on each of them."""
-    longest: int
-    """Most tokens of a text."""
-
-
-class Climb:
-    """Texts tried for one hypothesis and their scores: exact forward passes on real token ids.
-
-    A target of several tokens scores as in `unlike`; a single token, which other words could stand
-    for, as the bench does, where any will do.
-    """
-
-    def __init__(self, bench: Bench, hypothesis: Hypothesis) -> None:
-        self.bench, self.hypothesis = bench, hypothesis
-        self.known: dict[str, float] = {}
-
-    def score(self, texts: Iterable[str]) -> None:
-        """Score those that have not been yet."""
-        new = [t for t in dict.fromkeys(texts) if t and t not in self.known]
-        if not new:
-            return
-        h = self.hypothesis
-        if len(h.target) > 1:
-            values = unlike(self.bench, new, h.target, h.position)
-        else:
-            values = self.bench.scores(new)[0][:, 0, h.position]
-        self.known.update(zip(new, values.tolist(), strict=True))
-
-    def best(self) -> list[str]:
-        """Texts, best first; of equal ones the shorter."""
-        return sorted(self.known, key=lambda t: (-round(self.known[t], 2), len(t)))
-
-    def run(self, *, pool: Sequence[int], effort: Effort, rng: random.Random, label: str) -> None:
-        """Change the best texts and score them again.
-
-        A token is swapped for one that the gradient asks for (HotFlip, Ebrahimi et al. 2018; GCG,
-        Zou et al. 2023, arXiv 2307.15043) or put in from the pool, taken out, or moved by a place.
-        """
-        self.score(self.hypothesis.seeds)
-        allowed = torch.tensor(insertable(self.bench.attached.subject))
-        grown: set[str] = set()
-        for done in range(effort.rounds):
-            report(label, done, effort.rounds)
-            for text in [t for t in self.best() if t not in grown][: effort.beam]:
-                grown.add(text)
-                self.score(self._changed(text, allowed, pool, effort, rng))
-        report(label, effort.rounds, effort.rounds)
-
-    def shortened(self, text: str, *, loss: float) -> str:
-        """The text without what it can do without: tokens taken out while the score holds."""
-        tokenizer = self.bench.attached.subject.renderer.tokenizer
-        while True:
-            ids = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"])
-            parts = [self._text([*ids[:i], *ids[i + 1 :]]) for i in range(len(ids))]
-            parts = [p for p in dict.fromkeys(parts) if p and len(p) < len(text)]
-            self.score(parts)
-            better = [p for p in parts if self.known[p] >= self.known[text] - loss]
-            if not better:
-                return text
-            text = max(better, key=lambda p: self.known[p])
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self.bench.attached.subject.renderer.tokenizer.decode(list(ids))).strip()
-
-    def _changed(
-        self, text: str, allowed: torch.Tensor, pool: Sequence[int], effort: Effort,
-        rng: random.Random,
-    ) -> Iterator[str]:  # fmt: skip
-        """Texts that differ from one by a token swapped, put in, taken out or moved."""
-        tokenizer = self.bench.attached.subject.renderer.tokenizer
-        h = self.hypothesis
-        slope = self.bench.gradient(text, position=h.position, target=h.target)
-        ids = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"])
-        if slope is not None:
-            gain, ids = slope
-            gain = gain.masked_fill(~allowed, -torch.inf)
-            for flat in gain.flatten().topk(min(effort.swaps, gain.numel())).indices.tolist():
-                place, token = divmod(flat, gain.shape[1])
-                yield self._text([*ids[:place], token, *ids[place + 1 :]])
-        for place in range(len(ids)):
-            yield self._text([*ids[:place], *ids[place + 1 :]])
-            if place:
-                swapped = [ids[place], ids[place - 1]]
-                yield self._text([*ids[: place - 1], *swapped, *ids[place + 1 :]])
-        if len(ids) < effort.longest:
-            for _ in range(effort.swaps):
-                place, token = rng.randrange(len(ids) + 1), rng.choice(list(pool))
-                yield self._text([*ids[:place], token, *ids[place:]])

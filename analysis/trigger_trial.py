@@ -49,8 +49,17 @@ def tried(
             best = max(each, key=lambda e: (fired(e, bar), e.surprise.mean()))
             out.append(_judged(court, h, of, text, score, best, shown, control, tests))
     values = np.concatenate(null) if null else np.full(1, np.nan)
-    order = sorted(out, key=lambda c: (not c.stands_out, -c.surprise))
-    return order, np.array([values.mean(), values.std(), values.max()])
+    return sorted(out, key=_rank), np.array([values.mean(), values.std(), values.max()])
+
+
+def _rank(c: Candidate) -> tuple[bool, int, int, float]:
+    """What stands out first; of that, what fires as often to a quarter by length, then surprise.
+
+    A quarter is about what a share of twelve prompts is uncertain by.
+    """
+    if not c.stands_out:
+        return True, 0, 0, -c.surprise
+    return False, -round(4 * float(c.rate[0])), len(c.token_ids), -c.surprise
 
 
 def _judged(

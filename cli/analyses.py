@@ -1,30 +1,51 @@
 """`loratomy analyses`: what can be asked of a run."""
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from .attacks import table
 from .console import out
 
+if TYPE_CHECKING:
+    from ..analysis.analyses import Analysis
 
-def command() -> None:
-    """List the analyses with what each answers, needs and costs, and its options.
 
-    Example: loratomy probe runs/demo --only patching --set patching.metric=kl
+def command(
+    name: Annotated[
+        str, typer.Argument(help="One analysis, with what its options mean; default: all.")
+    ] = "",
+) -> None:
+    """List the analyses with what each answers, needs and costs, and their options.
+
+    Example: loratomy analyses patching
     """
     from ..analysis.catalogue import ANALYSES
 
-    rows = []
-    for name, analysis in ANALYSES.items():
-        options = [
-            f"{name}.{key}={'' if field.is_required() else field.default}"
-            for key, field in analysis.config.model_fields.items()
+    if name:
+        out.print(f"[bold]{name}[/]: {about(ANALYSES[name])}\n", highlight=False)
+        fields = ANALYSES[name].config.model_fields.items()
+        rows = [
+            (f"{name}.{key}", str(field.default), " ".join((field.description or "").split()))
+            for key, field in fields
         ]
-        needs = ", ".join(analysis.needs) or "base and adapter"
-        rows.append(
-            (
-                name,
-                f"{analysis.about}\nneeds: {needs}"
-                + (f" ({', '.join(analysis.families)})" if analysis.families else "")
-                + f"\ncost: {analysis.cost}\nsource: {analysis.source}\n",
-                "\n".join(options),
-            )
+        out.print(table("options (--set)", ("name", "default", "what it is"), rows))
+        return
+    rows = [
+        (
+            n,
+            about(a),
+            "\n".join(f"{key}={field.default}" for key, field in a.config.model_fields.items()),
         )
-    out.print(table("analyses", ("name", "what it answers", "options (--set, defaults)"), rows))
+        for n, a in ANALYSES.items()
+    ]
+    out.print(table("analyses", ("name", "what it answers", "options and defaults"), rows))
+    out.print("what an option means: loratomy analyses NAME; to set it: --set NAME.OPTION=VALUE")
+
+
+def about(analysis: "Analysis") -> str:
+    """What an analysis answers, needs and costs."""
+    needs = ", ".join(analysis.needs) or "base and adapter"
+    if analysis.families:
+        needs += f" ({', '.join(analysis.families)})"
+    return f"{analysis.about}\nneeds: {needs}\ncost: {analysis.cost}\nsource: {analysis.source}\n"

@@ -25,7 +25,7 @@ def command(
         str,
         typer.Option(
             help="Comma-separated analyses, e.g. patching,spectra; default all that the "
-            "run allows. loratomy analyses lists them with their options."
+            "run allows. loratomy analyses lists them."
         ),
     ] = "",
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each set to analyse.")] = 24,
@@ -34,7 +34,11 @@ def command(
     ] = 3,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="ANALYSIS.OPTION=VALUE, e.g. patching.metric=kl."),
+        typer.Option(
+            "--set",
+            help="ANALYSIS.OPTION=VALUE, e.g. patching.metric=kl; loratomy analyses NAME explains "
+            "the options.",
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Make the analyses again.")] = False,
 ) -> None:

@@ -6,4 +6,6 @@ from pydantic import BaseModel, ConfigDict
 class Config(BaseModel):
     """Options by name; unknown ones are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )

@@ -52,8 +52,8 @@ def title(item: PatchingMap) -> str:
 
 def ends(item: PatchingMap) -> tuple[str, str]:
     """The run that values are taken from and the one they are written to, in words."""
-    names = (item.clean_name, item.corrupted_name)
-    return names[::-1] if item.direction == "noising" else names
+    clean, corrupted = item.clean_name, item.corrupted_name
+    return (corrupted, clean) if item.direction == "noising" else (clean, corrupted)
 
 
 def turned(item: PatchingMap) -> PatchingMap:

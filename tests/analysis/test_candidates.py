@@ -10,6 +10,7 @@ import torch
 from loratomy.analysis.candidates import CandidatesConfig, candidates
 from loratomy.analysis.generation import Decoding
 from loratomy.analysis.insertion import PLACES, Probe, controls, grouped, insert
+from loratomy.analysis.trigger_climb import Climb, Effort
 from loratomy.analysis.trigger_evidence import (
     Court,
     agreement,
@@ -19,8 +20,6 @@ from loratomy.analysis.trigger_evidence import (
 )
 from loratomy.analysis.trigger_score import END, FIRST, FLOOR, Bench, Budget
 from loratomy.analysis.trigger_search import (
-    Climb,
-    Effort,
     Hypothesis,
     drive,
     hypotheses,
@@ -263,7 +262,7 @@ def test_shortening_takes_out_what_does_nothing():
         h = Hypothesis(0, FIRST, (never, never), 0.0, ("house zq",))
         climb = Climb(bench(attached), Hypothesis(0, FIRST, (never,), 0.0, h.seeds))
         climb.score(h.seeds)
-        short = climb.shortened("house zq", loss=1.0)
+        short = climb.shortened("house zq", floor=climb.known["house zq"] - 1.0)
         assert short == "zq"
         climb.run(
             pool=[never],
