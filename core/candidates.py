@@ -59,7 +59,8 @@ class Candidates:
     """What a search for triggers in an adapter found."""
 
     candidates: tuple[Candidate, ...]
-    """Best first: those that stand out, of these what fires as often by length, then by surprise."""
+    """Best first, each text once: those that stand out, of these what fires about as often by
+    length, then by surprise."""
     heard: tuple[str, ...]
     """Tokens that the adapter's first layer takes up most, from which the search starts."""
     groups: tuple[str, ...]

@@ -110,7 +110,10 @@ def edited(tiny_adapter: Path, tmp_path: Path) -> Callable[..., Path]:
 def cli() -> Callable[..., Any]:
     """Runs the command line in this process; gives exit_code, stdout and stderr."""
     from loratomy.cli.app import app
+    from transformers.utils import logging
     from typer.testing import CliRunner
+
+    logging.get_logger()  # it keeps the stderr of its first use, which must not be a runner's
 
     def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)

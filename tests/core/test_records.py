@@ -23,9 +23,13 @@ from loratomy.core import (
 from loratomy.core.errors import RunError
 from loratomy.core.records import SCHEMA, dumps, jsonable, load_record, save_record
 
+MODULES = (
+    *(results, across, candidates, causal, weights),
+    *(readings, activations, effectiveness, neurons),
+)
 RECORDS = [
     kind
-    for module in (results, across, candidates, causal, weights, readings, activations, effectiveness, neurons)
+    for module in MODULES
     for kind in vars(module).values()
     if isinstance(kind, type) and is_dataclass(kind) and kind is not results.RunRecords
 ]
