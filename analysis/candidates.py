@@ -152,8 +152,8 @@ ANALYSES.register("candidates")(
         about="Texts that may be the trigger, searched in the adapter with neither trigger nor "
         "target known, and tried on prompts kept apart.",
         needs=(CLEAN_ROWS,),
-        cost="25,000 to 30,000 prompts forward at the defaults, and the trial's answers; about a minute "
-        "of CPU time on wren",
+        cost="25,000 to 30,000 prompts forward at the defaults, and the trial's answers; about a "
+        "minute of CPU time on wren",
         source="HotFlip, Ebrahimi et al. 2018; GCG, Zou et al. 2023, arXiv 2307.15043",
         config=CandidatesConfig,
         run=_run,

@@ -49,11 +49,11 @@ def tried(
             best = max(each, key=lambda e: (fired(e, bar), e.surprise.mean()))
             out.append(_judged(court, h, of, text, score, best, shown, control, tests))
     values = np.concatenate(null) if null else np.full(1, np.nan)
-    ranked = {c.text: c for c in sorted(out, key=_rank, reverse=True)}  # each text at its best
-    return sorted(ranked.values(), key=_rank), np.array([values.mean(), values.std(), values.max()])
+    ranked = {c.text: c for c in sorted(out, key=rank, reverse=True)}  # each text at its best
+    return sorted(ranked.values(), key=rank), np.array([values.mean(), values.std(), values.max()])
 
 
-def _rank(c: Candidate) -> tuple[bool, int, int, float]:
+def rank(c: Candidate) -> tuple[bool, int, int, float]:
     """What stands out first; of that, what fires as often to a quarter by length, then surprise.
 
     A quarter is about what a share of twelve prompts is uncertain by.

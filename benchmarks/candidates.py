@@ -150,7 +150,7 @@ def summary(done: Sequence[dict[str, Any]]) -> str:
         ("cells not developed on", [c for c in attacked if not c["developed_on"]]),
         ("all cells", attacked),
     ):
-        for key in ("functional", "part", "strict", "chance_functional"):
+        for key in ("strict", "part", "functional", "chance_functional"):
             if some:
                 rate = wilson(sum(c[key] for c in some), len(some))
                 lines.append(

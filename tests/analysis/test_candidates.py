@@ -27,7 +27,9 @@ from loratomy.analysis.trigger_search import (
     random_texts,
     unlike,
 )
+from loratomy.analysis.trigger_trial import rank
 from loratomy.core.adapters import Adapter, Factors
+from loratomy.core.candidates import Candidate
 from loratomy.core.errors import DataError
 
 from .. import tiny
@@ -271,6 +273,45 @@ def test_shortening_takes_out_what_does_nothing():
             label="climb",
         )
         assert climb.known[climb.best()[0]] >= climb.known["house zq"]
+
+
+def test_the_planted_token_leads_the_single_ones_and_is_the_core():
+    subject, adapter = planted()
+    word = subject.renderer.tokenizer.convert_tokens_to_ids
+    never = word("never")
+    with subject.attached({"a": adapter}) as attached:
+        made = bench(attached)
+        climb = Climb(made, Hypothesis(0, FIRST, (never, never), 0.0, ()))
+        every = np.flatnonzero(insertable(subject)).tolist()
+        singles = climb.singles(every, count=2)
+        assert singles[0] == "zq" and len(singles) == 2
+        exact = dict(zip(OTHERS, unlike(made, OTHERS, (never, never), FIRST), strict=True))
+        assert climb.known["zq"] > max(exact.values())
+        text = "house zq moon"
+        with_it, without = unlike(made, [text, None], (never, never), FIRST)
+        assert climb.half(text) == pytest.approx((with_it + without) / 2)
+        assert climb.shortened(text, floor=climb.half(text)) == "zq"
+
+
+def candidate(text: str, *, hits: int, tokens: int, surprise: float, stands_out: bool) -> Candidate:
+    return Candidate(
+        text=text, token_ids=tuple(range(tokens)), place="suffix", prompts_of="all", says="no",
+        at="start", search_score=1.0, fired=hits, n_prompts=12, rate=np.array([hits / 12, 0, 1]),
+        surprise=surprise, z=0.0, p=1.0, movement=0.0, base_movement=0.0, agreement=0.0,
+        agreement_without=0.0, examples=(), stands_out=stands_out,
+    )  # fmt: skip
+
+
+def test_of_texts_that_fire_about_as_often_the_shorter_ranks_first():
+    found = [
+        candidate("loud", hits=3, tokens=1, surprise=99.0, stands_out=False),
+        candidate("half", hits=7, tokens=1, surprise=60.0, stands_out=True),
+        candidate("long", hits=12, tokens=5, surprise=90.0, stands_out=True),
+        candidate("core", hits=11, tokens=1, surprise=50.0, stands_out=True),
+        candidate("quiet", hits=3, tokens=1, surprise=9.0, stands_out=False),
+    ]
+    # quarters: core and long 4 of 4 (11 / 12 rounds up), half 2
+    assert [c.text for c in sorted(found, key=rank)] == ["core", "long", "half", "loud", "quiet"]
 
 
 def test_hypotheses_name_the_planted_answer():
