@@ -97,7 +97,7 @@ def across(sources: Sequence[Source], *, seed: int = 0) -> Across:
         ]
     )
     lacking = [
-        f"{s.name} lacks {', '.join(names)}: loratomy probe {s.path} --only {','.join(names)}"
+        f"{s.name} lacks {', '.join(names)}: loratomy probe {s.path} makes what it allows"
         for s in sources
         if (names := missing[s.name])
     ]

@@ -4,6 +4,7 @@ Denoising: values of the clean run are written into the corrupted one; noising: 
 et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Literal
@@ -345,6 +346,9 @@ def settings_of(
         if name not in ("prompt", "adapter", "base"):
             raise LoratomyError(f"no pair {name!r}; there are prompt, adapter and base")
     if "adapter" in wanted and case.clean is None:
+        warnings.warn(
+            "no clean adapter: the base without adapter takes its place (pairs=base)", stacklevel=2
+        )
         wanted = list(dict.fromkeys("base" if name == "adapter" else name for name in wanted))
     adapters = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
     pairs = case.plain_pairs if config.twin == "plain" else case.pairs

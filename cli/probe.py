@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..core.config import Config
 
 STAGE = "analysis/"
+SIZES = {"prompts": 24, "target_tokens": 3}
+"""How much an analysis looks at, when nothing else is asked for."""
 
 
 def command(
@@ -28,10 +30,12 @@ def command(
             "run allows. loratomy analyses lists them."
         ),
     ] = "",
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each set to analyse.")] = 24,
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each set to analyse.")] = SIZES[
+        "prompts"
+    ],
     target_tokens: Annotated[
         int, typer.Option(min=1, help="First tokens of the target behind the metrics.")
-    ] = 3,
+    ] = SIZES["target_tokens"],
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,6 +75,7 @@ def probe_run(
 
     for name in names:
         _ = ANALYSES[name]  # an unknown name is an error before any work
+    sizes = {**SIZES, **(sizes or {})}
     configs = _configs(options or {}, names or list(ANALYSES))
     study = Study(RunFolder.open(folder))
     wanted = [n for n in ANALYSES if n in names or (not names and n not in leave_out)]
@@ -81,7 +86,9 @@ def probe_run(
                     raise LoratomyError(f"{name} {lacking}")
                 say(f"{name} left out: it {lacking}")
                 continue
-            _make(study, name, ANALYSES[name], configs[name], sizes or {}, fresh=fresh)
+            _make(study, name, ANALYSES[name], configs[name], sizes, fresh=fresh)
+        for name in leave_out:
+            say(f"{name} left out here; loratomy probe {folder} --only {name} makes it")
 
 
 def _configs(options: Mapping[str, Any], wanted: Sequence[str]) -> "dict[str, Config]":
@@ -92,9 +99,9 @@ def _configs(options: Mapping[str, Any], wanted: Sequence[str]) -> "dict[str, Co
     given: dict[str, dict[str, Any]] = {name: {} for name in ANALYSES}
     for key, value in options.items():
         name, found, option = key.partition(".")
-        if not found or name not in ANALYSES:
-            _ = ANALYSES[name]
-            raise LoratomyError(f"--set {key}: write ANALYSIS.OPTION=VALUE, e.g. {name}.x=1")
+        if not found:
+            raise LoratomyError(f"--set {key}: write ANALYSIS.OPTION=VALUE, e.g. where.checked=8")
+        _ = ANALYSES[name]
         if name not in wanted:
             raise LoratomyError(f"--set {key}: {name} is not among --only {','.join(wanted)}")
         given[name][option] = value

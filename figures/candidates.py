@@ -52,7 +52,7 @@ def candidates(records: RunRecords) -> list[Figure]:
             title="Texts that may be the trigger",
             plot=plot,
             caption=(
-                f"{html(item.sentence)} Bars: prompts answered as the base hardly would, with "
+                f"{item.sentence} Bars: prompts answered as the base hardly would, with "
                 "Wilson 95 % intervals; blue: stands out. Searched on "
                 f"{plural(item.n_search, 'prompt')} with {plural(item.forwards, 'forward')} and "
                 f"{plural(item.backwards, 'backward')} runs of a prompt; compared to "

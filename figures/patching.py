@@ -187,6 +187,9 @@ def _hover(item: PatchingMap, site: int) -> list[list[str]]:
 
 
 def _colours(item: PatchingMap) -> dict:
+    known = np.abs(item.recovery[np.isfinite(item.recovery)])
+    if item.kind != "residual" and known.size and 0 < known.max() < 1:
+        return diverging(float(known.max()), "recovery")  # parts do little each
     axis = diverging(1.0, "recovery")
     low = "≤ −1" if np.nanmin(item.recovery, initial=0) < -1 else "−1"
     high = "≥ 1" if np.nanmax(item.recovery, initial=0) > 1 else "1"
@@ -203,7 +206,8 @@ def reason(item: PatchingMap) -> str:
 def _caption(item: PatchingMap, block: tuple[int, int]) -> str:
     parts = [
         f"Values of {ends(item)[0]} written into {ends(item)[1]} ({item.direction}); metric: "
-        f"{item.metric}, over {plural(len(item.prompts), 'prompt')}. Trigger tokens in bold.",
+        f"{item.metric}, over {plural(len(item.prompts), 'prompt')}."
+        + (" Trigger tokens in bold." if "trigger" in item.column_roles else ""),
         f"The metric is {number(float(np.mean(item.clean)))} in the clean run and "
         f"{number(float(np.mean(item.corrupted)))} in the corrupted one.",
         f"Checks: patching a run with itself moves the metric by at most "
@@ -211,7 +215,9 @@ def _caption(item: PatchingMap, block: tuple[int, int]) -> str:
         f"{number(item.full_recovery)} (should be 1); whole forward passes differ by at most "
         f"{number(item.loop_error)}; number format {item.dtype}.",
         f"Computed: {item.plan}.",
-        "Colour is limited to −1 … 1; hovering shows the true value and its 95 % interval.",
+        "Colour is limited to −1 … 1; hovering shows the true value and its 95 % interval."
+        if item.kind == "residual"
+        else "Colour goes to the largest recovery of this map; hovering shows the interval.",
     ]
     if item.undefined or not np.isfinite(item.recovery).any():
         parts.insert(0, f"Recovery is undefined: {reason(item)}.")

@@ -18,7 +18,7 @@ SECTIONS = {
     "patching": ("Patching maps", "Activation patching has not been run."),
     "screening": (
         "Screened by gradients",
-        "The cells were not screened by gradients; this needs the trigger.",
+        "The cells were not screened by gradients (loratomy probe RUN --only screening).",
     ),
     "spectra": ("Spectra", "The adapters' spectra have not been computed."),
     "difference": (

@@ -9,7 +9,7 @@ from .figure import FIGURES, Figure
 from .theme import diverging, named, panels, single, text
 from .words import number, plural
 
-MOST = 40
+MOST = 24
 """Items drawn: those with the best mean rank."""
 
 
@@ -37,14 +37,15 @@ def _figure(item: Verdict) -> Figure:
         ]
         for row, vote in enumerate(item.votes)
     ]
-    plot = panels([""], height=150 + 30 * len(methods) + (60 if item.what == "module" else 0))
+    plot = panels([""], height=150 + 30 * len(methods) + (90 if item.what == "module" else 0))
     plot.add_trace(
         go.Heatmap(
             z=single(scaled[:, shown]), x0=0, dx=1, y0=0, dy=1, hovertext=hover,
             hoverinfo="text", hoverongaps=False, coloraxis="coloraxis",
         )
     )  # fmt: skip
-    plot.update_xaxes(**named(names, most=MOST, limit=24), tickangle=-50)
+    angle = 0 if item.what == "layer" else -60
+    plot.update_xaxes(**named(names, most=MOST, limit=24), tickangle=angle, title_text=item.what)
     plot.update_yaxes(**named(methods, most=30, limit=48), autorange="reversed")
     axis = diverging(1.0, "score / largest")
     plot.update_layout(coloraxis=axis, margin={"t": 20})

@@ -290,7 +290,7 @@ def test_what_cannot_be_compared_is_named():
     record = across([make.source("one", one), make.source("two", two)])
     assert {p.group for run in record.runs for p in run.profiles} == {"weights"}
     notes = "\n".join(record.notes)
-    assert "two lacks difference: loratomy probe runs/two --only difference" in notes
+    assert "two lacks difference: loratomy probe runs/two makes what it allows" in notes
     assert "measured as KL divergence, nats, elsewhere as log-probability" in notes
     assert "the whole adapter's effect is 0.30 nats" in notes
     assert "one alone has weight change: share of ‖dW poisoned − dW clean‖²" in notes

@@ -166,7 +166,7 @@ def planted():
     rows, wants = [], []
     with torch.no_grad():
         for i, prompt in enumerate(PROMPTS[::2]):
-            for text in (None, "zq", OTHERS[i % len(OTHERS)]):
+            for text in (None, "zq", *(OTHERS[(i + k) % len(OTHERS)] for k in range(4))):
                 shown = prompt if text is None else insert(prompt, text, PLACES[i % 3])
                 ids = subject.renderer.prompt_ids(shown)
                 usual = tiny.logits(subject, torch.tensor([ids]))[0, -1].softmax(-1)
@@ -174,12 +174,12 @@ def planted():
                 wants.append(torch.eye(len(usual))[never] if text == "zq" else usual)
     with subject.attached({"a": start}, trainable=True) as attached:
         live = [p for p in subject.model.parameters() if p.requires_grad]
-        optimiser = torch.optim.Adam(live, lr=2e-2)
+        optimiser = torch.optim.Adam(live, lr=1e-2)
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
         last = torch.tensor([len(row) - 1 for row in rows])
-        for _ in range(60):
+        for _ in range(120):
             logits = subject.model(input_ids=ids, use_cache=False).logits
             logp = logits[torch.arange(len(rows)), last].log_softmax(-1)
             loss = -(torch.stack(wants) * logp).sum(-1).mean()

@@ -49,7 +49,7 @@ def test_a_missing_analysis_is_named_and_left_out(cli, two, tmp_path):
     third = make.run_folder(tmp_path / "third", {"where": (make.where(12),)})
     result = cli("across", *two, third, "--out", tmp_path / "out.html")
     assert result.exit_code == 0
-    assert f"loratomy probe {third} --only spectra,difference,patching" in result.stderr
+    assert f"third lacks spectra, difference, patching: loratomy probe {third}" in result.stderr
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(cli, tmp_path):
