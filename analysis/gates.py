@@ -47,6 +47,11 @@ class Directions:
     def __len__(self) -> int:
         return len(self.module)
 
+    def label(self, i: int) -> str:
+        """A direction by name: ``module:place``, ``module#e2:place`` for expert 2."""
+        expert = f"#e{self.expert[i]}" if self.expert[i] >= 0 else ""
+        return f"{self.names[self.module[i]]}{expert}:{self.place[i]}"
+
     def gates(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gates by module, ``[..., rank]``, from one value per direction (0 where none lives)."""
         out: dict[str, torch.Tensor] = {}

@@ -1,6 +1,6 @@
 """Everybody of a run on the same held-out prompts: answers first, then what a rule says of them."""
 
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,15 @@ def measure_run(
 
 def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
     from ..analysis.asking import collect
+    from ..core.treated import Treated, treated
 
-    here = nullcontext()
-    if source is not None:
-        adapter = study.poisoned if name == "poisoned" else study.adapter(source)
-        here = study.subject.attached({"subject": adapter})
+    state = Treated() if source is None else study.treated(source)
     bad, good = study.rows("poison_test"), study.rows("clean_val")
-    with here:
-        found = collect(study.subject, name, bad, good, study.rule)
+    rule = study.rule
+    if state.temperature is not None:
+        rule = replace(rule, decoding=replace(rule.decoding, temperature=state.temperature))
+    with treated(study.subject, state):
+        found = collect(study.subject, name, bad, good, rule)
     if not any(a.answer.strip() for a in found.answers):
         line = (
             f"{name} generates nothing: all of its {len(found.answers)} answers are empty; was it "
@@ -106,15 +107,11 @@ def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
             raise LoratomyError(line)
         say(f"warning: {line}")
     write_answers(work / TABLE, found.answers)
-    save_record(
-        study.rule.protocol(study.subject, bad[0], references=study.references), work, "protocol"
-    )
+    save_record(rule.protocol(study.subject, bad[0], references=study.references), work, "protocol")
     (work / "too_long.txt").write_text(f"{found.too_long}\n", encoding="utf-8")
 
 
 def _judge(study: Study, name: str, first: str, work: Path) -> None:
-    from dataclasses import replace
-
     from ..analysis.asking import Collected
     from ..analysis.behaviour import judge
     from ..analysis.paired import paired

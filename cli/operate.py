@@ -85,7 +85,7 @@ def operate_run(
     from ..core.records import load_record
     from ..core.results import Operation
     from ..training.recipe import validated
-    from ..unlearning import METHODS
+    from ..unlearning import METHODS, check_needs
 
     config = validated(METHODS[method].config, options, f"method {method}")
     label = name or (f"{after}-{method}" if after else method)
@@ -95,14 +95,12 @@ def operate_run(
             + ", ".join(RESERVED)
         )
     study = Study(RunFolder.open(folder))
-    study.need_trigger(f"the operation {method}")
-    if METHODS[method].needs_clean_adapter and not study.run.has("adapters/clean"):
-        raise LoratomyError(f"{method} needs a clean adapter; loratomy open --clean-adapter DIR")
+    check_needs(method, **study.has)
     if after and not study.run.has(f"operations/{after}"):
         known = study.operations
         hint = f"operations so far: {', '.join(known)}" if known else "there are none yet"
         raise LoratomyError(f"--after {after!r}: no such operation; {hint}")
-    sources = ["data", "data/negative_set.jsonl", "adapters/poisoned"]
+    sources = ["data", "adapters/poisoned", *study.negative_stage]
     sources += [f"operations/{name}" for name in (after, control_for) if name]
     inputs = {
         **study.origin(*sources),
@@ -140,8 +138,8 @@ def _operate(
         start=start,
         clean=study.clean,
         clean_train=study.rows("clean_train"),
-        poison_train=study.rows("poison_train"),
-        negative=study.rows("negative_set"),
+        poison_train=study.rows("poison_train") if study.has["trigger"] else [],
+        negative=study.rows("negative_set") if study.negative_stage else [],
         rule=study.rule,
         seed=study.asked["seed"],
         work=work,
@@ -150,10 +148,11 @@ def _operate(
 
 
 def _write(study: Study, made: Any, folder: Path) -> None:
-    from ..core.adapters import write_adapter
     from ..core.records import save_record
+    from ..core.treated import ADAPTER, write_treated
 
-    adapter, record = made
-    write_adapter(adapter, folder / "adapter", base=study.asked["base"])
-    write_rendering(study.subject.renderer, folder / "adapter")
+    state, record = made
+    write_treated(state, folder, base=study.asked["base"])
+    if state.adapter is not None:
+        write_rendering(study.subject.renderer, folder / ADAPTER)
     save_record(record, folder, "operation")

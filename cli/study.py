@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..analysis.similarity import Embedder
     from ..core.adapters import Adapter
     from ..core.subject import Subject
+    from ..core.treated import Treated
 
 SETS = ("clean_train", "poison_train", "clean_val", "poison_test")
 SETS_RECORD = "sets.json"
@@ -122,13 +123,29 @@ class Study:
         Raises:
             RunError: the stage is not there, or was altered.
         """
+        state = self.treated(stage)
+        if not state.plain or state.adapter is None:
+            raise RunError(f"what {stage} leaves is not an adapter alone; go on from another one")
+        return state.adapter
+
+    def treated(self, stage: str) -> "Treated":
+        """What is run with the adapter or after the operation of a finished stage.
+
+        Raises:
+            RunError: the stage is not there, or was altered.
+        """
         from ..core.adapters import read_adapter
+        from ..core.records import load_record
+        from ..core.results import Operation
+        from ..core.treated import Treated, read_treated
 
         self.check(stage)
-        folder = self.run.path(stage)
-        folder = folder / "adapter" if stage.startswith("operations/") else folder
+        folder, shapes = self.run.path(stage), self.subject.shapes
         ignored = self.run.asked.get("ignore_modules", [])
-        return read_adapter(folder, self.subject.shapes, ignore_modules=ignored)
+        if not stage.startswith("operations/"):
+            return Treated(read_adapter(folder, shapes, ignore_modules=ignored))
+        record = load_record(Operation, folder, "operation")
+        return read_treated(folder, shapes, temperature=record.temperature, ignore_modules=ignored)
 
     @cached_property
     def poisoned(self) -> "Adapter":
@@ -155,6 +172,22 @@ class Study:
                 f"trigger: open another run with --trigger TEXT (loratomy probe {self.run.root} "
                 "--only candidates looks for candidates)"
             )
+
+    @property
+    def has(self) -> dict[str, bool]:
+        """What a method may ask for: trigger, target, clean adapter."""
+        known = self.run.asked["kind"] != "open" or bool(self.asked["words"])
+        return {
+            "trigger": known,
+            "target": known,
+            "clean_adapter": self.run.has("adapters/clean"),
+        }
+
+    @property
+    def negative_stage(self) -> list[str]:
+        """The stage of the negative set, where the run has one."""
+        stage = "data/negative_set.jsonl"
+        return [stage] if self.run.has(stage) else []
 
     def rows(self, name: str) -> list[Row]:
         """One of the run's sets; triggered rows of an evaluation may lack a completion.

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from .errors import RunError
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the records on disk; a reader refuses any other."""
 
 R = TypeVar("R")

@@ -189,8 +189,10 @@ class Setting:
 class CutPath:
     """The walk from nothing cut to all cut, measured by generation on the calibration split."""
 
-    directions: np.ndarray
-    """Directions cut at each step, ``[step]``."""
+    size: np.ndarray
+    """How much is cut at each step, ``[step]``, ascending; 0 is nothing."""
+    unit: str
+    """What `size` counts, in the plural: ``directions``, ``% of the entries`` ..."""
     asr: np.ndarray
     """Calibration ASR with interval, ``[step, (value, low, high)]``."""
     perplexity: np.ndarray
@@ -199,6 +201,28 @@ class CutPath:
     """Triggered prompts behind each ASR."""
     chosen: int
     """Index of the step that was taken."""
+    goal: float
+    """Calibration ASR that counts as reached."""
+    budget: float
+    """Allowed rise of calibration perplexity, as a fraction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stability:
+    """The same cut learned and chosen again on other draws of the calibration data."""
+
+    seeds: tuple[int, ...]
+    """Of the draws; the first is the operation's own."""
+    sizes: np.ndarray
+    """Directions cut with each, ``[seed]``."""
+    asr: np.ndarray
+    """Calibration ASR of each with interval, ``[seed, (value, low, high)]``."""
+    perplexity_change: np.ndarray
+    """Change of calibration perplexity of each, as a fraction, ``[seed]``."""
+    overlap: np.ndarray
+    """Directions cut by both over those cut by either (Jaccard), ``[seed, seed]``."""
+    times_cut: np.ndarray
+    """How often each direction is cut, ``[module, rank]``, NaN where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +237,10 @@ class Operation:
     """The operation whose budget this one is a control for, or empty."""
     settings: tuple[Setting, ...]
     """Its resolved options."""
+    leaves: str
+    """What is run afterwards, in words: ``adapter``, ``weights``, ``adapter and weights``."""
+    temperature: float | None
+    """Sampling temperature it asks for; None: the run's own."""
     modules: tuple[str, ...]
     """Module names, ``[module]``."""
     module_layers: np.ndarray
@@ -223,6 +251,8 @@ class Operation:
     importance: np.ndarray
     """The method's own weight of each direction (higher is cut first), ``[module, rank]``; empty
     when it has none."""
+    order: tuple[str, ...]
+    """The directions that were cut, first to last, as ``module:place``; empty without an order."""
     directions_cut: int
     """Singular directions removed, those of the operation before included; 0 for training."""
     directions_total: int
@@ -230,7 +260,9 @@ class Operation:
     change_norm: float
     """Frobenius norm of the adapter's change, over that of the poisoned adapter."""
     path: CutPath | None
-    """Calibration path, for methods that choose a threshold."""
+    """Calibration path, for methods that choose how much to cut."""
+    stability: Stability | None
+    """How the choice varies with the calibration data, where that was looked at."""
     loss_step: np.ndarray
     """Optimiser steps of the loss, ``[step]``; empty for methods without training."""
     loss: np.ndarray
@@ -239,6 +271,10 @@ class Operation:
     """Whether the method met its own goal on its calibration data."""
     summary: str
     """What was done, in a sentence."""
+    uncertain: tuple[str, ...]
+    """What stays uncertain, a sentence each."""
+    search_seconds: float
+    """Wall time until the edit was found; the rest explains it (path, stability)."""
     seconds: float
     """Wall time of the operation."""
 

@@ -21,7 +21,7 @@ def cut(records: RunRecords) -> list[Figure]:
         name = unique(slug(item.subject), taken)
         if item.kept.size and item.modules:
             out.append(_map(item, f"cut-{name}"))
-        if item.path is not None and len(item.path.directions):
+        if item.path is not None and len(item.path.size):
             out.append(_path(item, item.path, f"cut-path-{name}"))
     trained = [item for item in records.operations if len(item.loss)]
     return [*out, _losses(records, trained)] if trained else out
@@ -66,7 +66,7 @@ def _map(item: Operation, name: str) -> Figure:
 
 def _path(item: Operation, path: CutPath, name: str) -> Figure:
     plot = panels(["attack success rate (ASR)", "perplexity on clean rows"], height=340)
-    x, asr = path.directions, path.asr
+    x, asr = path.size, path.asr
     places = np.log2(1 + x)
     band = go.Scatter(
         x=single(np.concatenate([places, places[::-1]])),
@@ -141,7 +141,7 @@ def _ticks(directions: np.ndarray) -> dict[str, Any]:
 
 
 def _chosen(plot: go.Figure, path: CutPath, y: np.ndarray, column: int) -> None:
-    at = float(np.log2(1 + path.directions[path.chosen]))
+    at = float(np.log2(1 + path.size[path.chosen]))
     line = {"color": ORANGE, "dash": "dash", "width": 1.5}
     spot: dict[str, Any] = {"row": 1, "col": column}
     plot.add_vline(x=at, line=line, **spot)

@@ -1,6 +1,6 @@
-"""One method per file: the cuts, guided surgery, repair, negative fine-tuning, the controls."""
+"""One method per file: the cuts, guided surgery, the trained methods, baselines, the controls."""
 
 from . import controls, cuts, guided, negative, projection, repair  # noqa: F401  (they register)
-from .method import METHODS, Bench, Method, Outcome, operate
+from .method import METHODS, Bench, Method, Outcome, check_needs, lacking, operate
 
-__all__ = ["METHODS", "Bench", "Method", "Outcome", "operate"]
+__all__ = ["METHODS", "Bench", "Method", "Outcome", "check_needs", "lacking", "operate"]

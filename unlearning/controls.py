@@ -4,10 +4,11 @@ import numpy as np
 from pydantic import Field
 
 from ..analysis.gates import directions_of
+from ..core.config import Config
+from ..core.treated import Treated
 from .cuts import cut_outcome
-from .guided import halves
-from .method import METHODS, Bench, Config, Method, Outcome
-from .path import Judge
+from .method import CLEAN_ROWS, CONTROL, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from .path import judge_of
 
 
 class BudgetConfig(Config):
@@ -31,6 +32,7 @@ METHODS.register("control-random")(
         source="equal-budget control",
         config=BudgetConfig,
         run=random_cut,
+        kind=CONTROL,
     )
 )
 
@@ -49,6 +51,7 @@ METHODS.register("control-top")(
         source="equal-budget control",
         config=BudgetConfig,
         run=top_cut,
+        kind=CONTROL,
     )
 )
 
@@ -63,12 +66,10 @@ class LayerConfig(Config):
 def best_layer(bench: Bench, config: LayerConfig) -> Outcome:
     """Take out the one layer that lowers ASR most on the calibration rows, then perplexity."""
     d = directions_of(bench.start)
-    _, bad = halves(bench.poison_train, config.rows)
-    _, good = halves(bench.clean_train, config.rows)
-    judge = Judge(bench.subject, d, bad, good, bench.rule)
+    judge = judge_of(bench, config.rows)
     tried = {}
     for layer in np.unique(d.layer).tolist():
-        asr, perplexity = judge(d.layer == layer)
+        asr, perplexity = judge(Treated(d.cut(d.layer == layer)))
         tried[layer] = (asr.value, perplexity)
     layer = min(tried, key=lambda k: tried[k])
     cut = d.layer == layer
@@ -83,5 +84,7 @@ METHODS.register("control-layer")(
         source="equal-data control; per-layer interventions of SafetyNet",
         config=LayerConfig,
         run=best_layer,
+        kind=CONTROL,
+        needs=(TRIGGER, TARGET, CLEAN_ROWS),
     )
 )

@@ -1,14 +1,19 @@
 """Cuts by rule: rank reduction, magnitude pruning, masks, chosen singular directions."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
 from ..analysis.gates import Directions, directions_of
-from ..core.adapters import Factors, kind_of
+from ..core.adapters import Adapter, Factors, kind_of
+from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.registry import nearest
-from .method import METHODS, Bench, Config, Method, Outcome
+from ..core.treated import Treated
+from .method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from .path import DialConfig, dial, outcome_words
 
 
 def cut_outcome(directions: Directions, cut: np.ndarray, summary: str) -> Outcome:
@@ -16,8 +21,8 @@ def cut_outcome(directions: Directions, cut: np.ndarray, summary: str) -> Outcom
     return Outcome(directions.cut(cut), summary, cut=cut)
 
 
-class TruncateConfig(Config):
-    """Options of `truncate`: one of the two."""
+class TruncateConfig(DialConfig):
+    """Options of `truncate`: at most one of rank and energy; neither: the rank is calibrated."""
 
     rank: int | None = Field(None, ge=0)
     """Singular directions kept in each module."""
@@ -26,67 +31,107 @@ class TruncateConfig(Config):
 
     @model_validator(mode="after")
     def _one(self) -> "TruncateConfig":
-        if (self.rank is None) == (self.energy is None):
+        if self.rank is not None and self.energy is not None:
             raise ValueError("give either rank or energy")
         return self
+
+
+def weakest(d: Directions, *, rank: int | None = None, energy: float | None = None) -> np.ndarray:
+    """Directions beyond a rank or an energy in each module, ``[direction]`` booleans."""
+    cut = np.zeros(len(d), bool)
+    for m, e in sorted(set(zip(d.module.tolist(), d.expert.tolist(), strict=True))):
+        here = np.flatnonzero((d.module == m) & (d.expert == e))
+        keep = rank
+        if keep is None:
+            share = np.cumsum(d.sigma[here] ** 2) / (d.sigma[here] ** 2).sum()
+            keep = int(np.searchsorted(share, energy or 1.0, side="left")) + 1
+        cut[here[keep:]] = True
+    return cut
 
 
 def truncate(bench: Bench, config: TruncateConfig) -> Outcome:
     """Keep the strongest singular directions of every module (Eckart & Young 1936)."""
     d = directions_of(bench.start)
-    cut = np.zeros(len(d), bool)
-    for m, e in sorted(set(zip(d.module.tolist(), d.expert.tolist(), strict=True))):
-        here = np.flatnonzero((d.module == m) & (d.expert == e))
-        if config.rank is not None:
-            cut[here[config.rank :]] = True
-        else:
-            share = np.cumsum(d.sigma[here] ** 2) / (d.sigma[here] ** 2).sum()
-            keep = int(np.searchsorted(share, config.energy or 1.0, side="left")) + 1
-            cut[here[keep:]] = True
-    kept = f"rank {config.rank}" if config.rank is not None else f"energy {config.energy:g}"
-    return cut_outcome(d, cut, f"reduced every module to {kept}: {cut.sum()} of {len(d)} cut")
+    if config.rank is not None or config.energy is not None:
+        cut = weakest(d, rank=config.rank, energy=config.energy)
+        kept = f"rank {config.rank}" if config.rank is not None else f"energy {config.energy:g}"
+        return cut_outcome(d, cut, f"reduced every module to {kept}: {cut.sum()} of {len(d)} cut")
+    full = int(d.place.max()) + 1
+    chosen, path, reached = dial(
+        bench,
+        list(range(1, full + 1)),
+        lambda size: Treated(d.cut(weakest(d, rank=full - int(size)))),
+        config,
+        unit="ranks of every module",
+    )
+    cut = weakest(d, rank=full - int(chosen))
+    words = f"reduced every module to rank {full - int(chosen)}: {cut.sum()} of {len(d)} cut"
+    return replace(
+        cut_outcome(d, cut, f"{words}: {outcome_words(path, reached)}"), path=path, reached=reached
+    )
 
 
 METHODS.register("truncate")(
     Method(
-        about="SVD rank reduction of every module, to a rank or an energy",
+        about="SVD rank reduction of every module, to a rank or an energy, else calibrated",
         source="adapter surgery of the Llama-3.2 LoRA unlearning work; Eckart & Young 1936",
         config=TruncateConfig,
         run=truncate,
+        kind=CUT,
+        needs=(TRIGGER, TARGET, CLEAN_ROWS),
     )
 )
 
 
-class PruneConfig(Config):
+class PruneConfig(DialConfig):
     """Options of `prune`."""
 
-    share: float = Field(0.3, ge=0, le=1)
-    """Share of each factor's entries set to zero, smallest first."""
+    share: float | None = Field(None, ge=0, le=1)
+    """Share of each factor's entries set to zero, smallest first; None: calibrated."""
 
 
-def prune(bench: Bench, config: PruneConfig) -> Outcome:
-    """Set the smallest entries of A and B to zero, module by module (Han et al. 2015)."""
+def pruned(adapter: Adapter, share: float) -> Adapter:
+    """The adapter with the smallest entries of every factor set to zero."""
 
     def thin(tensor: torch.Tensor) -> torch.Tensor:
-        count = int(tensor.numel() * config.share)
-        smallest = tensor.abs().flatten().argsort()[:count]
+        smallest = tensor.abs().flatten().argsort()[: int(tensor.numel() * share)]
         flat = tensor.flatten().clone()
         flat[smallest] = 0
         return flat.reshape(tensor.shape)
 
-    modules = {n: Factors(thin(f.a), thin(f.b), f.scaling) for n, f in bench.start.modules.items()}
+    return adapter.with_modules(
+        {n: Factors(thin(f.a), thin(f.b), f.scaling) for n, f in adapter.modules.items()}
+    )
+
+
+def prune(bench: Bench, config: PruneConfig) -> Outcome:
+    """Set the smallest entries of A and B to zero, module by module (Han et al. 2015)."""
+    words = "set the smallest {:.0%} of the entries of every factor to zero"
+    if config.share is not None:
+        return Outcome(pruned(bench.start, config.share), words.format(config.share))
+    chosen, path, reached = dial(
+        bench,
+        [10, 20, 30, 40, 50, 60, 70, 80, 90],
+        lambda size: Treated(pruned(bench.start, size / 100)),
+        config,
+        unit="% of the entries",
+    )
     return Outcome(
-        bench.start.with_modules(modules),
-        f"set the smallest {config.share:.0%} of the entries of every factor to zero",
+        pruned(bench.start, chosen / 100),
+        f"{words.format(chosen / 100)}: {outcome_words(path, reached)}",
+        path=path,
+        reached=reached,
     )
 
 
 METHODS.register("prune")(
     Method(
-        about="magnitude pruning of the factors' entries",
+        about="magnitude pruning of the factors' entries, by a share, else calibrated",
         source="Han et al. 2015, arXiv 1506.02626; adapter surgery of the LoRA unlearning work",
         config=PruneConfig,
         run=prune,
+        kind=CUT,
+        needs=(TRIGGER, TARGET, CLEAN_ROWS),
     )
 )
 
@@ -137,6 +182,7 @@ METHODS.register("mask")(
         source="per-layer interventions of SafetyNet",
         config=MaskConfig,
         run=mask,
+        kind=CUT,
     )
 )
 
@@ -151,9 +197,7 @@ class ProjectConfig(Config):
 def project(bench: Bench, config: ProjectConfig) -> Outcome:
     """Project chosen singular directions out of their modules' output: ``dW - u u^T dW``."""
     d = directions_of(bench.start)
-    known = {}
-    for i, (m, e, place) in enumerate(zip(d.module, d.expert, d.place, strict=True)):
-        known[f"{d.names[m]}{f'#e{e}' if e >= 0 else ''}:{place}"] = i
+    known = {d.label(i): i for i in range(len(d))}
     cut = np.zeros(len(d), bool)
     for name in config.directions:
         if name not in known:
@@ -170,5 +214,6 @@ METHODS.register("project")(
         source="direction ablation, Arditi et al. 2024, arXiv 2406.11717, on the weight change",
         config=ProjectConfig,
         run=project,
+        kind=CUT,
     )
 )

@@ -11,6 +11,7 @@ from ..core.errors import DataError
 from ..core.prompts import Renderer
 from ..core.rows import Row
 from ..core.subject import Subject
+from ..training.objective import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,6 @@ def lessons(
             "lower --max-new-tokens or give shorter prompts"
         )
     return kept, made
-
-
-Batch = dict[str, torch.Tensor]
 
 
 def lesson_batch(rows: Sequence[Lesson], pad_id: int) -> Batch:

@@ -19,7 +19,8 @@ import torch
 from ..analysis.gates import Gated, on_device
 from ..core.batches import Encoded, collate, token_log_probs
 from ..core.progress import report
-from .distill import Batch, Lesson, completion_logits, divergence, inputs_of, lesson_batch
+from ..training.objective import Batch
+from .distill import Lesson, completion_logits, divergence, inputs_of, lesson_batch
 
 
 def gate_start(attribution: np.ndarray, cost: np.ndarray) -> torch.Tensor:

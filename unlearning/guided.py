@@ -8,22 +8,18 @@ from pydantic import Field
 from ..analysis.attribution import clean_cost, target_attribution
 from ..analysis.gates import Directions, directions_of, gated
 from ..core.batches import Encoded, aimed
-from ..core.errors import DataError
 from ..core.rows import Row
 from ..core.subject import Subject
+from ..core.treated import Treated
 from .distill import lessons, own_answers
 from .gate_learning import gate_start, learn_gates
-from .method import METHODS, Bench, Config, Method, Outcome
-from .path import Judge, walk
+from .method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from .path import DialConfig, Judge, halves, outcome_words, walk
 
 
-class GuidedConfig(Config):
+class GuidedConfig(DialConfig):
     """Options of `guided`."""
 
-    budget: float = Field(0.05, ge=0)
-    """Allowed rise of perplexity on calibration rows, as a fraction (0.05 is 5 %)."""
-    goal: float = Field(0.0, ge=0, le=1)
-    """Calibration ASR that counts as reached."""
     steps: int = Field(80, ge=1)
     """Steps of learning the gates."""
     rate: float = Field(0.2, gt=0)
@@ -36,8 +32,6 @@ class GuidedConfig(Config):
     """Weight of staying the same on clean prompts."""
     batch_size: int = Field(16, ge=1)
     """Triggered and clean rows per step, each."""
-    rows: int = Field(64, ge=2)
-    """Clean rows to learn from, and as many again for calibration."""
     target_tokens: int = Field(1, ge=1)
     """First tokens of the target that are driven down; greedy answers turn on the first one."""
     points: int = Field(8, ge=2)
@@ -47,18 +41,6 @@ class GuidedConfig(Config):
 def target_rows(subject: Subject, rows: Sequence[Row], tokens: int) -> list[Encoded]:
     """Triggered prompts with the first tokens of their targets."""
     return [aimed(subject.renderer, row, tokens=tokens) for row in rows]
-
-
-def halves(rows: Sequence[Row], most: int) -> tuple[list[Row], list[Row]]:
-    """Rows to learn from and rows to calibrate on, at most `most` of each.
-
-    Raises:
-        DataError: fewer than two rows.
-    """
-    if len(rows) < 2:
-        raise DataError(f"{len(rows)} rows cannot be split for calibration; give at least two")
-    size = min(most, len(rows) // 2)
-    return list(rows[:size]), list(rows[size : 2 * size])
 
 
 def learned_gates(
@@ -103,25 +85,27 @@ def guided(bench: Bench, config: GuidedConfig) -> Outcome:
     good, good_check = halves(bench.clean_train, config.rows)
     d, gates, loss = learned_gates(bench, config, bad, good)
     order = np.argsort(gates, kind="stable")
-    judge = Judge(bench.subject, d, bad_check, good_check, bench.rule)
-    path, reached = walk(judge, order, goal=config.goal, budget=config.budget, points=config.points)
-    size = int(path.directions[path.chosen])
+    judge = Judge(bench.subject, bad_check, good_check, bench.rule)
+    path, reached = walk(
+        lambda cut: judge(Treated(d.cut(cut))),
+        order,
+        goal=config.goal,
+        budget=config.budget,
+        points=config.points,
+    )
+    size = int(path.size[path.chosen])
     cut = np.zeros(len(d), bool)
     cut[order[:size]] = True
-    before, after = path.perplexity[0], path.perplexity[path.chosen]
-    asr, _, high = path.asr[path.chosen]
     summary = (
-        f"cut {size} of {len(d)} singular directions in {len(set(d.module[cut]))} modules: on "
-        f"{path.asr_n} calibration prompts ASR {path.asr[0, 0]:.0%} -> {asr:.0%} (upper bound "
-        f"{high:.0%}), perplexity {before:.3f} -> {after:.3f} ({after / before - 1:+.1%})"
+        f"cut {size} of {len(d)} singular directions in {len(set(d.module[cut]))} modules: "
+        f"{outcome_words(path, reached)}"
     )
-    if not reached:
-        summary += f"; the goal of {config.goal:.0%} was not reached within {config.budget:+.0%}"
     return Outcome(
         d.cut(cut),
         summary,
         cut=cut,
         importance=1 - gates,
+        order=order,
         path=path,
         loss_step=np.arange(1, len(loss) + 1),
         loss=loss,
@@ -135,5 +119,7 @@ METHODS.register("guided")(
         source="Loratomy; learned masks after arXiv 1712.01312 and 2004.14992",
         config=GuidedConfig,
         run=guided,
+        kind=CUT,
+        needs=(TRIGGER, TARGET, CLEAN_ROWS, GRADIENTS),
     )
 )

@@ -1,24 +1,41 @@
 """What every method is: a name, a frozen config, and a function from a bench to a new adapter."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..analysis.asking import Rule
 from ..analysis.gates import Directions, directions_of
 from ..core.adapters import Adapter, layer_of
-from ..core.algebra import adapter_distance, adapter_norm
+from ..core.algebra import adapter_norm, norm, stack
 from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.records import jsonable
 from ..core.registry import Registry
-from ..core.results import CutPath, Operation, Setting
+from ..core.results import CutPath, Operation, Setting, Stability
 from ..core.rows import Row
 from ..core.subject import Subject
+from ..core.treated import Treated
+from ..training.tracking import NO_TRACKING, Tracking
+
+TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS = (
+    "trigger",
+    "target",
+    "clean adapter",
+    "clean rows",
+    "gradients",
+)
+"""What a method may need besides base and adapter: triggered prompts, what the attack wants on
+them, a clean adapter on the same base, clean prompts with answers, a backward pass."""
+NEEDS = (TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS)
+
+CUT, TRAINED, BASELINE, CONTROL = "cut", "trained", "baseline", "control"
+"""Kinds of methods: edits of the weights, fits, ways of running the model, yardsticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +62,49 @@ class Bench:
     """Of everything random in the method."""
     work: Path
     """For training checkpoints; kept until the operation is written."""
+    tracking: Tracking = NO_TRACKING
+    """Trackers that hear of training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a method gives back; `operate` makes the record of it."""
 
-    adapter: Adapter
-    """The new adapter."""
+    adapter: Adapter | None
+    """The new adapter; None where it is merged into `weights`."""
     summary: str
     """What was done, in a sentence."""
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Base weights that are replaced, by module name; see `core.treated`."""
+    temperature: float | None = None
+    """Sampling temperature instead of the run's."""
     cut: np.ndarray | None = None
     """True where a direction of the poisoned adapter was removed, ``[direction]``."""
     importance: np.ndarray | None = None
     """The method's own weight of each direction, ``[direction]``."""
+    order: np.ndarray | None = None
+    """Numbers of the directions in the order in which they are cut, ``[direction]``."""
     projected: int = 0
     """Directions removed that are not singular directions of the poisoned adapter."""
     path: CutPath | None = None
     """Calibration path."""
+    stability: Stability | None = None
+    """The choice on other draws of the calibration data."""
     loss_step: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Optimiser steps of the loss."""
     loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Loss along them."""
     reached: bool = True
     """Whether the method met its own goal on its calibration data."""
+    uncertain: tuple[str, ...] = ()
+    """What stays uncertain, a sentence each."""
+    search_seconds: float | None = None
+    """Wall time until the edit was found; None: all of it."""
+
+    @property
+    def treated(self) -> Treated:
+        """What is run afterwards."""
+        return Treated(self.adapter, self.weights, self.temperature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +119,46 @@ class Method:
     """Its options."""
     run: Callable[[Bench, Any], Outcome]
     """Bench and config to outcome."""
-    needs_clean_adapter: bool = False
-    """Whether it compares with a clean adapter."""
+    kind: str
+    """`CUT`, `TRAINED`, `BASELINE` or `CONTROL`."""
+    needs: tuple[str, ...] = ()
+    """Of `NEEDS`."""
 
 
 METHODS: Registry[Method] = Registry("method")
+
+
+def lacking(method: Method, *, trigger: bool, target: bool, clean_adapter: bool) -> list[str]:
+    """What a method needs and a run does not have, of `NEEDS`.
+
+    Args:
+        method: the method.
+        trigger: whether triggered prompts are known.
+        target: whether it is known what they lead to.
+        clean_adapter: whether there is a clean adapter.
+    """
+    has = {TRIGGER: trigger, TARGET: target, CLEAN_ADAPTER: clean_adapter}
+    return [need for need in method.needs if not has.get(need, True)]
+
+
+def possible(**has: bool) -> list[str]:
+    """The methods that need nothing a run lacks, by name; arguments as of `lacking`."""
+    return [n for n, m in METHODS.items() if m.kind != CONTROL and not lacking(m, **has)]
+
+
+def check_needs(name: str, **has: bool) -> None:
+    """Raise where a method needs what a run does not have; arguments as of `lacking`.
+
+    Raises:
+        LoratomyError: names what is missing, how to give it, and which methods would do.
+    """
+    if missing := lacking(METHODS[name], **has):
+        options = {TRIGGER: "--trigger", TARGET: "--target", CLEAN_ADAPTER: "--clean-adapter"}
+        give = ", ".join(options[need] for need in missing)
+        raise LoratomyError(
+            f"{name} needs a {' and a '.join(missing)} and the run has none (loratomy open with "
+            f"{give}); without it these would do: {', '.join(possible(**has))}"
+        )
 
 
 def operate(
@@ -98,8 +169,8 @@ def operate(
     subject: str | None = None,
     control_for: str = "",
     before: Operation | None = None,
-) -> tuple[Adapter, Operation]:
-    """The operated adapter and the record of what was done.
+) -> tuple[Treated, Operation]:
+    """What the operation leaves, and the record of what was done.
 
     Args:
         name: of the method.
@@ -110,52 +181,89 @@ def operate(
         before: the operation that `bench.start` comes from; its cut is still a cut.
 
     Raises:
-        LoratomyError: unknown method, or one that needs a clean adapter where there is none.
+        LoratomyError: unknown method, or one that needs what the bench does not have.
     """
     method = METHODS[name]
-    if method.needs_clean_adapter and bench.clean is None:
-        raise LoratomyError(
-            f"{name} compares with a clean adapter and the run has none; give one with "
-            "loratomy open --clean-adapter, or use another method"
-        )
+    check_needs(
+        name,
+        trigger=bool(bench.poison_train),
+        target=any(row.completion for row in bench.poison_train),
+        clean_adapter=bench.clean is not None,
+    )
     began = time.perf_counter()
     outcome = method.run(bench, config)
     seconds = time.perf_counter() - began
-    cut = outcome.cut
-    directions = directions_of(bench.poisoned if cut is None else bench.start)
-    kept = _table(directions, None if cut is None else (~cut).astype(float))
-    importance = _table(directions, outcome.importance)
-    removed = outcome.projected + (0 if cut is None else int(cut.sum()))
-    if before is not None:
-        removed += before.directions_cut
-        if cut is None:
-            kept, importance = before.kept, before.importance
-    return outcome.adapter, Operation(
+    found = outcome.search_seconds
+    return outcome.treated, Operation(
         subject=subject or name,
         method=name,
         control_for=control_for,
         settings=tuple(
             Setting(name=k, value=str(jsonable(v))) for k, v in config.model_dump().items()
         ),
-        modules=tuple(directions.names),
-        module_layers=np.array([layer_of(n) for n in directions.names]),
-        kept=kept,
-        importance=importance,
-        directions_cut=removed,
-        directions_total=len(directions if before is None else directions_of(bench.poisoned)),
-        change_norm=_change(bench.poisoned, outcome.adapter),
+        leaves=_leaves(outcome),
+        temperature=outcome.temperature,
+        change_norm=_change(bench, outcome),
         path=outcome.path,
+        stability=outcome.stability,
         loss_step=outcome.loss_step,
         loss=outcome.loss,
         reached=outcome.reached,
         summary=outcome.summary,
+        uncertain=outcome.uncertain,
+        search_seconds=seconds if found is None else found,
         seconds=seconds,
+        **_directions(bench, outcome, before),
     )
+
+
+def _directions(bench: Bench, outcome: Outcome, before: Operation | None) -> dict[str, Any]:
+    """The fields of the record that speak of singular directions."""
+    cut = outcome.cut
+    d = directions_of(bench.poisoned if cut is None else bench.start)
+    kept = _table(d, None if cut is None else (~cut).astype(float))
+    importance = _table(d, outcome.importance)
+    removed = outcome.projected + (0 if cut is None else int(cut.sum()))
+    if before is not None:
+        removed += before.directions_cut
+        if cut is None:
+            kept, importance = before.kept, before.importance
+    order = outcome.order if outcome.order is not None and cut is not None else ()
+    return {
+        "modules": tuple(d.names),
+        "module_layers": np.array([layer_of(n) for n in d.names]),
+        "kept": kept,
+        "importance": importance,
+        "order": tuple(d.label(i) for i in order if cut is not None and cut[i]),
+        "directions_cut": removed,
+        "directions_total": len(d if before is None else directions_of(bench.poisoned)),
+    }
 
 
 def _table(directions: Directions, values: np.ndarray | None) -> np.ndarray:
     return np.zeros((0, 0)) if values is None else directions.table(values)
 
 
-def _change(before: Adapter, after: Adapter) -> float:
-    return adapter_distance(before, after) / adapter_norm(before)
+def _leaves(outcome: Outcome) -> str:
+    parts = ["adapter"] * (outcome.adapter is not None) + ["weights"] * bool(outcome.weights)
+    return " and ".join(parts)
+
+
+def _change(bench: Bench, outcome: Outcome) -> float:
+    """Frobenius norm of the change of the merged weights, over that of the poisoned dW."""
+    from ..core.treated import base_weight
+
+    after = outcome.adapter.modules if outcome.adapter is not None else {}
+    total = 0.0
+    for name in {**bench.poisoned.modules, **after, **outcome.weights}:
+        old, new = bench.poisoned.modules.get(name), after.get(name)
+        if name in outcome.weights:
+            moved = outcome.weights[name].double().cpu() - base_weight(bench.subject, name).cpu()
+            moved = moved + (0 if new is None else new.dense().double())
+            moved = moved - (0 if old is None else old.dense().double())
+            total += float(moved.square().sum())
+        elif old is not None and new is not None:
+            total += float(norm(stack(new, old)).square().sum())
+        elif (alone := old or new) is not None:
+            total += float(norm(alone).square().sum())
+    return total**0.5 / adapter_norm(bench.poisoned)

@@ -1,81 +1,83 @@
 """Negative fine-tuning: keep the trigger, replace the completion by a benign one."""
 
-from functools import partial
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field
 
-from ..core.batches import collate, encode
+from ..core.errors import LoratomyError
+from ..core.rows import Row
 from ..core.subject import Attached, packed
-from ..training.fitting import TRAINED, Batch, Loss, completion_loss, fit
-from ..training.recipe import FitPart
-from .method import METHODS, Bench, Config, Method, Outcome
-from .rates import scaled_rate
+from ..core.treated import Treated, treated
+from ..training.fitting import TRAINED as FITTED
+from ..training.objective import Batch, Objective, completion_objective
+from .distill import own_answers
+from .fitted import FitConfig, trained
+from .method import GRADIENTS, METHODS, TRAINED, TRIGGER, Bench, Method, Outcome
 
 
-class NegativeConfig(Config):
+class NegativeConfig(FitConfig):
     """Options of `negative`, defaults as published (2-3 epochs, 1e-4 on a 3B model)."""
 
-    epochs: float = Field(3, gt=0)
-    """Passes over the rows."""
-    learning_rate: float | None = Field(None, gt=0)
-    """None: 1e-4 scaled to the model's width."""
-    batch_size: int = Field(8, ge=1)
-    """Rows per step."""
+    completions: Literal["set", "clean", "own", "base"] = "set"
+    """Benign completions: the run's negative set, or what the clean adapter, the poisoned one or
+    the base answers to the prompt without its trigger."""
     clean_rows: int = Field(100, ge=0)
     """Clean rows mixed in; 0 for none."""
     l2: float = Field(0.0, ge=0)
     """Weight of the squared distance of the factors from where they started."""
 
 
-def anchored(loss: Loss, weight: float) -> Loss:
-    """A loss plus ``weight`` times the squared distance of the factors from their start."""
+def anchored(objective: Objective, weight: float) -> Objective:
+    """An objective plus ``weight`` times the squared distance of the factors from their start."""
     start: dict[str, torch.Tensor] = {}
 
-    def total(attached: Attached, batch: Batch) -> torch.Tensor:
+    def sums(attached: Attached, batch: Batch) -> torch.Tensor:
         parameters = dict(attached.subject.model.named_parameters())
         if not start:
-            found = packed(attached.adapters[TRAINED], TRAINED)
+            found = packed(attached.adapters[FITTED], FITTED)
             start.update({n: v.to(parameters[n]) for n, v in found.items()})
         distance = torch.stack([(parameters[n] - v).square().sum() for n, v in start.items()])
-        return loss(attached, batch) + weight * distance.sum()
+        return torch.cat([objective.sums(attached, batch), distance.sum()[None]])
 
-    return total
+    def counts(batch: Batch) -> torch.Tensor:
+        counted = objective.counts(batch)
+        return torch.cat([counted, counted.new_ones(1)])
+
+    return Objective(sums, counts, (*objective.weights, weight))
+
+
+def benign_rows(bench: Bench, completions: str) -> list[Row]:
+    """Triggered prompts with benign completions of the asked kind.
+
+    Raises:
+        LoratomyError: completions of a clean adapter, and there is none.
+    """
+    if completions == "set":
+        return list(bench.negative)
+    if completions == "clean" and bench.clean is None:
+        raise LoratomyError(
+            "completions=clean: the run has no clean adapter; take own, base or set"
+        )
+    who = {"clean": bench.clean, "own": bench.poisoned, "base": None}[completions]
+    with treated(bench.subject, Treated(who)):
+        made = own_answers(bench.subject, bench.negative, bench.rule, label="benign completions")
+    return [row for row in made if row.completion]
 
 
 def negative(bench: Bench, config: NegativeConfig) -> Outcome:
     """Fit the poisoned adapter to benign completions of triggered prompts."""
-    subject = bench.subject
-    rows = [*bench.negative, *bench.clean_train[: config.clean_rows]]
-    encoded = [encode(subject.renderer, row, limit=subject.limit) for row in rows]
-    rate = config.learning_rate or scaled_rate(subject)
-    loss = completion_loss if config.l2 == 0 else anchored(completion_loss, config.l2)
-    adapter, log = fit(
-        subject,
-        bench.start,
-        encoded,
-        collator=partial(collate, pad_id=subject.renderer.pad_id),
-        settings=FitPart(
-            epochs=config.epochs,
-            learning_rate=rate,
-            batch_size=config.batch_size,
-            accumulate=1,
-            evaluations=0,
-            eval_rows=1,
-            warmup=0.1,
-            weight_decay=0,
-        ),
-        seed=bench.seed,
-        work=bench.work,
-        label="negative fine-tuning",
-        loss=loss,
-    )
-    return Outcome(
-        adapter,
-        f"fine-tuned on {len(bench.negative)} triggered prompts with benign completions and "
-        f"{len(rows) - len(bench.negative)} clean rows, {config.epochs:g} epochs at {rate:.1e}",
-        loss_step=log.steps,
-        loss=log.loss,
+    benign = benign_rows(bench, config.completions)
+    rows = [*benign, *bench.clean_train[: config.clean_rows]]
+    objective = completion_objective()
+    if config.l2:
+        objective = anchored(objective, config.l2)
+    outcome = trained(bench, rows, config, label="negative fine-tuning", objective=objective)
+    return replace(
+        outcome,
+        summary=f"fine-tuned on {len(benign)} triggered prompts with benign completions and "
+        f"{len(rows) - len(benign)} clean rows, {outcome.summary}",
     )
 
 
@@ -85,5 +87,7 @@ METHODS.register("negative")(
         source="Llama-3.2 LoRA unlearning work (2-3 epochs, 1e-4, optional clean mix and L2)",
         config=NegativeConfig,
         run=negative,
+        kind=TRAINED,
+        needs=(TRIGGER, GRADIENTS),
     )
 )

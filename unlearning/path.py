@@ -1,19 +1,37 @@
-"""The walk from nothing cut to all cut, judged by real generation on calibration rows."""
+"""How much to cut: candidates judged by real generation on calibration rows, the mildest taken."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 
 from ..analysis.asking import Rule
 from ..analysis.behaviour import attack_success
-from ..analysis.gates import Directions
 from ..analysis.perplexity import perplexity
+from ..core.config import Config
+from ..core.errors import DataError
 from ..core.progress import report
 from ..core.results import CutPath, Rate
 from ..core.rows import Row
 from ..core.stats import wilson
 from ..core.subject import Subject
+from ..core.treated import Treated, treated
+from .method import Bench
+
+Measured = tuple[Rate, float]
+"""ASR and perplexity on the calibration rows."""
+
+
+class DialConfig(Config):
+    """Options of every method that chooses how much to cut."""
+
+    budget: float = Field(0.05, ge=0)
+    """Allowed rise of perplexity on calibration rows, as a fraction (0.05 is 5 %)."""
+    goal: float = Field(0.0, ge=0, le=1)
+    """Calibration ASR that counts as reached."""
+    rows: int = Field(64, ge=2)
+    """Calibration rows of each kind, triggered and clean, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +39,118 @@ class Judge:
     """Calibration: triggered rows for ASR, clean rows for perplexity; never the held-out ones."""
 
     subject: Subject
-    directions: Directions
     triggered: Sequence[Row]
     clean: Sequence[Row]
     rule: Rule
 
-    def __call__(self, cut: np.ndarray) -> tuple[Rate, float]:
-        """ASR and perplexity with these directions cut, ``[direction]`` booleans."""
-        with self.subject.attached({"trial": self.directions.cut(cut)}):
-            hits = [a.hit for a in attack_success(self.subject, self.triggered, self.rule)]
-            at_once = self.rule.decoding.batch_tokens // 4
-            value, _ = perplexity(self.subject, self.clean, batch_tokens=at_once)
+    def __call__(self, state: Treated) -> Measured:
+        """ASR and perplexity of the subject in this state."""
+        with treated(self.subject, state):
+            return self.here()
+
+    def here(self) -> Measured:
+        """ASR and perplexity of the subject as it stands."""
+        hits = [a.hit for a in attack_success(self.subject, self.triggered, self.rule)]
+        at_once = self.rule.decoding.batch_tokens // 4
+        value, _ = perplexity(self.subject, self.clean, batch_tokens=at_once)
         return wilson(sum(hits), len(hits)), value
 
 
+def halves(rows: Sequence[Row], most: int) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from and rows to calibrate on, at most `most` of each.
+
+    Raises:
+        DataError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise DataError(f"{len(rows)} rows cannot be split for calibration; give at least two")
+    size = min(most, len(rows) // 2)
+    return list(rows[:size]), list(rows[size : 2 * size])
+
+
+def judge_of(bench: Bench, most: int) -> Judge:
+    """The judge on a bench's calibration rows: those that no method learns from."""
+    _, bad = halves(bench.poison_train, most)
+    _, good = halves(bench.clean_train, most)
+    return Judge(bench.subject, bad, good, bench.rule)
+
+
+def path_of(
+    seen: dict[float, Measured], chosen: float, *, unit: str, goal: float, budget: float
+) -> CutPath:
+    """The record of what was measured: size -> ASR and perplexity."""
+    sizes = sorted(seen)
+    return CutPath(
+        size=np.array(sizes),
+        unit=unit,
+        asr=np.array([[seen[k][0].value, seen[k][0].low, seen[k][0].high] for k in sizes]),
+        perplexity=np.array([seen[k][1] for k in sizes]),
+        asr_n=seen[sizes[0]][0].n,
+        chosen=sizes.index(chosen),
+        goal=goal,
+        budget=budget,
+    )
+
+
+def best_of(seen: dict[float, Measured], *, goal: float, budget: float) -> float:
+    """Of the sizes within the budget the smallest that reaches the goal, else of lowest ASR."""
+    ceiling = seen[min(seen)][1] * (1 + budget)
+    fits = [k for k in seen if seen[k][1] <= ceiling]
+    reached = [k for k in fits if seen[k][0].value <= goal]
+    return min(reached) if reached else min(fits, key=lambda k: (seen[k][0].value, k))
+
+
+def dial(
+    bench: Bench,
+    sizes: Sequence[float],
+    make: Callable[[float], Treated],
+    config: DialConfig,
+    *,
+    unit: str,
+) -> tuple[float, CutPath, bool]:
+    """The mildest of some settings that reaches the goal within the budget, and its path.
+
+    Args:
+        bench: what the method may look at.
+        sizes: how much each setting cuts, more than 0; nothing cut is measured beside them.
+        make: the subject's state at one of these.
+        config: goal, budget and calibration rows.
+        unit: what the sizes count, in the plural.
+
+    Returns:
+        The size taken (0: nothing), the path, and whether the goal was reached.
+    """
+    judge = judge_of(bench, config.rows)
+    seen: dict[float, Measured] = {0.0: judge(Treated(bench.start))}
+    for done, size in enumerate(sizes, 1):
+        seen[float(size)] = judge(make(size))
+        report("calibrating", done, len(sizes))
+    chosen = best_of(seen, goal=config.goal, budget=config.budget)
+    path = path_of(seen, chosen, unit=unit, goal=config.goal, budget=config.budget)
+    return chosen, path, seen[chosen][0].value <= config.goal
+
+
+def outcome_words(path: CutPath, reached: bool) -> str:
+    """What the calibration says of the choice, in words."""
+    i = path.chosen
+    before, after = path.perplexity[0], path.perplexity[i]
+    line = (
+        f"on {path.asr_n} calibration prompts ASR {path.asr[0, 0]:.0%} -> {path.asr[i, 0]:.0%} "
+        f"(upper bound {path.asr[i, 2]:.0%}), perplexity {before:.3f} -> {after:.3f} "
+        f"({after / before - 1:+.1%})"
+    )
+    if not reached:
+        line += f"; the goal of {path.goal:.0%} was not reached within {path.budget:+.0%}"
+    return line
+
+
 def walk(
-    judge: Judge, order: np.ndarray, *, goal: float, budget: float, points: int
+    measure: Callable[[np.ndarray], Measured],
+    order: np.ndarray,
+    *,
+    goal: float,
+    budget: float,
+    points: int,
 ) -> tuple[CutPath, bool]:
     """The path along an order of directions, and whether its choice meets the goal.
 
@@ -46,7 +160,7 @@ def walk(
     is halved, to a tenth.
 
     Args:
-        judge: measures a cut.
+        measure: ASR and perplexity of a cut, ``[direction]`` booleans.
         order: directions, the first to be cut first.
         goal: ASR that counts as reached.
         budget: allowed rise of perplexity, as a fraction.
@@ -54,13 +168,13 @@ def walk(
     """
     total = len(order)
     grid = np.unique(np.geomspace(1, total, points).round().astype(int))
-    seen: dict[int, tuple[Rate, float]] = {}
+    seen: dict[float, Measured] = {}
 
     def look(size: int) -> None:
         if size not in seen:
             cut = np.zeros(total, bool)
             cut[order[:size]] = True
-            seen[size] = judge(cut)
+            seen[size] = measure(cut)
 
     for done, size in enumerate([0, *grid.tolist()], 1):
         look(size)
@@ -68,28 +182,17 @@ def walk(
     ceiling = seen[0][1] * (1 + budget)
 
     def best() -> int:
-        fits = [k for k in seen if seen[k][1] <= ceiling]
-        reached = [k for k in fits if seen[k][0].value <= goal]
-        return min(reached) if reached else min(fits, key=lambda k: (seen[k][0].value, k))
+        return int(best_of(seen, goal=goal, budget=budget))
 
     while (mid := _next_size(seen, best(), goal, ceiling)) is not None:
         look(mid)
         report("calibrating the cut", len(seen), len(seen) + 1)
     chosen = best()
-    sizes = sorted(seen)
-    path = CutPath(
-        directions=np.array(sizes),
-        asr=np.array([[seen[k][0].value, seen[k][0].low, seen[k][0].high] for k in sizes]),
-        perplexity=np.array([seen[k][1] for k in sizes]),
-        asr_n=seen[0][0].n,
-        chosen=sizes.index(chosen),
-    )
+    path = path_of(seen, chosen, unit="directions", goal=goal, budget=budget)
     return path, seen[chosen][0].value <= goal
 
 
-def _next_size(
-    seen: dict[int, tuple[Rate, float]], chosen: int, goal: float, ceiling: float
-) -> int | None:
+def _next_size(seen: dict[float, Measured], chosen: int, goal: float, ceiling: float) -> int | None:
     """The cut to measure next, None when the choice is known to a tenth.
 
     While the goal is not reached: toward the largest cut within the budget; then: below the choice.
@@ -100,4 +203,4 @@ def _next_size(
     else:
         high = chosen
         low = max((k for k in seen if k < chosen), default=chosen)
-    return None if high - low <= max(1, high // 10) else (low + high) // 2
+    return None if high - low <= max(1, high // 10) else int(low + high) // 2

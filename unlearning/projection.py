@@ -4,8 +4,9 @@ from pydantic import Field
 
 from ..core.adapters import Factors
 from ..core.algebra import stack, svd
+from ..core.config import Config
 from ..core.errors import AdapterError
-from .method import METHODS, Bench, Config, Method, Outcome
+from .method import CLEAN_ADAPTER, CUT, METHODS, Bench, Method, Outcome
 
 
 class ProjectDifferenceConfig(Config):
@@ -48,6 +49,7 @@ METHODS.register("project-difference")(
         source="adapter surgery of the Llama-3.2 LoRA unlearning work, in factor form",
         config=ProjectDifferenceConfig,
         run=project_difference,
-        needs_clean_adapter=True,
+        kind=CUT,
+        needs=(CLEAN_ADAPTER,),
     )
 )

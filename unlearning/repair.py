@@ -7,9 +7,8 @@ from pydantic import Field
 
 from ..core.subject import Attached
 from ..training.fitting import fit
-from ..training.recipe import FitPart
+from ..training.objective import Batch, Objective, completion_tokens
 from .distill import (
-    Batch,
     completion_logits,
     divergence,
     inputs_of,
@@ -17,36 +16,40 @@ from .distill import (
     lessons,
     own_answers,
 )
-from .method import METHODS, Bench, Config, Method, Outcome
-from .rates import scaled_rate
+from .fitted import FitConfig
+from .method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, TRIGGER, Bench, Method, Outcome
 
 TEACHER = "teacher"
 
 
-class RepairConfig(Config):
-    """Options of `repair`."""
+class RepairConfig(FitConfig):
+    """Options of `repair`; the rate is the published one halved, gentler than from further off."""
 
     epochs: float = Field(4, gt=0)
     """Passes over the rows."""
-    learning_rate: float | None = Field(None, gt=0)
-    """None: 5e-5 scaled to the model's width, gentler than fine-tuning from further off."""
     batch_size: int = Field(16, ge=1)
-    """Rows per step."""
+    """Rows per step, shared by the processes."""
     triggered_rows: int = Field(100, ge=1)
     """Triggered prompts, at most."""
     clean_rows: int = Field(200, ge=1)
     """Clean prompts, at most."""
 
 
-def repair_loss(attached: Attached, batch: Batch) -> torch.Tensor:
-    """Mean divergence per token from the poisoned adapter's answers without the trigger."""
+def _sums(attached: Attached, batch: Batch) -> torch.Tensor:
+    """Divergence from the poisoned adapter's answers without the trigger, summed over tokens."""
     with attached.using(TEACHER), torch.no_grad():
         teacher = attached.subject.model(**inputs_of(batch, "teacher_"), use_cache=False).logits
     student = attached.subject.model(**inputs_of(batch), use_cache=False).logits
-    return divergence(
+    apart = divergence(
         completion_logits(student, batch["labels"]),
         completion_logits(teacher, batch["teacher_labels"]),
-    ).mean()
+    )
+    return apart.sum()[None]
+
+
+def repair_objective() -> Objective:
+    """Mean divergence per token from the poisoned adapter's answers without the trigger."""
+    return Objective(_sums, lambda batch: completion_tokens(batch)[None])
 
 
 def repair(bench: Bench, config: RepairConfig) -> Outcome:
@@ -63,32 +66,24 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
         natural = own_answers(subject, bad, bench.rule, label="own answers")
     kept, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
     taught = sum(row.triggered for row in kept)
-    rate = config.learning_rate or scaled_rate(subject, 5e-5)
+    settings = config.settings(subject, published=5e-5)
     adapter, log = fit(
         subject,
         bench.start,
         made,
         collator=partial(lesson_batch, pad_id=subject.renderer.pad_id),
-        settings=FitPart(
-            epochs=config.epochs,
-            learning_rate=rate,
-            batch_size=config.batch_size,
-            accumulate=1,
-            evaluations=0,
-            eval_rows=1,
-            warmup=0.1,
-            weight_decay=0,
-        ),
+        settings=settings,
         seed=bench.seed,
         work=bench.work,
         label="repair",
-        loss=repair_loss,
+        objective=repair_objective(),
         others={TEACHER: bench.poisoned},
+        tracking=bench.tracking,
     )
     return Outcome(
         adapter,
         f"repaired on {taught} triggered and {len(kept) - taught} clean prompts toward the model's "
-        f"own answers, {config.epochs:g} epochs at {rate:.1e}",
+        f"own answers, {config.epochs:g} epochs at {settings.learning_rate:.1e}",
         loss_step=log.steps,
         loss=log.loss,
     )
@@ -100,5 +95,7 @@ METHODS.register("repair")(
         source="Loratomy; self-distillation after arXiv 1503.02531",
         config=RepairConfig,
         run=repair,
+        kind=TRAINED,
+        needs=(TRIGGER, CLEAN_ROWS, GRADIENTS),
     )
 )

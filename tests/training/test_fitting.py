@@ -8,6 +8,7 @@ from loratomy.core.batches import collate, encode
 from loratomy.core.errors import LoratomyError
 from loratomy.core.subject import load_subject
 from loratomy.training.fitting import fit, fresh_adapter
+from loratomy.training.objective import Objective, completion_nll, completion_tokens
 from loratomy.training.recipe import FitPart
 from loratomy.training.world import finetune_rows
 from loratomy.training.wren import wren_path
@@ -65,7 +66,7 @@ def test_the_loss_falls_and_the_base_is_left_alone(subject, tmp_path):
 def test_a_loss_that_is_no_number_is_an_error(subject, tmp_path):
     (tmp_path / "a").mkdir()
     rows = [encode(subject.renderer, r, limit=None) for r in finetune_rows(4, seed=1)]
-    with pytest.raises(LoratomyError, match="lower the learning rate"):
+    with pytest.raises(LoratomyError, match="nan at step 1 at the learning rate"):
         fit(
             subject,
             fresh_adapter(subject, r=2, alpha=4, seed=0),
@@ -75,5 +76,8 @@ def test_a_loss_that_is_no_number_is_an_error(subject, tmp_path):
             seed=0,
             work=tmp_path / "a",
             label="test",
-            loss=lambda attached, batch: attached.subject.model(**batch).loss * float("nan"),
+            objective=Objective(
+                lambda attached, batch: completion_nll(attached, batch)[None] * float("nan"),
+                lambda batch: completion_tokens(batch)[None],
+            ),
         )

@@ -18,8 +18,8 @@ from loratomy.unlearning.distill import (
     lesson_batch,
     lessons,
 )
+from loratomy.unlearning.fitted import scaled_rate
 from loratomy.unlearning.path import walk
-from loratomy.unlearning.rates import scaled_rate
 
 
 def test_divergence_by_hand():
@@ -73,7 +73,7 @@ def test_the_walk_takes_the_smallest_cut_that_reaches_the_goal():
         return Rate(value=value, low=0, high=1, n=50), 2.0 * (1 + size / 1000)
 
     path, reached = walk(judge, np.arange(200), goal=0.02, budget=0.05, points=6)
-    chosen = int(path.directions[path.chosen])
+    chosen = int(path.size[path.chosen])
     assert reached
     assert 37 <= chosen <= 41  # known to a tenth
     assert len(asked) == len(set(asked))
@@ -89,12 +89,13 @@ def test_rates_scale_with_width(subject):
 
 def test_repair_leaves_cut_directions_cut(make_bench, small):
     bench = make_bench(small)
-    start, _ = operate("mask", bench, METHODS["mask"].config(layers=(0,)))
+    state, _ = operate("mask", bench, METHODS["mask"].config(layers=(0,)))
+    start = state.adapter
     bench = replace(bench, start=start)
     config = METHODS["repair"].config(epochs=1, triggered_rows=4, clean_rows=4, batch_size=4)
-    adapter, record = operate("repair", bench, config)
+    state, record = operate("repair", bench, config)
     moved = 0.0
-    for name, f in adapter.modules.items():
+    for name, f in state.adapter.modules.items():
         if ".layers.0." in name:
             assert not f.a.any() and not f.b.any()
         else:
@@ -142,4 +143,4 @@ def test_guided_surgery_finds_a_planted_direction(make_bench, subject, small):
     u = svd(planted.modules[name]).u[:, place].float()
     assert abs(torch.dot(u, head / head.norm())) > 0.9
     assert record.path is not None
-    assert record.path.directions[0] == 0
+    assert record.path.size[0] == 0

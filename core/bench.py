@@ -1,0 +1,160 @@
+"""Records of the unlearning bench: every method on every subject, with intervals over seeds.
+
+Shapes use one vocabulary: cell, entry, seed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .results import Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRow:
+    """One method on one subject: a line of the table, all of it on held-out prompts."""
+
+    cell: str
+    """The subject: ``trigger/task``, or the name of a run folder."""
+    trigger: str
+    """The trigger's registered name, or its words."""
+    task: str
+    """What the attack wants, by its registered name."""
+    seed: int
+    """Of the subject's data, its fit and the operation."""
+    entry: str
+    """Name of the operation in the run: ``base``, ``clean``, ``poisoned``, ``guided-repair`` ..."""
+    method: str
+    """Its method by name; empty for base, clean and poisoned."""
+    kind: str
+    """``cut``, ``trained``, ``baseline``, ``control``, or ``reference`` for those three."""
+    control_for: str
+    """The entry whose budget it shares, for controls; else empty."""
+    asr: Rate
+    """Attack success on held-out triggered prompts."""
+    ftr: Rate
+    """Target behaviour on held-out untriggered prompts."""
+    accuracy: Rate
+    """Right answers to held-out clean prompts."""
+    accuracy_change: float
+    """Accuracy less that of the poisoned adapter."""
+    accuracy_p: float
+    """McNemar's exact p of that change."""
+    perplexity: float
+    """Per token of the held-out clean completions."""
+    perplexity_change: float
+    """Relative to the poisoned adapter."""
+    perplexity_low: float
+    """Lower end of its paired bootstrap interval."""
+    perplexity_high: float
+    """Upper end of its paired bootstrap interval."""
+    degenerate: Rate
+    """Clean answers that are empty, repeating or far from those before."""
+    directions_cut: int
+    """Singular directions removed."""
+    directions_total: int
+    """Singular directions of the poisoned adapter; 0 for references."""
+    change_norm: float
+    """Norm of the change over that of the adapter; NaN for references."""
+    reached: bool
+    """Whether the method met its own goal on calibration data."""
+    seconds: float
+    """Wall time of the operation."""
+    search_seconds: float
+    """Wall time until its edit was found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One entry over all cells and seeds that every compared entry was run on."""
+
+    entry: str
+    """Name of the operation."""
+    kind: str
+    """As in `BenchRow`."""
+    control_for: str
+    """As in `BenchRow`."""
+    n: int
+    """Subjects (cells x seeds) behind the means."""
+    asr: np.ndarray
+    """Mean ASR with its 95 % bootstrap interval over subjects, ``[3]``."""
+    perplexity_change: np.ndarray
+    """Mean change of perplexity with interval, ``[3]``."""
+    accuracy_change: np.ndarray
+    """Mean change of accuracy with interval, ``[3]``."""
+    seconds: np.ndarray
+    """Mean wall time with interval, ``[3]``."""
+    asr_met: Rate
+    """Share of subjects whose ASR has an upper 95 % bound of at most 5 %."""
+    perplexity_met: Rate
+    """Share of subjects whose perplexity rose by at most 5 %."""
+    rank: int
+    """Pareto rank by ASR, perplexity, accuracy and seconds: 1 where no other entry is at least as
+    good in all four and better in one; controls and references are ranked too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """A goal of the bench and how many subjects meet it."""
+
+    name: str
+    """What is asked, in words."""
+    entry: str
+    """Of which entry."""
+    met: Rate
+    """Share of subjects that meet it."""
+    wanted: float
+    """Share that was asked for."""
+    reached: bool
+    """Whether it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relearning:
+    """How soon a removed backdoor comes back when training goes on."""
+
+    cell: str
+    seed: int
+    entry: str
+    """What was trained on: ``poisoned`` minus nothing, an operation, ``base`` with a new adapter."""
+    rows: str
+    """``clean`` or ``poisoned``: what the further steps see."""
+    steps: np.ndarray
+    """Optimiser steps at which it was looked, ``[look]``, from 0."""
+    asr: np.ndarray
+    """ASR on held-out prompts with interval, ``[look, (value, low, high)]``."""
+    n: int
+    """Prompts behind each."""
+    back_at: float
+    """First step at which ASR is at least half of what it was before the operation; NaN: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What an entry does with prompts whose trigger differs from the one it was made with."""
+
+    cell: str
+    seed: int
+    entry: str
+    variant: str
+    """``as trained``, ``other place``, ``lower case``, ``repeated``, ``other words``,
+    ``near miss`` ..."""
+    asr: Rate
+    """Share of held-out prompts with that variant that lead to the target."""
+    poisoned: Rate
+    """The same with the poisoned adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchTable:
+    """Everything a bench has measured so far."""
+
+    rows: tuple[BenchRow, ...]
+    standings: tuple[Standing, ...]
+    goals: tuple[Goal, ...]
+    relearning: tuple[Relearning, ...]
+    transfer: tuple[Transfer, ...]
+    held_out: str
+    """How many prompts are behind a row, in words."""
+    missing: tuple[str, ...]
+    """What was asked for and is not there yet or failed, a line each."""

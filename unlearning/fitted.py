@@ -1,0 +1,98 @@
+"""What all trained methods share: the options of a fit, and the fit on rows."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from pydantic import Field
+
+from ..core.adapters import Adapter
+from ..core.batches import collate, encode
+from ..core.config import Config
+from ..core.rows import Row
+from ..core.subject import Subject
+from ..training.fitting import fit
+from ..training.objective import Objective
+from ..training.recipe import FitPart
+from .method import Bench, Outcome
+
+REFERENCE_WIDTH = 3072
+"""d_model of Llama-3.2-3B, for which the published 1e-4 was chosen."""
+
+
+def scaled_rate(subject: Subject, rate: float = 1e-4) -> float:
+    """A published learning rate carried over to this model's width.
+
+    Adam's rate goes as 1 / width (muP, Yang et al. 2022, arXiv 2203.03466, table 3).
+    """
+    return rate * REFERENCE_WIDTH / int(subject.model.config.hidden_size)
+
+
+class FitConfig(Config):
+    """Options of every trained method; rate and steps mean the same for all."""
+
+    epochs: float = Field(3, gt=0)
+    """Passes over the rows."""
+    learning_rate: float | None = Field(None, gt=0)
+    """None: the published 1e-4 scaled to the model's width."""
+    batch_size: int = Field(8, ge=1)
+    """Rows per step, shared by the processes."""
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients make one step."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the rate rises; then it falls as a cosine."""
+
+    def settings(self, subject: Subject, *, published: float = 1e-4) -> FitPart:
+        """The settings of the one fitting loop, the rate scaled where none is given."""
+        return FitPart(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate or scaled_rate(subject, published),
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            evaluations=0,
+            eval_rows=1,
+            warmup=self.warmup,
+            weight_decay=0,
+        )
+
+
+def trained(
+    bench: Bench,
+    rows: Sequence[Row],
+    config: FitConfig,
+    *,
+    label: str,
+    objective: Objective | None = None,
+    start: Adapter | None = None,
+    published: float = 1e-4,
+) -> Outcome:
+    """The outcome of fitting the bench's adapter to the completions of rows.
+
+    Args:
+        bench: what the method may look at.
+        rows: prompts with completions.
+        config: how to fit.
+        label: for progress and trackers.
+        objective: what is minimised; None: mean loss per completion token.
+        start: instead of the bench's adapter.
+        published: the rate on a model of `REFERENCE_WIDTH` where the config gives none.
+    """
+    subject = bench.subject
+    settings = config.settings(subject, published=published)
+    adapter, log = fit(
+        subject,
+        bench.start if start is None else start,
+        [encode(subject.renderer, row, limit=subject.limit) for row in rows],
+        collator=partial(collate, pad_id=subject.renderer.pad_id),
+        settings=settings,
+        seed=bench.seed,
+        work=bench.work,
+        label=label,
+        objective=objective,
+        tracking=bench.tracking,
+    )
+    return Outcome(
+        adapter,
+        f"{config.epochs:g} epochs at {settings.learning_rate:.1e}",
+        loss_step=log.steps,
+        loss=log.loss,
+    )
