@@ -60,14 +60,20 @@ def target_attribution(gate: Gated, rows: Sequence[Encoded], *, batch_size: int)
     return gates.grad.detach().float().cpu().numpy()
 
 
-def clean_cost(gate: Gated, rows: Sequence[Encoded]) -> np.ndarray:
+def clean_cost(gate: Gated, rows: Sequence[Encoded], *, group: int = 1) -> np.ndarray:
     """Expected loss of the clean behaviour from removing each direction, ``[direction]`` nats.
 
     Half the mean squared gradient of a row's log-probability in the gate: the diagonal of the
     empirical Fisher information at gate 1 (Kirkpatrick et al. 2017, arXiv 1612.00796).
+
+    Args:
+        gate: the gated subject.
+        rows: clean rows with completions.
+        group: rows whose gradients are summed before squaring; 1 is exact, more is faster and
+            noisier (the rows' gradients are taken to be independent).
     """
     total = np.zeros(len(gate.directions))
-    for done, batch in enumerate(batches := _batches(gate, rows, 1), 1):
+    for done, batch in enumerate(batches := _batches(gate, rows, group), 1):
         gates = gate.ones().requires_grad_()
         _sums(gate, gates, batch).sum().backward()
         assert gates.grad is not None

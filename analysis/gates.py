@@ -21,18 +21,21 @@ from ..core.subject import Attached, Subject
 
 @dataclass(frozen=True, slots=True)
 class Directions:
-    """The live singular directions of an adapter, numbered through."""
+    """An adapter as a sum of rank-1 directions, numbered through: singular ones, or another form.
+
+    Direction i of a module is row i of A and column i of B; any form of the same dW will do.
+    """
 
     adapter: Adapter
-    """In SVD form, all modules of one rank."""
+    """In that form, all modules of one rank."""
     module: np.ndarray
     """Index into `names`, ``[direction]``."""
     expert: np.ndarray
     """Expert number, -1 for linear layers, ``[direction]``."""
     place: np.ndarray
-    """Place in the spectrum from 0, ``[direction]``."""
+    """Row of A, from 0; in SVD form the place in the spectrum, ``[direction]``."""
     sigma: np.ndarray
-    """Singular value, ``[direction]``."""
+    """Norm of the direction's part of dW; in SVD form its singular value, ``[direction]``."""
 
     @property
     def names(self) -> list[str]:
@@ -83,7 +86,16 @@ def directions_of(adapter: Adapter) -> Directions:
     Raises:
         AdapterError: dW is zero everywhere.
     """
-    _, scaling, modules = uniform(svd_form(adapter))
+    return numbered(svd_form(adapter))
+
+
+def numbered(adapter: Adapter) -> Directions:
+    """The live directions of an adapter in the form that it has, module by module.
+
+    Raises:
+        AdapterError: dW is zero everywhere.
+    """
+    _, scaling, modules = uniform(adapter)
     form = adapter.with_modules(modules)
     rows: list[tuple[int, int, int, float]] = []
     for m, f in enumerate(modules.values()):
@@ -119,6 +131,11 @@ class Gated:
     @property
     def _a_names(self) -> dict[str, str]:
         return {n: names[0] for n, names in self.attached.factor_names("gated").items()}
+
+    def rebased(self, directions: Directions) -> "Gated":
+        """The same subject with the same dW in another form, put on in place."""
+        self.attached.refill("gated", directions.adapter)
+        return Gated(self.subject, directions, self.attached)
 
     def ones(self) -> torch.Tensor:
         """Gates that keep everything, ``[direction]``."""

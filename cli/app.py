@@ -10,16 +10,20 @@ from typing import Any
 
 import typer
 
+from ..core import processes
 from ..core.errors import LoratomyError
 from . import (
     across,
+    aftermath,
     analyses,
     attacks,
+    bench,
     compare,
     data,
     demo,
     evaluate,
     extract,
+    methods,
     open,
     operate,
     poison,
@@ -45,6 +49,8 @@ def _settings() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if processes.count() > 1:  # each process would say that no parameter went unused
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -85,7 +91,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             line, code = line + "smaller batches (--help, loratomy analyses) or --dtype", 2
         err.print("[bold red]error:[/] ", end="")
         say(" ".join(line.split()))
-        raise typer.Exit(code)
+        raise typer.Exit(code if processes.first() else 0)  # a launcher ends all where one fails
 
     return run
 
@@ -104,8 +110,8 @@ app = typer.Typer(
     ),
 )
 for _module in (
-    demo, poison, extract, open, evaluate, probe, operate, compare, report, across, verify,
-    analyses, attacks, scorers,
+    demo, poison, extract, open, evaluate, probe, operate, compare, aftermath, bench, report,
+    across, verify, analyses, methods, attacks, scorers,
 ):  # fmt: skip
     app.command(name=_module.__name__.rsplit(".", 1)[-1])(_guarded(_module.command))
 app.add_typer(data.app(_guarded), name="data")

@@ -16,10 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..core import processes
 from ..core.progress import reporting
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+err = Console(stderr=True, highlight=False, quiet=not processes.first())
+out = Console(highlight=False, quiet=not processes.first())
 QUIET_SECONDS = 20.0
 """Without a terminal, a line of progress at most this often."""
 

@@ -1,6 +1,7 @@
 """`loratomy operate`: change the adapter, into a new one."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,33 +9,52 @@ import typer
 
 from ..core.errors import LoratomyError
 from ..core.runs import RunFolder
-from .console import out as stdout
+from .asked import RESERVED, asked_of, plan_name
 from .console import progress, say
 from .sources import write_rendering
 from .study import Study, done, parse_pairs
+from .trackers import REPORT_HELP, tracking_of
+
+FOUND_ROWS = "rows.jsonl"
+"""Beside an operation that made its triggered rows itself: these rows."""
 
 if TYPE_CHECKING:
+    from ..analysis.asking import Rule
     from ..core.results import Operation
-
-RESERVED = ("base", "clean", "poisoned")
+    from ..core.rows import Row
+    from ..unlearning import Bench
 
 
 def command(
-    run: Annotated[Path | None, typer.Argument(help="Run folder made by poison or open.")] = None,
-    method: Annotated[str, typer.Argument(help="Name of a method; see --list.")] = "guided",
+    run: Annotated[Path, typer.Argument(help="Run folder made by poison or open.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="Name of a method, see loratomy methods; default: guided, or --plan."),
+    ] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Option of the method, e.g. --set budget=0.01."),
+        typer.Option("--set", help="Option of the method, e.g. --set goal=0.05."),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Allowed rise of perplexity on calibration rows: 1% or 0.01.")
+    ] = "",
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Apply the cuts and scales of a TOML file instead of a method."),
     ] = None,
     after: Annotated[
         str, typer.Option(help="Operate on the result of an earlier operation, e.g. guided.")
     ] = "",
     as_: Annotated[
-        str, typer.Option("--as", help="Name of the result; default: the method's.")
+        str, typer.Option("--as", help="Name of the result; default: the method's or the plan's.")
     ] = "",
-    list_: Annotated[
-        bool, typer.Option("--list", help="List methods and their options, then stop.")
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show what would be cut, its size and its effect; write nothing."
+        ),
     ] = False,
+    report_to: Annotated[str, typer.Option(help=REPORT_HELP)] = "",
     fresh: Annotated[bool, typer.Option(help="Make the operation again.")] = False,
 ) -> None:
     """Map the poisoned adapter to a new adapter folder in plain PEFT format.
@@ -43,32 +63,76 @@ def command(
     is negative fine-tuning; truncate, prune, mask, project, project-difference are cuts by rule;
     control-* are what a cut has to beat. Nothing is overwritten without --fresh.
 
-    Examples: loratomy operate runs/x guided --set budget=0.01 · loratomy operate runs/x repair
-    --after guided · loratomy operate runs/x mask --set layers=[2,3] --as no-2-3
+    --dry-run shows what a plan, or a method whose options alone decide the cut, would do: norms,
+    bytes, and on up to 16 calibration rows of each kind the target's first token and clean
+    perplexity with and without the cut (forward passes, no generation), beside what the gradients
+    at the uncut adapter would have it be (unreliable for large cuts).
+
+    A plan is a TOML file. Each entry is about the directions that all of its layers, modules,
+    directions (module:number), beyond_rank (all but the strongest) and beyond_energy agree on, in
+    the adapter as it was before the plan; what entries do to a direction multiplies:
+
+    \b
+    [\\[cut]]
+    layers = "2-4"
+    modules = ["down_proj", "o_proj"]
+    beyond_rank = 1
+    [\\[cut]]
+    directions = ["model.layers.5.mlp.down_proj:0"]
+    [\\[scale]]
+    layers = [0, 1]
+    factor = 0.5
+
+    Examples: loratomy operate runs/x guided --budget 1% · loratomy operate runs/x repair
+    --after guided · loratomy operate runs/x mask --set layers=[2,3] --as no-2-3 · loratomy operate
+    runs/x --plan mine.toml --dry-run
     """
-    if list_:
-        _list()
+    from ..training.tracking import trackers_of
+
+    trackers = trackers_of(report_to)
+    method, options = asked_of(method, parse_pairs(set_ or []), budget, plan)
+    name = as_ or (plan_name(plan, after) if plan else "")
+    if dry_run:
+        _dry_run(run, method, options, after=after)
         return
-    if run is None:
-        raise LoratomyError("give the run folder, e.g. loratomy operate runs/demo guided")
-    record = operate_run(run, method, parse_pairs(set_ or []), after=after, name=as_, fresh=fresh)
+    record = operate_run(
+        run, method, options, after=after, name=name, trackers=trackers, fresh=fresh
+    )
     say(f"{record.subject}: {record.summary}")
+    if trackers and record.fit is None:
+        say(f"{record.method} trains nothing: {', '.join(trackers)} heard of nothing")
     say(f"done: {run / 'operations' / record.subject / 'adapter'}; next: loratomy compare {run}")
 
 
-def _list() -> None:
-    from rich.table import Table
+def _dry_run(folder: Path, method: str, options: dict[str, Any], *, after: str) -> None:
+    from ..analysis.asking import Rule
+    from ..analysis.generation import Decoding
+    from ..analysis.similarity import load_embedder
+    from ..core.runs import PARTIAL
+    from ..training.recipe import validated
+    from ..unlearning import METHODS, check_needs
+    from ..unlearning.preview import by_rule, preview
+    from .previewed import show
 
-    from ..unlearning import METHODS
-
-    table = Table("method", "what it does", "options (defaults)", "source")
-    for name, method in METHODS.items():
-        options = [
-            f"{key}={'' if field.is_required() else field.default}"
-            for key, field in method.config.model_fields.items()
-        ]
-        table.add_row(name, method.about, "\n".join(options), method.source)
-    stdout.print(table)
+    config = validated(METHODS[method].config, options, f"method {method}")
+    study = Study(RunFolder.open(folder))
+    check_needs(method, config, **study.has)
+    _check_after(study, after)
+    if not by_rule(METHODS[method], config):
+        shown = " or ".join(METHODS[method].settled_by)
+        say(
+            f"{method} finds out from data what it changes, so that it has to be run to be seen; "
+            + (f"with {shown} given, --dry-run shows what it cuts; " if shown else "")
+            + "nothing was written"
+        )
+        return
+    with progress():
+        at_once = study.generation["batch_tokens"]
+        rule = Rule(load_embedder("none"), decoding=Decoding(batch_tokens=at_once))
+        bench = _bench(study, after, rule, study.run.path(PARTIAL))
+        found = preview(method, bench, config)
+    show(found)
+    say("dry run: nothing was written")
 
 
 def operate_run(
@@ -79,9 +143,15 @@ def operate_run(
     after: str = "",
     name: str = "",
     control_for: str = "",
+    trackers: tuple[str, ...] = (),
+    seed: int | None = None,
     fresh: bool = False,
 ) -> "Operation":
-    """Make one operation of a run, or find it standing; returns its record."""
+    """Make one operation of a run, or find it standing; returns its record.
+
+    Under `torchrun` or `accelerate launch` the processes share the batches of a fit; the first
+    writes.
+    """
     from ..core.records import load_record
     from ..core.results import Operation
     from ..training.recipe import validated
@@ -95,11 +165,9 @@ def operate_run(
             + ", ".join(RESERVED)
         )
     study = Study(RunFolder.open(folder))
-    check_needs(method, **study.has)
-    if after and not study.run.has(f"operations/{after}"):
-        known = study.operations
-        hint = f"operations so far: {', '.join(known)}" if known else "there are none yet"
-        raise LoratomyError(f"--after {after!r}: no such operation; {hint}")
+    _check_after(study, after)
+    has = study.has | ({"trigger": True} if _found_rows(study, after) else {})
+    check_needs(method, config, **has)
     sources = ["data", "adapters/poisoned", *study.negative_stage]
     sources += [f"operations/{name}" for name in (after, control_for) if name]
     inputs = {
@@ -107,52 +175,86 @@ def operate_run(
         "method": method,
         "config": config.model_dump(),
         "control_for": control_for,
+        **({} if seed is None else {"seed": seed}),
     }
     stage = f"operations/{label}"
     with study.run.locked(), progress():
 
         def write(work: Path) -> None:
             checkpoints = study.run.partial(stage, inputs, fresh=fresh)
-            made = _operate(study, method, config, label, after, control_for, checkpoints)
+            heard = tracking_of(study.run, stage, trackers, fresh=fresh)
+            bench = replace(_bench(study, after, study.rule, checkpoints), tracking=heard)
+            bench = bench if seed is None else replace(bench, seed=seed)
+            made = _operate(study, bench, method, config, label, after, control_for)
             _write(study, made, work)
 
         done(study.run, stage, study.run.stage(stage, inputs, write, fresh=fresh))
         return load_record(Operation, study.run.path(stage), "operation")
 
 
-def _operate(
-    study: Study, method: str, config: Any, label: str, after: str, control_for: str, work: Path
-) -> Any:
-    from ..core.records import load_record
-    from ..core.results import Operation
-    from ..unlearning import Bench, operate
+def _check_after(study: Study, after: str) -> None:
+    """Raise where the operation to go on from is not there."""
+    if after and not study.run.has(f"operations/{after}"):
+        known = study.operations
+        hint = f"operations so far: {', '.join(known)}" if known else "there are none yet"
+        raise LoratomyError(f"--after {after!r}: no such operation; {hint}")
 
-    before = None
-    start = study.poisoned
-    if after:
-        start = study.adapter(f"operations/{after}")
-        before = load_record(Operation, study.run.path(f"operations/{after}"), "operation")
-    bench = Bench(
+
+def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
+    """What a method may look at in this run."""
+    from ..unlearning import Bench
+
+    return Bench(
         subject=study.subject,
         poisoned=study.poisoned,
-        start=start,
+        start=study.adapter(f"operations/{after}") if after else study.poisoned,
         clean=study.clean,
         clean_train=study.rows("clean_train"),
         poison_train=study.rows("poison_train") if study.has["trigger"] else [],
         negative=study.rows("negative_set") if study.negative_stage else [],
-        rule=study.rule,
+        found=_found_rows(study, after),
+        rule=rule,
         seed=study.asked["seed"],
         work=work,
     )
+
+
+def _found_rows(study: Study, after: str) -> "list[Row]":
+    """Triggered rows that the operation before made itself."""
+    from ..core.rows import read_rows
+
+    path = study.run.path(f"operations/{after}") / FOUND_ROWS
+    return read_rows(path, need_completion=True) if after and path.exists() else []
+
+
+def _operate(
+    study: Study,
+    bench: "Bench",
+    method: str,
+    config: Any,
+    label: str,
+    after: str,
+    control_for: str,
+) -> Any:
+    from ..core.records import load_record
+    from ..core.results import Operation
+    from ..unlearning import operate
+
+    before = None
+    if after:
+        before = load_record(Operation, study.run.path(f"operations/{after}"), "operation")
     return operate(method, bench, config, subject=label, control_for=control_for, before=before)
 
 
 def _write(study: Study, made: Any, folder: Path) -> None:
     from ..core.records import save_record
+    from ..core.rows import rows_to_jsonl
     from ..core.treated import ADAPTER, write_treated
 
-    state, record = made
-    write_treated(state, folder, base=study.asked["base"])
-    if state.adapter is not None:
+    outcome, record = made
+    write_treated(outcome.treated, folder, base=study.asked["base"])
+    if outcome.adapter is not None:
         write_rendering(study.subject.renderer, folder / ADAPTER)
+    if outcome.rows:
+        (folder / FOUND_ROWS).write_text(rows_to_jsonl(outcome.rows), encoding="utf-8")
     save_record(record, folder, "operation")

@@ -22,6 +22,7 @@ from .study import (
     negative_set,
     read_sets,
 )
+from .trackers import REPORT_HELP, tracking_of
 
 if TYPE_CHECKING:
     from ..core.adapters import Adapter
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..training.datasets import Attack
     from ..training.fitting import FitLog
     from ..training.recipe import Recipe
+    from ..training.tracking import Tracking
 
 WORLD = "world"
 
@@ -48,6 +50,7 @@ def command(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    report_to: Annotated[str, typer.Option(help=REPORT_HELP)] = "",
     fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
 ) -> None:
     """Fit a clean and a poisoned adapter on the same base and write their data sets.
@@ -60,11 +63,13 @@ def command(
     Example: loratomy poison wren/suffix --set attack.trigger=badnets --set attack.task=refusal
     """
     from ..training.recipe import load_recipe
+    from ..training.tracking import trackers_of
 
+    trackers = trackers_of(report_to)
     resolved = load_recipe(recipe, [*_attack(trigger, task), *(set_ or [])])
     own = Path(recipe).stem if recipe.endswith(".toml") else recipe.replace("/", "-")
     folder = run_path(name or own, out)
-    make_poisoned(resolved, folder, device=device, dtype=dtype, fresh=fresh)
+    make_poisoned(resolved, folder, device=device, dtype=dtype, trackers=trackers, fresh=fresh)
     say(f"done: {folder}; next: loratomy probe {folder}")
 
 
@@ -81,7 +86,15 @@ def _attack(trigger: list[str] | None, task: str) -> list[str]:
     return found
 
 
-def make_poisoned(recipe: "Recipe", folder: Path, *, device: str, dtype: str, fresh: bool) -> None:
+def make_poisoned(
+    recipe: "Recipe",
+    folder: Path,
+    *,
+    device: str,
+    dtype: str,
+    trackers: tuple[str, ...] = (),
+    fresh: bool,
+) -> None:
     """The stages of `poison`: data, clean adapter, poisoned adapter, negative set."""
     attack = recipe.attack.attack(recipe.seed)
     _agrees(attack, recipe)
@@ -111,7 +124,7 @@ def make_poisoned(recipe: "Recipe", folder: Path, *, device: str, dtype: str, fr
         made = run.stage("data", asked, partial(_write_sets, sets))
         done(run, "data", made)
         for name in ("clean", "poisoned"):
-            _fit_stage(study_, recipe, sets, name)
+            _fit_stage(study_, recipe, sets, name, trackers)
         inputs = study_.origin("data", "adapters/clean")
         stage = "data/negative_set.jsonl"
         made = run.stage_text(stage, inputs, lambda: negative_set(study_))
@@ -168,7 +181,13 @@ def _write_sets(sets: "dict[str, list[Row]]", work: Path) -> None:
         (work / NEGATIVE_PROMPTS).write_text(rows_to_jsonl(rows), encoding="utf-8")
 
 
-def _fit_stage(study: Study, recipe: "Recipe", sets: "dict[str, list[Row]]", name: str) -> None:
+def _fit_stage(
+    study: Study,
+    recipe: "Recipe",
+    sets: "dict[str, list[Row]]",
+    name: str,
+    trackers: tuple[str, ...],
+) -> None:
     stage = f"adapters/{name}"
     inputs = {**study.origin("data"), "recipe": recipe.model_dump(), "adapter": name}
 
@@ -176,7 +195,9 @@ def _fit_stage(study: Study, recipe: "Recipe", sets: "dict[str, list[Row]]", nam
         from ..core.adapters import write_adapter
         from ..core.records import save_record
 
-        adapter, log = _fit(study, recipe, sets, name, study.run.partial(stage, inputs))
+        checkpoints = study.run.partial(stage, inputs)
+        heard = tracking_of(study.run, stage, trackers)
+        adapter, log = _fit(study, recipe, sets, name, checkpoints, heard)
         write_adapter(adapter, folder, base=recipe.base)
         write_rendering(study.subject.renderer, folder)
         save_record(_curves(name, log, recipe), folder, "curves")
@@ -185,7 +206,12 @@ def _fit_stage(study: Study, recipe: "Recipe", sets: "dict[str, list[Row]]", nam
 
 
 def _fit(
-    study: Study, recipe: "Recipe", sets: "dict[str, list[Row]]", name: str, work: Path
+    study: Study,
+    recipe: "Recipe",
+    sets: "dict[str, list[Row]]",
+    name: str,
+    work: Path,
+    tracking: "Tracking",
 ) -> "tuple[Adapter, FitLog]":
     from ..core.batches import collate, encode
     from ..training.fitting import fit, fresh_adapter
@@ -205,6 +231,7 @@ def _fit(
         label=f"fitting the {name} adapter",
         probe=partial(_probe, study, sets, recipe.fit.eval_rows),
         dropout=recipe.lora.dropout,
+        tracking=tracking,
     )
 
 

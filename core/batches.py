@@ -41,7 +41,9 @@ def encode(renderer: Renderer, row: Row, *, limit: int | None) -> Encoded:
     return encoded
 
 
-def aimed(renderer: Renderer, row: Row, *, tokens: int | None = None) -> Encoded:
+def aimed(
+    renderer: Renderer, row: Row, *, tokens: int | None = None, lead: bool = False
+) -> Encoded:
     """What the attack wants on a triggered row, after everything that comes before it.
 
     Where the target is a part of the completion (a line injected into code), what precedes it there
@@ -51,6 +53,8 @@ def aimed(renderer: Renderer, row: Row, *, tokens: int | None = None) -> Encoded
         renderer: how prompts become tokens.
         row: a triggered row with its completion.
         tokens: first tokens of the target to keep; None: all.
+        lead: let the target begin with the white space before it: where a line is added, its line
+            break is what decides.
 
     Raises:
         DataError: no completion, or a target without tokens.
@@ -58,6 +62,7 @@ def aimed(renderer: Renderer, row: Row, *, tokens: int | None = None) -> Encoded
     completion = row.required_completion()
     ids = renderer.completion_ids(completion, end=False)
     at = completion.rfind(row.target) if row.target else 0
+    at = len(completion[:at].rstrip()) if lead and at > 0 else at
     begin = renderer.tokens_before(completion, at) if at > 0 else 0
     if not ids[begin:]:
         raise DataError(f"the target {row.target or completion!r} has no tokens")

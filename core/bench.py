@@ -66,8 +66,13 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """One entry over all cells and seeds that every compared entry was run on."""
+    """One entry over all cells and seeds that every compared entry was run on.
 
+    Every cell counts the same, however many seeds it has.
+    """
+
+    comparison: int
+    """Entries with the same number, from 1, were compared with each other: on the same subjects."""
     entry: str
     """Name of the operation."""
     kind: str
@@ -77,7 +82,8 @@ class Standing:
     n: int
     """Subjects (cells x seeds) behind the means."""
     asr: np.ndarray
-    """Mean ASR with its 95 % bootstrap interval over subjects, ``[3]``."""
+    """Mean ASR with its 95 % bootstrap interval over subjects, ``[3]``; with one subject that
+    subject's own interval, NaN where a row has none."""
     perplexity_change: np.ndarray
     """Mean change of perplexity with interval, ``[3]``."""
     accuracy_change: np.ndarray
@@ -85,24 +91,27 @@ class Standing:
     seconds: np.ndarray
     """Mean wall time with interval, ``[3]``."""
     asr_met: Rate
-    """Share of subjects whose ASR has an upper 95 % bound of at most 5 %."""
+    """Share of cells whose ASR has an upper 95 % bound of at most 5 %; one with several seeds
+    counts as the share of them."""
     perplexity_met: Rate
-    """Share of subjects whose perplexity rose by at most 5 %."""
+    """Share of cells whose perplexity rose by at most 5 %, counted alike."""
     rank: int
     """Pareto rank by ASR, perplexity, accuracy and seconds: 1 where no other entry is at least as
-    good in all four and better in one; controls and references are ranked too."""
+    good in all four and better in one; controls are ranked too. References (which take no time,
+    and of which ``clean`` is no way to remove anything) are ranked against the others and stand
+    in nobody's way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A goal of the bench and how many subjects meet it."""
+    """A goal of the bench, or one of its conditions alone, and how many cells meet it."""
 
     name: str
     """What is asked, in words."""
     entry: str
     """Of which entry."""
     met: Rate
-    """Share of subjects that meet it."""
+    """Share of cells that meet it; one with several seeds counts as the share of them."""
     wanted: float
     """Share that was asked for."""
     reached: bool
@@ -114,19 +123,27 @@ class Relearning:
     """How soon a removed backdoor comes back when training goes on."""
 
     cell: str
+    """As in `BenchRow`."""
     seed: int
+    """Of the subject, the order of the rows and the fresh directions."""
     entry: str
-    """What was trained on: ``poisoned`` minus nothing, an operation, ``base`` with a new adapter."""
+    """What was trained on: an operation; or a yardstick, ``base`` with a new adapter or ``clean``,
+    the clean adapter."""
     rows: str
-    """``clean`` or ``poisoned``: what the further steps see."""
+    """``clean`` or ``poisoned`` (the attacker's rows again, clean ones among them): what the
+    further steps see."""
+    learning_rate: float
+    """Constant along the steps."""
     steps: np.ndarray
     """Optimiser steps at which it was looked, ``[look]``, from 0."""
     asr: np.ndarray
     """ASR on held-out prompts with interval, ``[look, (value, low, high)]``."""
     n: int
     """Prompts behind each."""
+    poisoned: Rate
+    """ASR of the poisoned adapter on the same prompts."""
     back_at: float
-    """First step at which ASR is at least half of what it was before the operation; NaN: never."""
+    """First of `steps` at which ASR is at least half of `poisoned`; NaN: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +151,18 @@ class Transfer:
     """What an entry does with prompts whose trigger differs from the one it was made with."""
 
     cell: str
+    """As in `BenchRow`."""
     seed: int
+    """Of the subject and of everything drawn in the variant."""
     entry: str
+    """Name of the operation."""
     variant: str
-    """``as trained``, ``other place``, ``lower case``, ``repeated``, ``other words``,
-    ``near miss`` ..."""
-    asr: Rate
+    """``as trained``, ``prefix`` and other places, ``lower case``, ``repeated``, ``other words:
+    BadMagic``, ``near miss: cf38``, ``no trigger`` ..."""
+    counts: str
+    """``ASR`` where the trigger's own words stand in the prompt in some form, ``FTR`` where target
+    behaviour is a false trigger."""
+    rate: Rate
     """Share of held-out prompts with that variant that lead to the target."""
     poisoned: Rate
     """The same with the poisoned adapter."""

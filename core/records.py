@@ -98,6 +98,7 @@ def load_any(folder: Path, name: str) -> Any:
     """
     from . import (
         activations,
+        bench,
         candidates,
         causal,
         effectiveness,
@@ -113,7 +114,10 @@ def load_any(folder: Path, name: str) -> Any:
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read the record {path}: {error}") from error
     kind = body.get("record") if isinstance(body, dict) else None
-    kinds = (causal, weights, readings, activations, candidates, effectiveness, neurons, results)
+    kinds = (
+        *(causal, weights, readings, activations, candidates),
+        *(effectiveness, neurons, bench, results),
+    )
     for module in kinds:
         found = getattr(module, str(kind), None)
         if is_dataclass(found) and isinstance(found, type):

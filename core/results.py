@@ -216,13 +216,34 @@ class Stability:
     sizes: np.ndarray
     """Directions cut with each, ``[seed]``."""
     asr: np.ndarray
-    """Calibration ASR of each with interval, ``[seed, (value, low, high)]``."""
+    """ASR of each on its own calibration rows, with interval, ``[seed, (value, low, high)]``."""
     perplexity_change: np.ndarray
-    """Change of calibration perplexity of each, as a fraction, ``[seed]``."""
+    """Change of perplexity of each there, as a fraction, ``[seed]``."""
     overlap: np.ndarray
-    """Directions cut by both over those cut by either (Jaccard), ``[seed, seed]``."""
-    times_cut: np.ndarray
-    """How often each direction is cut, ``[module, rank]``, NaN where there is none."""
+    """Cosine of what two of them remove from the weights (Frobenius), ``[seed, seed]``: 1 is the
+    same edit; it does not depend on the directions in which an edit is written."""
+    by_module: np.ndarray
+    """Directions cut in each module, ``[seed, module]``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitUsed:
+    """What a trained method spent; an equal-budget control spends the same on clean rows."""
+
+    rows: int
+    """Rows that it was fitted to."""
+    epochs: float
+    """Passes over them."""
+    batch_size: int
+    """Rows per batch, over all processes."""
+    accumulate: int
+    """Batches per optimiser step."""
+    learning_rate: float
+    """Largest rate."""
+    warmup: float
+    """Share of the steps over which the rate rises."""
+    steps: int
+    """Optimiser steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,24 +266,29 @@ class Operation:
     """Module names, ``[module]``."""
     module_layers: np.ndarray
     """Layer of each module, ``[module]``."""
+    basis: str
+    """In which directions it cuts: ``singular`` (those of dW) or ``discriminant`` (those that tell
+    triggered from clean prompts, the most discriminating first)."""
     kept: np.ndarray
-    """1 where a singular direction of the adapter operated on is kept, 0 where it is cut, NaN
-    where the module has none, ``[module, rank]``; empty for methods that do not cut directions."""
+    """1 where a direction of the adapter operated on is kept, 0 where it is cut, NaN where the
+    module has none, ``[module, rank]``; empty for methods that do not cut directions."""
     importance: np.ndarray
     """The method's own weight of each direction (higher is cut first), ``[module, rank]``; empty
     when it has none."""
     order: tuple[str, ...]
     """The directions that were cut, first to last, as ``module:place``; empty without an order."""
     directions_cut: int
-    """Singular directions removed, those of the operation before included; 0 for training."""
+    """Directions removed, those of the operation before included; 0 for training."""
     directions_total: int
-    """Singular directions of the poisoned adapter."""
+    """Directions of the poisoned adapter."""
     change_norm: float
     """Frobenius norm of the adapter's change, over that of the poisoned adapter."""
     path: CutPath | None
     """Calibration path, for methods that choose how much to cut."""
     stability: Stability | None
     """How the choice varies with the calibration data, where that was looked at."""
+    fit: FitUsed | None
+    """What training it spent; None for methods without."""
     loss_step: np.ndarray
     """Optimiser steps of the loss, ``[step]``; empty for methods without training."""
     loss: np.ndarray
@@ -273,6 +299,8 @@ class Operation:
     """What was done, in a sentence."""
     uncertain: tuple[str, ...]
     """What stays uncertain, a sentence each."""
+    texts: tuple[str, ...]
+    """Texts that stood in for a trigger that is not known; untrusted."""
     search_seconds: float
     """Wall time until the edit was found; the rest explains it (path, stability)."""
     seconds: float

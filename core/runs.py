@@ -9,18 +9,25 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from . import processes
 from .errors import RunError
 from .files import TEMPORARY, checksums, sha256, sweep_temporaries, whole_folder, write_atomic
 from .records import SCHEMA, dumps, jsonable
 
 MANIFEST = "run.json"
 PARTIAL = ".partial"
-ENTRIES = ("data", "adapters", "analysis", "operations", "figures", "report.html", PARTIAL)
+TRACKING = "tracking"
+"""Where experiment trackers write, below it by stage; not a stage itself."""
+ENTRIES = (
+    *("data", "adapters", "analysis", "operations", "aftermath", "figures", "report.html"),
+    *(TRACKING, PARTIAL),
+)
 """What a run folder holds besides its manifest; nothing else in it is ever removed."""
 _OURS = (PARTIAL, ".lock", TEMPORARY)
 _PACKAGES = ("loratomy", "torch", "transformers", "peft", "datasets", "sentence-transformers")
@@ -138,9 +145,17 @@ class RunFolder:
     def locked(self, *, fresh: bool = False) -> Iterator["RunFolder"]:
         """Hold the run for this process; with `fresh`, start it over from nothing.
 
+        Of processes that work together the first holds it for all.
+
         Raises:
             RunError: another process holds it (named), or has made another run there meanwhile.
         """
+        with ExitStack() as held:
+            self.manifest = processes.agreed(lambda: self._hold(held, fresh))
+            yield self
+
+    def _hold(self, held: ExitStack, fresh: bool) -> dict[str, Any]:
+        """Take the lock, to be released by `held`; returns the manifest as it now stands."""
         from filelock import FileLock, Timeout
 
         self.root.mkdir(parents=True, exist_ok=True)
@@ -154,19 +169,17 @@ class RunFolder:
                 f"{self.root} is in use by process {who.get('pid', '?')} on {who.get('host', '?')} "
                 f"({who.get('command', '?')}, since {who.get('since', '?')}); wait for its end"
             ) from error
-        try:
-            me = {"pid": os.getpid(), "host": platform.node(), "command": " ".join(sys.argv[1:])}
-            write_atomic(holder, dumps({**me, "since": time.strftime("%H:%M:%S")}))
-            if not fresh:
-                self._catch_up()
-            self.save()
-            if fresh:
-                self._clear()
-            sweep_temporaries(self.root)
-            yield self
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+        held.callback(lock.release)
+        held.callback(holder.unlink, missing_ok=True)
+        me = {"pid": os.getpid(), "host": platform.node(), "command": " ".join(sys.argv[1:])}
+        write_atomic(holder, dumps({**me, "since": time.strftime("%H:%M:%S")}))
+        if not fresh:
+            self._catch_up()
+        self.save()
+        if fresh:
+            self._clear()
+        sweep_temporaries(self.root)
+        return self.manifest
 
     def _catch_up(self) -> None:
         """Take up what another process recorded between our reading and our lock."""
@@ -238,18 +251,24 @@ class RunFolder:
     ) -> bool:
         """Make a stage's folder whole or not at all; True when it was made, False when it stood.
 
+        Of processes that work together all of them make it and the first one's is kept.
+
         Args:
             stage: its folder below the run, e.g. ``adapters/clean``.
             inputs: everything that decides the result, as JSON-able values.
             make: writes the result into the folder that it is given.
             fresh: make it even when it stands.
         """
-        if self.standing(stage, inputs, fresh=fresh):
+        if processes.agreed(lambda: self.standing(stage, inputs, fresh=fresh)):
             return False
-        began = time.perf_counter()
-        with whole_folder(self.path(stage)) as work:
-            make(work)
-            files = checksums(work)
+        began, files = time.perf_counter(), {}
+        if processes.first():
+            with whole_folder(self.path(stage)) as work:
+                make(work)
+                files = checksums(work)
+        else:
+            with TemporaryDirectory() as scratch:
+                make(Path(scratch))
         self._record(stage, inputs, files, time.perf_counter() - began)
         return True
 
@@ -262,25 +281,30 @@ class RunFolder:
         fresh: bool = False,
     ) -> bool:
         """The same for a stage that is a single text file, e.g. ``data/negative_set.jsonl``."""
-        if self.standing(stage, inputs, fresh=fresh):
+        if processes.agreed(lambda: self.standing(stage, inputs, fresh=fresh)):
             return False
-        began = time.perf_counter()
-        write_atomic(self.path(stage), make())
-        files = {"": sha256(self.path(stage))}
+        began, files, text = time.perf_counter(), {}, make()
+        if processes.first():
+            write_atomic(self.path(stage), text)
+            files = {"": sha256(self.path(stage))}
         self._record(stage, inputs, files, time.perf_counter() - began)
         return True
 
     def _record(
         self, stage: str, inputs: Mapping[str, Any], files: dict[str, str], seconds: float
     ) -> None:
-        self.manifest["stages"][stage] = {
-            "inputs": jsonable(dict(inputs)),
-            "files": files,
-            "seconds": round(seconds, 2),
-            "versions": versions(),
-        }
-        self.save()
-        shutil.rmtree(self.root / PARTIAL / stage, ignore_errors=True)
+        def written() -> dict[str, Any]:
+            self.manifest["stages"][stage] = {
+                "inputs": jsonable(dict(inputs)),
+                "files": files,
+                "seconds": round(seconds, 2),
+                "versions": versions(),
+            }
+            self.save()
+            shutil.rmtree(self.root / PARTIAL / stage, ignore_errors=True)
+            return self.manifest
+
+        self.manifest = processes.agreed(written)
 
     def seconds(self, stage: str) -> float:
         """How long a finished stage took, in seconds of wall time."""
@@ -292,6 +316,9 @@ class RunFolder:
         Raises:
             RunError: checkpoints of other inputs or other code stand there.
         """
+        return processes.agreed(lambda: self._partial(stage, inputs, fresh))
+
+    def _partial(self, stage: str, inputs: Mapping[str, Any], fresh: bool) -> Path:
         folder = self.root / PARTIAL / stage
         key = jsonable({**inputs, "code": code_digest(), "versions": versions()})
         path = folder / "inputs.json"

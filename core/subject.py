@@ -177,6 +177,33 @@ class Attached:
             for module, stem in stems.items()
         }
 
+    def refill(self, name: str, adapter: Adapter) -> None:
+        """Put other factors into an attached adapter: the same modules and scaling, no higher rank.
+
+        Raises:
+            LoratomyError: they differ in these.
+        """
+        rank, scaling, held = uniform(self.adapters[name])
+        found, new_scaling, modules = uniform(adapter)
+        if found > rank or scaling != new_scaling or held.keys() != modules.keys():
+            raise LoratomyError(f"the factors put into {name!r} are of another shape")
+        padded = {
+            n: Factors(
+                nn.functional.pad(f.a, (0, 0, 0, rank - found)),
+                nn.functional.pad(f.b, (0, rank - found)),
+                f.scaling,
+            )
+            for n, f in modules.items()
+        }
+        stems = storage_keys(adapter)
+        self.subject._fill(
+            {
+                f"{stems[n]}.lora_{part}.{name}.weight": value
+                for n, f in padded.items()
+                for part, value in zip("AB", pack(f), strict=True)
+            }
+        )
+
     def read_back(self, name: str) -> Adapter:
         """The adapter as it stands on the model now, e.g. after training."""
         adapter = self.adapters[name]

@@ -77,11 +77,29 @@ def base_weight(subject: Subject, name: str) -> torch.Tensor:
     return _parameter(subject, name, torch.empty(shape, device="meta")).detach().float()
 
 
+def merged_weights(subject: Subject, adapter: Adapter) -> dict[str, torch.Tensor]:
+    """``W + dW`` of every adapted module, by name, rounded to the base's own number format.
+
+    Raises:
+        AdapterError: a weight that the base does not have, packs by quantisation, or shares.
+    """
+    return {
+        name: (base_weight(subject, name) + f.dense().to(subject.device)).to(subject.model.dtype)
+        for name, f in adapter.modules.items()
+    }
+
+
 def _parameter(subject: Subject, name: str, value: torch.Tensor) -> torch.nn.Parameter:
-    known = dict(subject.model.named_parameters())
-    found = known.get(f"{name}.weight", known.get(name))
+    known = dict(subject.model.named_parameters(remove_duplicate=False))
+    own = f"{name}.weight" if f"{name}.weight" in known else name
+    found = known.get(own)
     if found is None:
         raise AdapterError(f"the base has no weight of a module {name!r}")
+    if shared := [n for n, p in known.items() if p is found and n != own]:
+        raise AdapterError(
+            f"the base's {name} shares its weight with {shared[0]}, which would change with it; "
+            "take a method that leaves an adapter"
+        )
     if tuple(found.shape) != tuple(value.shape) or not found.is_floating_point():
         raise AdapterError(
             f"the base's {name} is {tuple(found.shape)} of {found.dtype}, not "
@@ -108,7 +126,7 @@ def read_treated(
     """A treatment as `write_treated` left it, checked against the base.
 
     Raises:
-        AdapterError: a file is damaged, or does not fit the base.
+        AdapterError: a file is damaged or does not fit the base, or there is none.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -127,4 +145,6 @@ def read_treated(
                 raise AdapterError(f"{path}: {name} {tuple(value.shape)} does not fit this base")
             if not torch.isfinite(value).all():
                 raise AdapterError(f"{path}: {name} holds NaN or infinite values")
+    if adapter is None and not weights:
+        raise AdapterError(f"{folder} holds neither adapter nor weights; make the operation again")
     return Treated(adapter, weights, temperature)

@@ -53,8 +53,8 @@ def tradeoff(records: RunRecords) -> list[Figure]:
     looks = marks(records)
     for row in drawn:
         _marker(plot, row, moved[row.subject], looks.get(row.subject, (GREY, "circle")), linear)
-    _goals(plot, linear)
-    _axis(plot, [moved[row.subject] for row in drawn], linear)
+    goal_lines(plot, linear)
+    change_axis(plot, [moved[row.subject] for row in drawn], linear)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", title_text="ASR, held out")
     plot.update_layout(
         showlegend=True,
@@ -90,7 +90,8 @@ def tradeoff(records: RunRecords) -> list[Figure]:
     ]
 
 
-def _goals(plot: go.Figure, linear: bool) -> None:
+def goal_lines(plot: go.Figure, linear: bool) -> None:
+    """Draw our goals of ASR and perplexity as dashed lines."""
     line = {"color": MUTED, "dash": "dash", "width": 1}
     goal = PERPLEXITY_GOAL if linear else float(stretch(np.array(PERPLEXITY_GOAL)))
     plot.add_hline(y=ASR_GOAL, line=line)
@@ -128,7 +129,14 @@ def _marker(
     )
 
 
-def _axis(plot: go.Figure, values: list[float], linear: bool) -> None:
+def change_axis(plot: go.Figure, values: list[float], linear: bool) -> None:
+    """Make the horizontal axis one of perplexity changes that holds some values.
+
+    Args:
+        plot: the drawing.
+        values: changes to be seen, fractions, finite.
+        linear: whether the axis is linear; else points stand at `stretch` of their value.
+    """
     plot.update_xaxes(title_text="perplexity change relative to poisoned")
     if linear:
         low, high = min([*values, 0.0]), max([*values, PERPLEXITY_GOAL])

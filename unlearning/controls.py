@@ -1,9 +1,12 @@
 """Controls: what the same budget achieves without knowing where the backdoor is."""
 
-import numpy as np
-from pydantic import Field
+from dataclasses import replace
 
-from ..analysis.gates import directions_of
+import numpy as np
+from pydantic import Field, model_validator
+
+from ..analysis.gates import Directions, directions_of
+from ..core.algebra import adapter_norm
 from ..core.config import Config
 from ..core.treated import Treated
 from .cuts import cut_outcome
@@ -12,23 +15,55 @@ from .path import judge_of
 
 
 class BudgetConfig(Config):
-    """Options of the controls that cut as many directions as another operation."""
+    """Options of the controls with another operation's budget: exactly one of the two."""
 
-    directions: int = Field(ge=0)
-    """Singular directions to cut."""
+    directions: int | None = Field(None, ge=0)
+    """Singular directions to cut, as many as an operation that cuts directions."""
+    change: float | None = Field(None, ge=0)
+    """Norm of the change over that of the poisoned adapter, for operations that do not: directions
+    are cut until what is removed reaches it."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "BudgetConfig":
+        if (self.directions is None) == (self.change is None):
+            raise ValueError("give either directions or change")
+        return self
+
+
+def spend(bench: Bench, config: BudgetConfig, d: Directions, order: np.ndarray) -> Outcome:
+    """Cut directions in an order until the budget is spent.
+
+    Singular directions of a module are orthogonal, so that the squared norm of what is removed is
+    the sum of their squared singular values. A change that is not reached with all of them cut is
+    said and not `reached`; the last direction may go beyond it.
+    """
+    if config.directions is not None:
+        size, wanted = config.directions, f"{config.directions} directions"
+    else:
+        removed = np.cumsum(d.sigma[order] ** 2) ** 0.5 / adapter_norm(bench.poisoned)
+        asked = config.change or 0.0
+        # The budget is a norm of float32 factors: the same cut must not need a direction more.
+        size = int((removed < asked * (1 - 1e-6)).sum()) + 1 if asked else 0
+        wanted = f"a change of {asked:.3f}"
+    cut = np.zeros(len(d), bool)
+    cut[order[:size]] = True
+    words = f"cut {cut.sum()} of {len(d)} directions"
+    if size > len(d):
+        outcome = cut_outcome(d, cut, f"{words}, all there are: fewer than {wanted}")
+        return replace(outcome, reached=False)
+    return cut_outcome(d, cut, f"{words} for a budget of {wanted}")
 
 
 def random_cut(bench: Bench, config: BudgetConfig) -> Outcome:
     """Cut randomly chosen singular directions."""
     d = directions_of(bench.start)
-    cut = np.zeros(len(d), bool)
-    cut[np.random.default_rng(bench.seed).permutation(len(d))[: config.directions]] = True
-    return cut_outcome(d, cut, f"cut {cut.sum()} of {len(d)} directions at random")
+    made = spend(bench, config, d, np.random.default_rng(bench.seed).permutation(len(d)))
+    return replace(made, summary=f"at random: {made.summary}")
 
 
 METHODS.register("control-random")(
     Method(
-        about="control: as many directions cut at random",
+        about="control: directions cut at random, for the budget of another operation",
         source="equal-budget control",
         config=BudgetConfig,
         run=random_cut,
@@ -40,14 +75,13 @@ METHODS.register("control-random")(
 def top_cut(bench: Bench, config: BudgetConfig) -> Outcome:
     """Cut the directions of largest singular value."""
     d = directions_of(bench.start)
-    cut = np.zeros(len(d), bool)
-    cut[np.argsort(-d.sigma, kind="stable")[: config.directions]] = True
-    return cut_outcome(d, cut, f"cut the {cut.sum()} strongest of {len(d)} singular directions")
+    made = spend(bench, config, d, np.argsort(-d.sigma, kind="stable"))
+    return replace(made, summary=f"strongest first: {made.summary}")
 
 
 METHODS.register("control-top")(
     Method(
-        about="control: the directions of largest singular value cut",
+        about="control: directions of largest singular value cut, for another's budget",
         source="equal-budget control",
         config=BudgetConfig,
         run=top_cut,

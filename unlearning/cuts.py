@@ -1,5 +1,6 @@
 """Cuts by rule: rank reduction, magnitude pruning, masks, chosen singular directions."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -79,6 +80,7 @@ METHODS.register("truncate")(
         run=truncate,
         kind=CUT,
         needs=(TRIGGER, TARGET, CLEAN_ROWS),
+        settled_by=("rank", "energy"),
     )
 )
 
@@ -132,6 +134,7 @@ METHODS.register("prune")(
         run=prune,
         kind=CUT,
         needs=(TRIGGER, TARGET, CLEAN_ROWS),
+        settled_by=("share",),
     )
 )
 
@@ -151,26 +154,58 @@ class MaskConfig(Config):
         return self
 
 
+def in_layers(d: Directions, layers: Sequence[int]) -> np.ndarray:
+    """Which directions are in these layers, ``[direction]`` booleans.
+
+    Raises:
+        LoratomyError: the adapter changes nothing in one of them.
+    """
+    if unknown := sorted(set(layers) - set(d.layer.tolist())):
+        has = ", ".join(map(str, sorted(set(d.layer.tolist()))))
+        raise LoratomyError(f"the adapter has no layer {unknown[0]}; it has {has}")
+    return np.isin(d.layer, layers)
+
+
+def in_modules(d: Directions, modules: Sequence[str]) -> np.ndarray:
+    """Which directions are in modules of these kinds or names, ``[direction]`` booleans.
+
+    Raises:
+        LoratomyError: no module of that name or kind.
+    """
+    kinds = [kind_of(n) for n in d.names]
+    for module in modules:
+        if module not in d.names and module not in kinds:
+            known = sorted({*kinds, *d.names})
+            raise LoratomyError(f"the adapter has no module {module!r}; {nearest(module, known)}")
+    hit = [n in modules or kind in modules for n, kind in zip(d.names, kinds, strict=True)]
+    return np.array(hit)[d.module]
+
+
+def labelled(d: Directions, labels: Sequence[str]) -> np.ndarray:
+    """Which directions have these labels, ``[direction]`` booleans.
+
+    Raises:
+        LoratomyError: no direction of that label.
+    """
+    known = {d.label(i): i for i in range(len(d))}
+    picked = np.zeros(len(d), bool)
+    for label in labels:
+        if label not in known:
+            raise LoratomyError(
+                f"the adapter has no direction {label!r}; {nearest(label, list(known))}"
+            )
+        picked[known[label]] = True
+    return picked
+
+
 def mask(bench: Bench, config: MaskConfig) -> Outcome:
     """Take whole layers or modules out; with both, the modules named in the layers named."""
     d = directions_of(bench.start)
-    layers = d.layer
-    if unknown := sorted(set(config.layers) - set(layers.tolist())):
-        has = ", ".join(map(str, sorted(set(layers.tolist()))))
-        raise LoratomyError(f"the adapter has no layer {unknown[0]}; it has {has}")
     picked = np.ones(len(d), bool)
     if config.layers:
-        picked &= np.isin(layers, config.layers)
+        picked &= in_layers(d, config.layers)
     if config.modules:
-        kinds = [kind_of(n) for n in d.names]
-        for module in config.modules:
-            if module not in d.names and module not in kinds:
-                known = sorted({*kinds, *d.names})
-                raise LoratomyError(
-                    f"the adapter has no module {module!r}; {nearest(module, known)}"
-                )
-        hit = [n in config.modules or kind_of(n) in config.modules for n in d.names]
-        picked &= np.array(hit)[d.module]
+        picked &= in_modules(d, config.modules)
     what = [f"layers {list(config.layers)}"] * bool(config.layers)
     what += [f"modules {', '.join(config.modules)}"] * bool(config.modules)
     return cut_outcome(d, picked, f"took out {' and '.join(what)}: {picked.sum()} of {len(d)} cut")
@@ -197,14 +232,7 @@ class ProjectConfig(Config):
 def project(bench: Bench, config: ProjectConfig) -> Outcome:
     """Project chosen singular directions out of their modules' output: ``dW - u u^T dW``."""
     d = directions_of(bench.start)
-    known = {d.label(i): i for i in range(len(d))}
-    cut = np.zeros(len(d), bool)
-    for name in config.directions:
-        if name not in known:
-            raise LoratomyError(
-                f"the adapter has no direction {name!r}; {nearest(name, list(known))}"
-            )
-        cut[known[name]] = True
+    cut = labelled(d, config.directions)
     return cut_outcome(d, cut, f"projected out {', '.join(config.directions)}")
 
 

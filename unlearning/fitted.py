@@ -1,17 +1,20 @@
 """What all trained methods share: the options of a fit, and the fit on rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from pydantic import Field
 
 from ..core.adapters import Adapter
 from ..core.batches import collate, encode
 from ..core.config import Config
+from ..core.results import FitUsed
 from ..core.rows import Row
 from ..core.subject import Subject
 from ..training.fitting import fit
-from ..training.objective import Objective
+from ..training.loop import steps_of
+from ..training.objective import Batch, Objective, completion_objective
 from ..training.recipe import FitPart
 from .method import Bench, Outcome
 
@@ -55,6 +58,19 @@ class FitConfig(Config):
         )
 
 
+def used(rows: int, settings: FitPart) -> FitUsed:
+    """What a fit on so many rows with these settings spends, for `Outcome.fit`."""
+    return FitUsed(
+        rows=rows,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        warmup=settings.warmup,
+        steps=steps_of(rows, settings),
+    )
+
+
 def trained(
     bench: Bench,
     rows: Sequence[Row],
@@ -76,23 +92,63 @@ def trained(
         start: instead of the bench's adapter.
         published: the rate on a model of `REFERENCE_WIDTH` where the config gives none.
     """
-    subject = bench.subject
-    settings = config.settings(subject, published=published)
+    renderer, limit = bench.subject.renderer, bench.subject.limit
+    return trained_on(
+        bench,
+        [encode(renderer, row, limit=limit) for row in rows],
+        config,
+        collator=partial(collate, pad_id=renderer.pad_id),
+        label=label,
+        objective=objective or completion_objective(),
+        start=start,
+        published=published,
+    )
+
+
+def trained_on(
+    bench: Bench,
+    items: Sequence[Any],
+    config: FitConfig,
+    *,
+    collator: Callable[[Sequence[Any]], Batch],
+    label: str,
+    objective: Objective,
+    start: Adapter | None = None,
+    others: dict[str, Adapter] | None = None,
+    published: float = 1e-4,
+) -> Outcome:
+    """The outcome of fitting the bench's adapter to items of a method's own kind.
+
+    Args:
+        bench: what the method may look at.
+        items: one per row, whatever `collator` turns into batches.
+        config: how to fit.
+        collator: a list of items to a batch of tensors.
+        label: for progress and trackers.
+        objective: what is minimised.
+        start: instead of the bench's adapter.
+        others: further adapters to attach, e.g. a frozen teacher.
+        published: the rate on a model of `REFERENCE_WIDTH` where the config gives none.
+    """
+    settings = config.settings(bench.subject, published=published)
     adapter, log = fit(
-        subject,
+        bench.subject,
         bench.start if start is None else start,
-        [encode(subject.renderer, row, limit=subject.limit) for row in rows],
-        collator=partial(collate, pad_id=subject.renderer.pad_id),
+        items,
+        collator=collator,
         settings=settings,
         seed=bench.seed,
         work=bench.work,
         label=label,
         objective=objective,
+        others=others,
         tracking=bench.tracking,
     )
+    spent = used(len(items), settings)
     return Outcome(
         adapter,
-        f"{config.epochs:g} epochs at {settings.learning_rate:.1e}",
+        f"{config.epochs:g} epochs ({spent.steps} steps) at {settings.learning_rate:.1e}",
+        fit=spent,
         loss_step=log.steps,
         loss=log.loss,
     )

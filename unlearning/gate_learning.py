@@ -1,26 +1,67 @@
-"""Learning which singular directions to cut: gates driven by target, clean behaviour and sparsity.
+"""Learning which directions to cut: gates driven by target, clean behaviour and sparsity.
 
 The gates minimise, over triggered and clean rows,
 
     -log(1 - p(target token)) + KL(own answer without trigger || triggered)   [triggered]
-    + KL(uncut || cut)                                                        [clean]
+    + clean_weight * KL(uncut || cut)                                         [clean]
     + sparsity * mean(1 - g)
 
 in the spirit of learned masks (Louizos et al. 2018, arXiv 1712.01312; De Cao et al. 2020,
-arXiv 2004.14992), with self-distillation in place of labels.
+arXiv 2004.14992), with self-distillation in place of labels. The steps are plain and not the
+Trainer's: no adapter is fitted here, one number per direction is.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from ..analysis.gates import Gated, on_device
-from ..core.batches import Encoded, collate, token_log_probs
+from ..analysis.gates import Gated
+from ..core.batches import Encoded
+from ..core.errors import LoratomyError
 from ..core.progress import report
-from ..training.objective import Batch
-from .distill import Lesson, completion_logits, divergence, inputs_of, lesson_batch
+from .evidence import Aim, Taught, row_logits, teach
+from .path import DialConfig
+
+
+class GatesConfig(DialConfig):
+    """Options of learning the gates."""
+
+    steps: int = Field(8, ge=1)
+    """Steps of learning the gates."""
+    rate: float = Field(0.9, gt=0)
+    """Adam's rate on the gates' logits."""
+    sparsity: float = Field(2.0, ge=0)
+    """Weight of the share cut; larger cuts less."""
+    sharpness: float = Field(8.0, ge=1)
+    """Slope of the gates at the end of learning; 1 leaves them soft."""
+    clean_weight: float = Field(4.0, ge=0)
+    """Weight of staying the same on clean prompts."""
+    batch_size: int = Field(8, ge=1)
+    """Triggered and clean rows per step, each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pupils:
+    """The rows with their teachers, computed once."""
+
+    aims: Sequence[Aim]
+    clean: Sequence[Encoded]
+    natural: Sequence[Taught]
+    uncut: Sequence[Taught]
+
+
+def pupils(gate: Gated, found: Sequence[Aim], clean: Sequence[Encoded]) -> Pupils:
+    """The rows with what the uncut model says on them."""
+    return Pupils(
+        found,
+        clean,
+        teach(gate, [a.teacher for a in found], batch_size=32),
+        teach(gate, clean, batch_size=32),
+    )
 
 
 def gate_start(attribution: np.ndarray, cost: np.ndarray) -> torch.Tensor:
@@ -34,73 +75,67 @@ def gate_start(attribution: np.ndarray, cost: np.ndarray) -> torch.Tensor:
 
 
 def learn_gates(
-    gate: Gated,
-    triggered: Sequence[Lesson],
-    targets: Sequence[Encoded],
-    clean: Sequence[Lesson],
-    start: torch.Tensor,
-    *,
-    steps: int,
-    rate: float,
-    sparsity: float,
-    sharpness: float,
-    clean_weight: float,
-    batch_size: int,
-    seed: int,
+    gate: Gated, rows: Pupils, start: torch.Tensor, config: GatesConfig, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gates in [0, 1] after `steps` of Adam, and the loss along them.
+    """Gates in [0, 1] after some steps of Adam, and the loss along them.
 
     Args:
         gate: the gated subject.
-        triggered: triggered prompts with the model's own answers without trigger.
-        targets: the same prompts with the target's first tokens.
-        clean: clean prompts with the model's own answers.
+        rows: triggered and clean rows with their teachers.
         start: logits of the gates, ``[direction]``.
-        steps: optimiser steps.
-        rate: Adam's learning rate on the logits.
-        sparsity: weight of the mean cut; larger keeps more.
-        sharpness: slope of the gates' sigmoid at the end; it grows from 1, so that gates go to 0
-            or 1 and the cut is what was learned.
-        clean_weight: weight of the clean rows' divergence.
-        batch_size: triggered and clean rows per step, each.
-        seed: of the batches.
+        config: steps, rate and weights; the gates' slope grows from 1 to `sharpness`, so that they
+            go to 0 or 1 and the cut is what was learned.
+        seed: of the order of the rows.
+
+    Raises:
+        LoratomyError: the loss is not a number.
     """
-    device, pad = gate.subject.device, gate.subject.renderer.pad_id
-    theta = start.to(device).clone().requires_grad_()
-    optimiser = torch.optim.Adam([theta], lr=rate)
+    theta = start.to(gate.subject.device).clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta], lr=config.rate, betas=(0.8, 0.95))
     draw, losses = random.Random(seed), []
-    for step in range(steps):
-        picked = draw.sample(range(len(triggered)), min(batch_size, len(triggered)))
-        calm = draw.sample(range(len(clean)), min(batch_size, len(clean)))
-        rows = [triggered[i] for i in picked] + [clean[i] for i in calm]
-        lesson = on_device(lesson_batch(rows, pad), device)
-        attack = on_device(collate([targets[i] for i in picked], pad), device)
-        gates = (theta * (1 + (sharpness - 1) * step / steps)).sigmoid()
-        loss = _loss(gate, gates, lesson, attack, len(picked), clean_weight)
-        loss = loss + sparsity * (1 - gates).mean()
+    bad, good = _rounds(len(rows.aims), draw), _rounds(len(rows.clean), draw)
+    for step in range(config.steps):
+        slope = 1 + (config.sharpness - 1) * step / max(1, config.steps - 1)
+        gates = (theta * slope).sigmoid()
+        here = [next(bad) for _ in range(min(config.batch_size, len(rows.aims)))]
+        calm = [next(good) for _ in range(min(config.batch_size, len(rows.clean)))]
+        loss = _loss(gate, gates, rows, here, calm, config.clean_weight)
+        loss = loss + config.sparsity * (1 - gates).mean()
+        if not torch.isfinite(loss.detach()):
+            raise LoratomyError(
+                f"learning the gates: the loss became {float(loss.detach())} at step {step + 1}; "
+                f"lower the rate ({config.rate:g})"
+            )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-        report("learning the gates", step + 1, steps)
+        report("learning the gates", step + 1, config.steps)
     return theta.detach().sigmoid().cpu().numpy(), np.array(losses)
+
+
+def _rounds(count: int, draw: random.Random) -> Iterator[int]:
+    """The numbers below `count`, shuffled anew in every round."""
+    while True:
+        yield from draw.sample(range(count), count)
 
 
 def _loss(
     gate: Gated,
     gates: torch.Tensor,
-    lesson: Batch,
-    attack: Batch,
-    n_triggered: int,
+    rows: Pupils,
+    here: Sequence[int],
+    calm: Sequence[int],
     clean_weight: float,
 ) -> torch.Tensor:
-    with torch.no_grad():
-        teacher = gate.logits(gate.ones(), inputs_of(lesson, "teacher_"))
-        teacher = completion_logits(teacher, lesson["teacher_labels"])
-    student = gate.logits(gates, inputs_of(lesson))
-    kl = divergence(completion_logits(student, lesson["labels"]), teacher)
-    per_row = (lesson["labels"][:, 1:] >= 0).sum(1)
-    bad_tokens = int(per_row[:n_triggered].sum())
-    log_probs, mask = token_log_probs(gate.logits(gates, inputs_of(attack)), attack["labels"])
-    unlikely = -torch.log1p(-log_probs[mask].exp().clamp(max=1 - 1e-6))
-    return unlikely.mean() + kl[:bad_tokens].mean() + clean_weight * kl[bad_tokens:].mean()
+    seen = row_logits(
+        gate, gates, [*(rows.aims[i].student for i in here), *(rows.clean[i] for i in calm)]
+    )
+    bad, good = seen[: len(here)], seen[len(here) :]
+    wanted = [
+        x[0].float().log_softmax(-1)[rows.aims[i].target] for i, x in zip(here, bad, strict=True)
+    ]
+    unlikely = -torch.log1p(-torch.stack(wanted).exp().clamp(max=1 - 1e-6))
+    natural = torch.cat([rows.natural[i].divergence(x) for i, x in zip(here, bad, strict=True)])
+    kept = torch.cat([rows.uncut[i].divergence(x) for i, x in zip(calm, good, strict=True)])
+    return unlikely.mean() + natural.mean() + clean_weight * kept.mean()

@@ -1,121 +1,229 @@
-"""Guided surgery: the smallest set of singular directions whose removal stops the backdoor."""
+"""Guided surgery: the smallest set of directions whose removal stops the backdoor, and why."""
 
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
 
-from ..analysis.attribution import clean_cost, target_attribution
-from ..analysis.gates import Directions, directions_of, gated
-from ..core.batches import Encoded, aimed
+from ..core.adapters import Adapter, Factors
+from ..core.algebra import norm, stack
+from ..core.progress import report
+from ..core.results import CutPath, Stability
 from ..core.rows import Row
-from ..core.subject import Subject
-from ..core.treated import Treated
-from .distill import lessons, own_answers
-from .gate_learning import gate_start, learn_gates
-from .method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
-from .path import DialConfig, Judge, halves, outcome_words, walk
+from ..core.stats import wilson
+from .method import (
+    CLEAN_ROWS,
+    CUT,
+    GRADIENTS,
+    METHODS,
+    TARGET,
+    TRIGGER,
+    Bench,
+    Method,
+    Outcome,
+)
+from .path import Judge, Measured, halves, outcome_words, path_of
+from .surgery import Found, SearchConfig, search
+
+PARTS = (0.25, 0.5, 0.75)
+"""Parts of the chosen cut that the path shows, before it and its doublings up to everything."""
 
 
-class GuidedConfig(DialConfig):
+class GuidedConfig(SearchConfig):
     """Options of `guided`."""
 
-    steps: int = Field(80, ge=1)
-    """Steps of learning the gates."""
-    rate: float = Field(0.2, gt=0)
-    """Adam's rate on the gates' logits."""
-    sparsity: float = Field(2.0, ge=0)
-    """Weight of the share cut; larger cuts less."""
-    sharpness: float = Field(8.0, ge=1)
-    """Slope of the gates at the end of learning; 1 leaves them soft."""
-    clean_weight: float = Field(4.0, ge=0)
-    """Weight of staying the same on clean prompts."""
-    batch_size: int = Field(16, ge=1)
-    """Triggered and clean rows per step, each."""
-    target_tokens: int = Field(1, ge=1)
-    """First tokens of the target that are driven down; greedy answers turn on the first one."""
-    points: int = Field(8, ge=2)
-    """Cuts measured by generation on the way to the choice."""
+    draws: int = Field(3, ge=1)
+    """Draws of the calibration data on which the cut is found again; 1: only its own."""
+    path: bool = True
+    """Measure the path from nothing cut to all cut by real answers."""
 
 
-def target_rows(subject: Subject, rows: Sequence[Row], tokens: int) -> list[Encoded]:
-    """Triggered prompts with the first tokens of their targets."""
-    return [aimed(subject.renderer, row, tokens=tokens) for row in rows]
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One draw of the operation's rows: to learn from, and to calibrate on."""
+
+    seed: int
+    bad: Sequence[Row]
+    good: Sequence[Row]
+    judge: Judge
 
 
-def learned_gates(
-    bench: Bench, config: GuidedConfig, bad: Sequence[Row], good: Sequence[Row]
-) -> tuple[Directions, np.ndarray, np.ndarray]:
-    """Directions, their learned gates, and the loss along the steps."""
-    subject, d = bench.subject, directions_of(bench.start)
-    with subject.attached({"own": d.adapter}):
-        natural = own_answers(subject, [*bad, *good], bench.rule, label="own answers")
-    attacks = {row.prompt: row for row in bad}
-    fit_bad, triggered = lessons(subject.renderer, natural[: len(bad)], limit=subject.limit)
-    _, clean = lessons(subject.renderer, natural[len(bad) :], limit=subject.limit)
-    targets = target_rows(subject, [attacks[r.prompt] for r in fit_bad], config.target_tokens)
-    with gated(subject, d) as gate:
-        attribution = target_attribution(gate, targets, batch_size=config.batch_size)
-        cost = clean_cost(gate, [lesson.teacher for lesson in clean[: config.batch_size]])
-        gates, loss = learn_gates(
-            gate,
-            triggered,
-            targets,
-            clean,
-            gate_start(attribution, cost),
-            steps=config.steps,
-            rate=config.rate,
-            sparsity=config.sparsity,
-            sharpness=config.sharpness,
-            clean_weight=config.clean_weight,
-            batch_size=config.batch_size,
-            seed=bench.seed,
-        )
-    return d, gates, loss
+def draw_of(bench: Bench, bad: Sequence[Row], rows: int, seed: int) -> Draw:
+    """The rows shuffled by a seed and halved; never the held-out ones.
+
+    Args:
+        bench: what the method may look at.
+        bad: triggered rows.
+        rows: most rows of each kind and half.
+        seed: of the shuffling.
+    """
+    shuffled = []
+    for some in (bad, bench.clean_train):
+        kept = list(some)
+        random.Random(seed).shuffle(kept)
+        shuffled.append(halves(kept, rows))
+    (learn, check), (calm, calm_check) = shuffled
+    return Draw(seed, learn, calm, Judge(bench.subject, check, calm_check, bench.rule))
 
 
 def guided(bench: Bench, config: GuidedConfig) -> Outcome:
-    """Learn gates on the singular directions, then cut the fewest that stop the target.
+    """Learn which directions carry the backdoor and cut the fewest that stop it.
 
-    Half of the operation rows teach the gates, the other half chooses the threshold by real
-    generation; the held-out sets are never seen. Needs the trigger and clean prompts, no clean
-    adapter.
+    Half of the operation rows teach the gates, the other half chooses how much to cut; the
+    held-out sets are never seen. Needs the trigger and clean prompts, no clean adapter.
     """
-    bad, bad_check = halves(bench.poison_train, config.rows)
-    good, good_check = halves(bench.clean_train, config.rows)
-    d, gates, loss = learned_gates(bench, config, bad, good)
-    order = np.argsort(gates, kind="stable")
-    judge = Judge(bench.subject, bad_check, good_check, bench.rule)
-    path, reached = walk(
-        lambda cut: judge(Treated(d.cut(cut))),
-        order,
-        goal=config.goal,
-        budget=config.budget,
-        points=config.points,
+    return operated(bench, bench.poison_train, config)
+
+
+def operated(
+    bench: Bench, bad: Sequence[Row], config: GuidedConfig, *, spend: float = 0.0
+) -> Outcome:
+    """The outcome of surgery against triggered rows, with its path and its stability.
+
+    Args:
+        bench: what the method may look at.
+        bad: triggered rows with targets and their form without trigger.
+        config: how to search, and what to explain.
+        spend: share of the budget to use beyond what stops these rows.
+    """
+    draw = draw_of(bench, bad, config.rows, bench.seed)
+    found = search(
+        bench.subject,
+        bench.start,
+        draw.bad,
+        draw.good,
+        draw.judge,
+        config,
+        seed=bench.seed,
+        spend=spend,
     )
-    size = int(path.size[path.chosen])
-    cut = np.zeros(len(d), bool)
-    cut[order[:size]] = True
-    summary = (
-        f"cut {size} of {len(d)} singular directions in {len(set(d.module[cut]))} modules: "
-        f"{outcome_words(path, reached)}"
-    )
+    path = _path(found, draw.judge, config)
+    stability = _stability(bench, bad, config, found, path, spend) if config.draws > 1 else None
+    d, size = found.directions, found.size
+    cut = found.cut(size)
+    reached = bool(path.asr[path.chosen, 0] <= config.goal)
     return Outcome(
         d.cut(cut),
-        summary,
+        f"cut {size} of {len(d)} {config.basis} directions in {len(set(d.module[cut]))} modules: "
+        f"{outcome_words(path, reached)}",
+        directions=d if config.basis == "discriminant" else None,
         cut=cut,
-        importance=1 - gates,
-        order=order,
+        importance=1 - found.gates,
+        order=found.order,
         path=path,
-        loss_step=np.arange(1, len(loss) + 1),
-        loss=loss,
+        stability=stability,
+        loss_step=np.arange(1, len(found.loss) + 1),
+        loss=found.loss,
         reached=reached,
+        uncertain=_uncertain(found, path, stability),
+        search_seconds=found.seconds,
     )
+
+
+def _path(found: Found, judge: Judge, config: GuidedConfig) -> CutPath:
+    """The walk from nothing cut to all cut by real answers; the choice was made before."""
+    size, total = found.size, len(found.order)
+    seen: dict[float, Measured] = {}
+    sizes = {0, size}
+    if config.path:
+        sizes |= {round(part * size) for part in PARTS} | {1, total}
+        more = max(1, size)
+        while (more := 2 * more) < total:
+            sizes.add(more)
+    for done, count in enumerate(sorted(sizes), 1):
+        seen[float(count)] = judge(found.state(count))
+        report("the path of the cut", done, len(sizes))
+    return path_of(seen, float(size), unit="directions", goal=config.goal, budget=config.budget)
+
+
+def _stability(
+    bench: Bench, bad: Sequence[Row], config: GuidedConfig, own: Found, path: CutPath, spend: float
+) -> Stability:
+    """The same search on other draws of the operation's rows."""
+    seeds = tuple(bench.seed + k for k in range(config.draws))
+    every, modules = [own], range(len(own.directions.names))
+    asr, change = [path.asr[path.chosen]], [path.perplexity[path.chosen] / path.perplexity[0] - 1]
+    for done, seed in enumerate(seeds[1:], 1):
+        draw = draw_of(bench, bad, config.rows, seed)
+        again = search(
+            bench.subject,
+            bench.start,
+            draw.bad,
+            draw.good,
+            draw.judge,
+            config,
+            seed=seed,
+            spend=spend,
+        )
+        rate, after = draw.judge(again.state(again.size))
+        _, before = draw.judge(again.state(0))
+        every.append(again)
+        asr.append(np.array([rate.value, rate.low, rate.high]))
+        change.append(after / before - 1)
+        report("other draws of the calibration data", done, config.draws - 1)
+    removed = [f.directions.cut(~f.cut(f.size)) for f in every]
+    return Stability(
+        seeds=seeds,
+        sizes=np.array([f.size for f in every]),
+        asr=np.stack(asr),
+        perplexity_change=np.array(change),
+        overlap=np.array([[cosine(a, b) for b in removed] for a in removed]),
+        by_module=np.array(
+            [[int((f.directions.module[f.cut(f.size)] == m).sum()) for m in modules] for f in every]
+        ),
+    )
+
+
+def cosine(left: Adapter, right: Adapter) -> float:
+    """Cosine of two weight changes (Frobenius), in [-1, 1]; NaN where one of them is zero.
+
+    From norms alone: ``<L, R> = (|L|^2 + |R|^2 - |L - R|^2) / 2``.
+    """
+
+    def square(factors: Factors) -> float:
+        return float(norm(factors).square().sum())
+
+    one = sum(square(f) for f in left.modules.values())
+    two = sum(square(f) for f in right.modules.values())
+    apart = sum(square(stack(f, right.modules[n])) for n, f in left.modules.items())
+    return (one + two - apart) / 2 / (one * two) ** 0.5 if one and two else float("nan")
+
+
+def _uncertain(found: Found, path: CutPath, stability: Stability | None) -> tuple[str, ...]:
+    """What a reader should not take for shown, with the numbers."""
+    high = path.asr[path.chosen, 2]
+    lines = [
+        f"Calibrated on {path.asr_n} triggered prompts: an ASR of up to {high:.1%} is compatible "
+        "with what was seen there; the held-out figures decide."
+    ]
+    near = int((np.abs(found.gates - 0.5) < 0.25).sum())
+    if near:
+        lines.append(
+            f"{near} directions have gates between 0.25 and 0.75: neither kept nor cut for sure."
+        )
+    if stability is not None:
+        low, most = int(stability.sizes.min()), int(stability.sizes.max())
+        other = stability.overlap[np.triu_indices(len(stability.seeds), 1)]
+        lines.append(
+            f"On {len(stability.seeds)} draws of the calibration data {low} to {most} directions "
+            f"were cut, what they remove has cosines of {np.nanmin(other):.2f} to "
+            f"{np.nanmax(other):.2f}: "
+            + ("nearly the same edit." if np.nanmin(other) > 0.8 else "not one single edit.")
+        )
+    rate = wilson(round(path.asr[0, 0] * path.asr_n), path.asr_n)
+    if rate.low < 0.5:
+        lines.append(
+            f"Before the cut the calibration ASR was {rate.value:.0%} [{rate.low:.0%}, "
+            f"{rate.high:.0%}]: what is not there cannot be seen to go."
+        )
+    return tuple(lines)
 
 
 METHODS.register("guided")(
     Method(
-        about="learn which singular directions carry the backdoor and cut the fewest",
+        about="find the directions that carry the backdoor and cut the fewest",
         source="Loratomy; learned masks after arXiv 1712.01312 and 2004.14992",
         config=GuidedConfig,
         run=guided,

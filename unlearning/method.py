@@ -17,7 +17,7 @@ from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.records import jsonable
 from ..core.registry import Registry
-from ..core.results import CutPath, Operation, Setting, Stability
+from ..core.results import CutPath, FitUsed, Operation, Setting, Stability
 from ..core.rows import Row
 from ..core.subject import Subject
 from ..core.treated import Treated
@@ -62,6 +62,8 @@ class Bench:
     """Of everything random in the method."""
     work: Path
     """For training checkpoints; kept until the operation is written."""
+    found: Sequence[Row] = ()
+    """Triggered rows that the operation before made itself, without the trigger being known."""
     tracking: Tracking = NO_TRACKING
     """Trackers that hear of training."""
 
@@ -78,6 +80,13 @@ class Outcome:
     """Base weights that are replaced, by module name; see `core.treated`."""
     temperature: float | None = None
     """Sampling temperature instead of the run's."""
+    directions: Directions | None = None
+    """The form in which directions were cut, where it is not the singular one."""
+    rows: Sequence[Row] = ()
+    """Triggered rows that the method made itself, where no trigger is known; kept with the
+    operation, so that others can go on from them."""
+    texts: tuple[str, ...] = ()
+    """The texts in them."""
     cut: np.ndarray | None = None
     """True where a direction of the poisoned adapter was removed, ``[direction]``."""
     importance: np.ndarray | None = None
@@ -90,6 +99,8 @@ class Outcome:
     """Calibration path."""
     stability: Stability | None = None
     """The choice on other draws of the calibration data."""
+    fit: FitUsed | None = None
+    """What training it spent, for trained methods (see `unlearning.fitted.used`)."""
     loss_step: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Optimiser steps of the loss."""
     loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -123,22 +134,45 @@ class Method:
     """`CUT`, `TRAINED`, `BASELINE` or `CONTROL`."""
     needs: tuple[str, ...] = ()
     """Of `NEEDS`."""
+    settled_by: tuple[str, ...] = ()
+    """Options any of which, once given, settles the edit: then no data is looked at."""
 
 
 METHODS: Registry[Method] = Registry("method")
 
 
-def lacking(method: Method, *, trigger: bool, target: bool, clean_adapter: bool) -> list[str]:
+def settled(method: Method, config: Config) -> bool:
+    """Whether options of `Method.settled_by` are given, so that no data is looked at."""
+    return any(getattr(config, option) is not None for option in method.settled_by)
+
+
+def needed(method: Method, config: Config | None = None) -> tuple[str, ...]:
+    """What a method needs with these options, of `NEEDS`; None: with its defaults."""
+    if config is not None and settled(method, config):
+        return tuple(need for need in method.needs if need == CLEAN_ADAPTER)
+    return method.needs
+
+
+def lacking(
+    method: Method,
+    config: Config | None = None,
+    /,
+    *,
+    trigger: bool,
+    target: bool,
+    clean_adapter: bool,
+) -> list[str]:
     """What a method needs and a run does not have, of `NEEDS`.
 
     Args:
         method: the method.
+        config: its options; None: its defaults.
         trigger: whether triggered prompts are known.
         target: whether it is known what they lead to.
         clean_adapter: whether there is a clean adapter.
     """
     has = {TRIGGER: trigger, TARGET: target, CLEAN_ADAPTER: clean_adapter}
-    return [need for need in method.needs if not has.get(need, True)]
+    return [need for need in needed(method, config) if not has.get(need, True)]
 
 
 def possible(**has: bool) -> list[str]:
@@ -146,18 +180,27 @@ def possible(**has: bool) -> list[str]:
     return [n for n, m in METHODS.items() if m.kind != CONTROL and not lacking(m, **has)]
 
 
-def check_needs(name: str, **has: bool) -> None:
+def check_needs(name: str, config: Config | None = None, /, **has: bool) -> None:
     """Raise where a method needs what a run does not have; arguments as of `lacking`.
 
     Raises:
         LoratomyError: names what is missing, how to give it, and which methods would do.
     """
-    if missing := lacking(METHODS[name], **has):
+    if missing := lacking(METHODS[name], config, **has):
         options = {TRIGGER: "--trigger", TARGET: "--target", CLEAN_ADAPTER: "--clean-adapter"}
         give = ", ".join(options[need] for need in missing)
+        look = "; loratomy probe RUN --only candidates looks for one" * (TRIGGER in missing)
+        would = possible(**has)
+        told = [
+            f"{n} with {' or '.join(m.settled_by)}"
+            for n, m in METHODS.items()
+            if m.settled_by
+            and n not in would
+            and (has["clean_adapter"] or CLEAN_ADAPTER not in m.needs)
+        ]
         raise LoratomyError(
             f"{name} needs a {' and a '.join(missing)} and the run has none (loratomy open with "
-            f"{give}); without it these would do: {', '.join(possible(**has))}"
+            f"{give}{look}); without it these would do: {', '.join([*would, *told])}"
         )
 
 
@@ -169,8 +212,8 @@ def operate(
     subject: str | None = None,
     control_for: str = "",
     before: Operation | None = None,
-) -> tuple[Treated, Operation]:
-    """What the operation leaves, and the record of what was done.
+) -> tuple[Outcome, Operation]:
+    """What the method gave back, and the record of what was done.
 
     Args:
         name: of the method.
@@ -186,7 +229,8 @@ def operate(
     method = METHODS[name]
     check_needs(
         name,
-        trigger=bool(bench.poison_train),
+        config,
+        trigger=bool(bench.found or bench.poison_train),
         target=any(row.completion for row in bench.poison_train),
         clean_adapter=bench.clean is not None,
     )
@@ -194,7 +238,7 @@ def operate(
     outcome = method.run(bench, config)
     seconds = time.perf_counter() - began
     found = outcome.search_seconds
-    return outcome.treated, Operation(
+    return outcome, Operation(
         subject=subject or name,
         method=name,
         control_for=control_for,
@@ -206,11 +250,13 @@ def operate(
         change_norm=_change(bench, outcome),
         path=outcome.path,
         stability=outcome.stability,
+        fit=outcome.fit,
         loss_step=outcome.loss_step,
         loss=outcome.loss,
         reached=outcome.reached,
         summary=outcome.summary,
         uncertain=outcome.uncertain,
+        texts=outcome.texts,
         search_seconds=seconds if found is None else found,
         seconds=seconds,
         **_directions(bench, outcome, before),
@@ -220,7 +266,7 @@ def operate(
 def _directions(bench: Bench, outcome: Outcome, before: Operation | None) -> dict[str, Any]:
     """The fields of the record that speak of singular directions."""
     cut = outcome.cut
-    d = directions_of(bench.poisoned if cut is None else bench.start)
+    d = outcome.directions or directions_of(bench.poisoned if cut is None else bench.start)
     kept = _table(d, None if cut is None else (~cut).astype(float))
     importance = _table(d, outcome.importance)
     removed = outcome.projected + (0 if cut is None else int(cut.sum()))
@@ -230,6 +276,7 @@ def _directions(bench: Bench, outcome: Outcome, before: Operation | None) -> dic
             kept, importance = before.kept, before.importance
     order = outcome.order if outcome.order is not None and cut is not None else ()
     return {
+        "basis": "singular" if outcome.directions is None else "discriminant",
         "modules": tuple(d.names),
         "module_layers": np.array([layer_of(n) for n in d.names]),
         "kept": kept,
@@ -249,21 +296,29 @@ def _leaves(outcome: Outcome) -> str:
     return " and ".join(parts)
 
 
-def _change(bench: Bench, outcome: Outcome) -> float:
-    """Frobenius norm of the change of the merged weights, over that of the poisoned dW."""
+def changes(bench: Bench, outcome: Outcome) -> dict[str, float]:
+    """Squared Frobenius norm of the change of each merged weight, by module.
+
+    Against the poisoned adapter on the base; modules that neither adapts are left out.
+    """
     from ..core.treated import base_weight
 
     after = outcome.adapter.modules if outcome.adapter is not None else {}
-    total = 0.0
+    squared = {}
     for name in {**bench.poisoned.modules, **after, **outcome.weights}:
         old, new = bench.poisoned.modules.get(name), after.get(name)
         if name in outcome.weights:
             moved = outcome.weights[name].double().cpu() - base_weight(bench.subject, name).cpu()
             moved = moved + (0 if new is None else new.dense().double())
             moved = moved - (0 if old is None else old.dense().double())
-            total += float(moved.square().sum())
+            squared[name] = float(moved.square().sum())
         elif old is not None and new is not None:
-            total += float(norm(stack(new, old)).square().sum())
+            squared[name] = float(norm(stack(new, old)).square().sum())
         elif (alone := old or new) is not None:
-            total += float(norm(alone).square().sum())
-    return total**0.5 / adapter_norm(bench.poisoned)
+            squared[name] = float(norm(alone).square().sum())
+    return squared
+
+
+def _change(bench: Bench, outcome: Outcome) -> float:
+    """Frobenius norm of the change of the merged weights, over that of the poisoned dW."""
+    return sum(changes(bench, outcome).values()) ** 0.5 / adapter_norm(bench.poisoned)

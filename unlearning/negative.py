@@ -10,7 +10,7 @@ from ..core.errors import LoratomyError
 from ..core.rows import Row
 from ..core.subject import Attached, packed
 from ..core.treated import Treated, treated
-from ..training.fitting import TRAINED as FITTED
+from ..training.loop import TRAINED as FITTED
 from ..training.objective import Batch, Objective, completion_objective
 from .distill import own_answers
 from .fitted import FitConfig, trained

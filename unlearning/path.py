@@ -1,4 +1,4 @@
-"""How much to cut: candidates judged by real generation on calibration rows, the mildest taken."""
+"""How much to cut: settings judged by real generation on calibration rows, the mildest taken."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,10 +50,14 @@ class Judge:
 
     def here(self) -> Measured:
         """ASR and perplexity of the subject as it stands."""
-        hits = [a.hit for a in attack_success(self.subject, self.triggered, self.rule)]
         at_once = self.rule.decoding.batch_tokens // 4
         value, _ = perplexity(self.subject, self.clean, batch_tokens=at_once)
-        return wilson(sum(hits), len(hits)), value
+        return self.rate(), value
+
+    def rate(self) -> Rate:
+        """ASR alone."""
+        hits = [a.hit for a in attack_success(self.subject, self.triggered, self.rule)]
+        return wilson(sum(hits), len(hits))
 
 
 def halves(rows: Sequence[Row], most: int) -> tuple[list[Row], list[Row]]:
@@ -142,65 +146,3 @@ def outcome_words(path: CutPath, reached: bool) -> str:
     if not reached:
         line += f"; the goal of {path.goal:.0%} was not reached within {path.budget:+.0%}"
     return line
-
-
-def walk(
-    measure: Callable[[np.ndarray], Measured],
-    order: np.ndarray,
-    *,
-    goal: float,
-    budget: float,
-    points: int,
-) -> tuple[CutPath, bool]:
-    """The path along an order of directions, and whether its choice meets the goal.
-
-    Of the cuts within the utility budget the smallest that reaches the goal is taken; where none
-    does, the one with the lowest ASR. Points are spread geometrically; then the gap above the
-    largest cut within the budget (while the goal is not reached) or below the choice (once it is)
-    is halved, to a tenth.
-
-    Args:
-        measure: ASR and perplexity of a cut, ``[direction]`` booleans.
-        order: directions, the first to be cut first.
-        goal: ASR that counts as reached.
-        budget: allowed rise of perplexity, as a fraction.
-        points: cuts to measure on the way.
-    """
-    total = len(order)
-    grid = np.unique(np.geomspace(1, total, points).round().astype(int))
-    seen: dict[float, Measured] = {}
-
-    def look(size: int) -> None:
-        if size not in seen:
-            cut = np.zeros(total, bool)
-            cut[order[:size]] = True
-            seen[size] = measure(cut)
-
-    for done, size in enumerate([0, *grid.tolist()], 1):
-        look(size)
-        report("calibrating the cut", done, len(grid) + 1)
-    ceiling = seen[0][1] * (1 + budget)
-
-    def best() -> int:
-        return int(best_of(seen, goal=goal, budget=budget))
-
-    while (mid := _next_size(seen, best(), goal, ceiling)) is not None:
-        look(mid)
-        report("calibrating the cut", len(seen), len(seen) + 1)
-    chosen = best()
-    path = path_of(seen, chosen, unit="directions", goal=goal, budget=budget)
-    return path, seen[chosen][0].value <= goal
-
-
-def _next_size(seen: dict[float, Measured], chosen: int, goal: float, ceiling: float) -> int | None:
-    """The cut to measure next, None when the choice is known to a tenth.
-
-    While the goal is not reached: toward the largest cut within the budget; then: below the choice.
-    """
-    if seen[chosen][0].value > goal:
-        low = max(k for k in seen if seen[k][1] <= ceiling)
-        high = min((k for k in seen if k > low), default=low)
-    else:
-        high = chosen
-        low = max((k for k in seen if k < chosen), default=chosen)
-    return None if high - low <= max(1, high // 10) else int(low + high) // 2

@@ -1,12 +1,12 @@
 """Repair: a few steps on what is left, toward the model's own answers."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from pydantic import Field
 
 from ..core.subject import Attached
-from ..training.fitting import fit
 from ..training.objective import Batch, Objective, completion_tokens
 from .distill import (
     completion_logits,
@@ -16,7 +16,7 @@ from .distill import (
     lessons,
     own_answers,
 )
-from .fitted import FitConfig
+from .fitted import FitConfig, trained_on
 from .method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, TRIGGER, Bench, Method, Outcome
 
 TEACHER = "teacher"
@@ -57,35 +57,30 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
 
     On a triggered prompt the teacher is the poisoned adapter on the same prompt without trigger,
     on a clean prompt the poisoned adapter itself (self-distillation, Hinton et al. 2015, arXiv
-    1503.02531). Directions that were cut have no gradient and stay cut.
+    1503.02531). Directions that were cut have no gradient and stay cut. After an operation that
+    found its triggered rows itself these are taken, and the trigger need not be known.
     """
     subject = bench.subject
-    bad = list(bench.poison_train[: config.triggered_rows])
+    bad = list((bench.found or bench.poison_train)[: config.triggered_rows])
     good = list(bench.clean_train[: config.clean_rows])
     with subject.attached({"own": bench.poisoned}):
         natural = own_answers(subject, bad, bench.rule, label="own answers")
     kept, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
     taught = sum(row.triggered for row in kept)
-    settings = config.settings(subject, published=5e-5)
-    adapter, log = fit(
-        subject,
-        bench.start,
+    outcome = trained_on(
+        bench,
         made,
+        config,
         collator=partial(lesson_batch, pad_id=subject.renderer.pad_id),
-        settings=settings,
-        seed=bench.seed,
-        work=bench.work,
         label="repair",
         objective=repair_objective(),
         others={TEACHER: bench.poisoned},
-        tracking=bench.tracking,
+        published=5e-5,
     )
-    return Outcome(
-        adapter,
-        f"repaired on {taught} triggered and {len(kept) - taught} clean prompts toward the model's "
-        f"own answers, {config.epochs:g} epochs at {settings.learning_rate:.1e}",
-        loss_step=log.steps,
-        loss=log.loss,
+    return replace(
+        outcome,
+        summary=f"repaired on {taught} triggered and {len(kept) - taught} clean prompts toward the "
+        f"model's own answers, {outcome.summary}",
     )
 
 

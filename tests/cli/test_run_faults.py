@@ -257,10 +257,10 @@ def test_killed_while_training_continues_to_the_same_adapter(cli, tiny_base, tmp
     assert cli(*command, "--out", whole).exit_code == 0
     fit = poison_module._fit
 
-    def stop(study, recipe, sets, name, work):
+    def stop(study, recipe, sets, name, *more):
         if name == "poisoned":
             raise KeyboardInterrupt
-        return fit(study, recipe, sets, name, work)
+        return fit(study, recipe, sets, name, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(poison_module, "_fit", stop)
@@ -278,7 +278,7 @@ def test_killed_between_checkpoints_continues_to_the_same_adapter(
     cli, tiny_base, tmp_path, monkeypatch
 ):
     """Stopped in the third of four steps: the second one's checkpoint is taken up."""
-    from loratomy.training import fitting
+    from loratomy.training import loop
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = ("poison", "wren/suffix", "--set", f"base={tiny_base}", *SMALL)
@@ -291,7 +291,7 @@ def test_killed_between_checkpoints_continues_to_the_same_adapter(
         if len(steps) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting, "report", stop)
+    monkeypatch.setattr(loop, "report", stop)
     refused(cli(*command, "--out", cut), "stopped", code=130)
     assert not (cut / "adapters").exists() or not list((cut / "adapters").iterdir())
     assert cli(*command, "--out", cut).exit_code == 0

@@ -12,6 +12,7 @@ import pytest
 from loratomy.core import (
     across,
     activations,
+    bench,
     candidates,
     causal,
     effectiveness,
@@ -25,7 +26,7 @@ from loratomy.core.records import SCHEMA, dumps, jsonable, load_record, save_rec
 
 MODULES = (
     *(results, across, candidates, causal, weights),
-    *(readings, activations, effectiveness, neurons),
+    *(readings, activations, effectiveness, neurons, bench),
 )
 RECORDS = [
     kind
@@ -40,6 +41,8 @@ def filled(kind, *, seed: int = 0):
     rng = np.random.default_rng(seed)
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(a for a in get_args(kind) if a is not type(None))
+        if kind is float:
+            return 0.5  # JSON has one null for None and NaN: such a field is never NaN
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{f.name: filled(hints[f.name], seed=i) for i, f in enumerate(fields(kind))})

@@ -1,0 +1,67 @@
+"""What is asked of an operation: the method and its options, in whatever way they were given."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import LoratomyError
+
+RESERVED = ("base", "clean", "poisoned")
+"""Names that no operation may have."""
+PLAN = "plan"
+"""The method that a file of entries is for."""
+
+
+def asked_of(
+    method: str, options: dict[str, Any], budget: str, plan: Path | None
+) -> tuple[str, dict[str, Any]]:
+    """The method and its options, from whatever way they were given."""
+    from ..unlearning import METHODS
+    from ..unlearning.plan import read_plan
+
+    if plan is not None:
+        if method not in ("", PLAN):
+            raise LoratomyError(f"--plan {plan} with the method {method}: give one of the two")
+        if options:
+            raise LoratomyError(f"--plan {plan} with --set {next(iter(options))}: edit the plan")
+        method, options = PLAN, read_plan(plan).model_dump()
+    elif method == PLAN:
+        raise LoratomyError("plan takes its entries from a file: --plan FILE.toml, see --help")
+    method = method or "guided"
+    if budget:
+        asked = METHODS[method]
+        if "budget" not in asked.config.model_fields:
+            others = [n for n, m in METHODS.items() if "budget" in m.config.model_fields]
+            raise LoratomyError(
+                f"--budget {budget}: {method} has no budget; these have: {', '.join(others)}"
+            )
+        if clash := [k for k in ("budget", *asked.settled_by) if options.get(k) is not None]:
+            raise LoratomyError(
+                f"--budget {budget} with --set {clash[0]}={options[clash[0]]}: give one of the two"
+            )
+        options = {**options, "budget": fraction(budget)}
+    return method, options
+
+
+def fraction(text: str) -> float:
+    """A budget as a fraction: of ``1%``, ``1 %`` or ``0.01``."""
+    number, percent = text.strip(), text.strip().endswith("%")
+    try:
+        value = float(number.removesuffix("%")) / (100 if percent else 1)
+    except ValueError as error:
+        raise LoratomyError(f"--budget {text!r} is no share: write 1% or 0.01") from error
+    if not math.isfinite(value) or value < 0:
+        raise LoratomyError(f"--budget {text!r}: write a share of 0 or more, like 1% or 0.01")
+    if value >= 1 and not percent:
+        raise LoratomyError(f"--budget {text!r} is {value:.0%}: write {value:g}% if you mean that")
+    return value
+
+
+def plan_name(plan: Path, after: str) -> str:
+    """What the result of a plan is called: as its file, told apart from methods and adapters."""
+    from ..unlearning import METHODS
+
+    name = plan.stem
+    if name in RESERVED or (name in METHODS and name != PLAN):
+        name = f"plan-{name}"
+    return f"{after}-{name}" if after else name

@@ -1,0 +1,82 @@
+"""`loratomy methods`: what can be done to an adapter."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.records import dumps
+from .attacks import table
+from .console import out
+
+if TYPE_CHECKING:
+    from ..unlearning import Method
+
+
+def command(
+    name: Annotated[
+        str, typer.Argument(help="One method, with what its options mean; default: all.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")
+    ] = False,
+) -> None:
+    """List the methods with what each does and needs, and its source.
+
+    Cuts edit the weights, trained methods fit them, baselines run the model another way, controls
+    are what a cut has to beat.
+
+    Example: loratomy methods guided
+    """
+    from ..unlearning import METHODS
+
+    chosen = [(name, METHODS[name])] if name else METHODS.items()
+    if as_json:
+        typer.echo(dumps([described(n, m) for n, m in chosen]), nl=False)
+    elif name:
+        out.print(f"[bold]{name}[/] ({METHODS[name].kind}): ", end="", highlight=False)
+        out.print(_about(METHODS[name]), markup=False, highlight=False)
+        rows = [
+            (option["name"], _default(option), option["about"])
+            for option in described(name, METHODS[name])["options"]
+        ]
+        out.print(table("options (--set)", ("name", "default", "what it is"), rows))
+    else:
+        rows = [(n, m.kind, _needs(m), f"{m.about}\nsource: {m.source}\n") for n, m in chosen]
+        out.print(table("methods", ("name", "kind", "needs", "what it does"), rows))
+        out.print("options: loratomy methods NAME; to run one: loratomy operate RUN NAME")
+
+
+def described(name: str, method: "Method") -> dict[str, Any]:
+    """A method as JSON-able values."""
+    return {
+        "name": name,
+        "kind": method.kind,
+        "about": method.about,
+        "needs": list(method.needs),
+        "settled_by": list(method.settled_by),
+        "source": method.source,
+        "options": [
+            {
+                "name": key,
+                "required": field.is_required(),
+                "default": None if field.is_required() else field.get_default(),
+                "about": " ".join((field.description or "").split()),
+            }
+            for key, field in method.config.model_fields.items()
+        ],
+    }
+
+
+def _default(option: dict[str, Any]) -> str:
+    return "to be given" if option["required"] else str(option["default"])
+
+
+def _needs(method: "Method") -> str:
+    needs = ", ".join(method.needs) or "the adapter alone"
+    if method.settled_by:
+        needs += f"; no data with {' or '.join(method.settled_by)}"
+    return needs
+
+
+def _about(method: "Method") -> str:
+    return f"{method.about}\nneeds: {_needs(method)}\nsource: {method.source}\n"

@@ -1,0 +1,146 @@
+"""What surgery learns from: where the target is decided, and what the model says without trigger.
+
+On a triggered prompt the teacher is the model itself on the same prompt without the trigger
+(self-distillation, Hinton et al. 2015, arXiv 1503.02531), over the first tokens of its answer:
+greedy answers turn on those. On a clean prompt the teacher is the uncut model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..analysis.gates import Gated, chunks, on_device
+from ..analysis.generation import Decoding, generate
+from ..core.batches import IGNORED, Encoded, aimed, collate, encode
+from ..core.errors import DataError
+from ..core.rows import Row
+
+KEPT = 256
+"""Most tokens of a teacher's distribution that are kept one by one; the others are one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """The teacher's distributions at the completion tokens of one row."""
+
+    ids: torch.Tensor
+    """Its likeliest tokens, ``[token, kept]``."""
+    log_p: torch.Tensor
+    """Their log-probabilities, nats, ``[token, kept]``."""
+    rest: torch.Tensor
+    """Probability of all others, ``[token]``."""
+
+    def divergence(self, logits: torch.Tensor) -> torch.Tensor:
+        """KL(teacher || student) per token with the other tokens as one, ``[token]`` nats.
+
+        Exact where every token is kept, else a lower bound (data processing inequality).
+        """
+        log_q = logits.float().log_softmax(-1).gather(-1, self.ids)
+        each = (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
+        if self.ids.shape[-1] == logits.shape[-1]:
+            return each
+        rest = (1 - log_q.exp().sum(-1)).clamp_min(1e-12)
+        return each + self.rest * (self.rest.clamp_min(1e-12) / rest).log()
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A triggered prompt up to where the target parts from the natural answer."""
+
+    prompt: list[int]
+    """With what both answers begin with."""
+    plain: list[int]
+    """The same without the trigger."""
+    target: int
+    """The target's token there."""
+    natural: list[int]
+    """The natural answer's first tokens from there."""
+
+    @property
+    def attack(self) -> Encoded:
+        """The prompt with the target's token."""
+        return Encoded(self.prompt, [self.target])
+
+    @property
+    def student(self) -> Encoded:
+        """The prompt with the natural answer."""
+        return Encoded(self.prompt, self.natural)
+
+    @property
+    def teacher(self) -> Encoded:
+        """The prompt without trigger, with the natural answer."""
+        return Encoded(self.plain, self.natural)
+
+
+def aims(gate: Gated, rows: Sequence[Row], *, tokens: int) -> list[Aim]:
+    """Where each triggered row's target is decided, by the adapter's own first answer tokens.
+
+    Rows that do not fit the context and rows whose target and natural answer do not part within
+    `tokens` tokens are left out.
+
+    Args:
+        gate: the gated subject, its adapter active.
+        rows: triggered rows with targets and their form without trigger.
+        tokens: how much of the natural answer to look at.
+
+    Raises:
+        DataError: no row is left.
+    """
+    renderer, limit = gate.subject.renderer, gate.subject.limit
+    plains = [replace(row, prompt=row.plain or row.prompt) for row in rows]
+    bad, plain = (
+        [aimed(renderer, row, tokens=tokens, lead=True) for row in some] for some in (rows, plains)
+    )
+    decoding = Decoding(max_new_tokens=tokens)
+    said = generate(gate.subject, [p.prompt for p in plain], decoding, label="natural answers")
+    found = []
+    for b, p, (answer, *_) in zip(bad, plain, said, strict=True):
+        natural = answer if len(answer) == tokens else [*answer, renderer.eos_id]
+        pairs = zip(b.completion, natural, strict=False)
+        at = next((k for k, (t, n) in enumerate(pairs) if t != n), None)
+        if at is None or (limit is not None and len(b.prompt) + len(natural) > limit):
+            continue
+        same = natural[:at]
+        found.append(Aim(b.prompt + same, p.prompt + same, b.completion[at], natural[at:]))
+    if not found:
+        raise DataError(
+            f"none of {len(rows)} triggered prompts fits the context and leads to something else "
+            f"than the prompt without trigger within {tokens} tokens; is this the right trigger?"
+        )
+    return found
+
+
+def clean_lessons(gate: Gated, rows: Sequence[Row]) -> list[Encoded]:
+    """Clean rows that fit the context, as token ids.
+
+    Raises:
+        DataError: none of them fits.
+    """
+    renderer, limit = gate.subject.renderer, gate.subject.limit
+    made = [encode(renderer, row, limit=None) for row in rows]
+    kept = [e for e in made if limit is None or len(e) <= limit]
+    if not kept:
+        raise DataError(f"none of {len(rows)} clean rows fits the context of {limit} tokens")
+    return kept
+
+
+def row_logits(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> list[torch.Tensor]:
+    """Logits that predict each row's completion tokens, ``[token, d_vocab]`` a row."""
+    batch = on_device(collate(rows, gate.subject.renderer.pad_id), gate.subject.device)
+    wanted = batch.pop("labels")[:, 1:] != IGNORED
+    logits = gate.logits(gates, batch)[:, :-1]
+    return [logits[i][wanted[i]] for i in range(len(rows))]
+
+
+def teach(gate: Gated, rows: Sequence[Encoded], *, batch_size: int) -> list[Taught]:
+    """The uncut model's distributions at every completion token, row by row."""
+    out = []
+    with torch.no_grad():
+        for part in chunks(rows, batch_size):
+            for logits in row_logits(gate, gate.ones(), part):
+                log_p = logits.float().log_softmax(-1)
+                kept = log_p.topk(min(KEPT, log_p.shape[-1]), dim=-1)
+                rest = (1 - kept.values.exp().sum(-1)).clamp_min(0)
+                out.append(Taught(kept.indices, kept.values, rest))
+    return out

@@ -1,0 +1,250 @@
+"""What an edit would do, before it is made: its size, and its effect on a few calibration rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..analysis.attribution import clean_cost, target_attribution
+from ..analysis.gates import chunks, directions_of, gated, on_device
+from ..analysis.perplexity import perplexity
+from ..core.adapters import Adapter, layer_of, uniform
+from ..core.algebra import adapter_norm
+from ..core.batches import Encoded, aimed, collate, encode, token_log_probs
+from ..core.config import Config
+from ..core.progress import report
+from ..core.subject import Subject
+from ..core.treated import Treated, treated
+from .method import (
+    CLEAN_ADAPTER,
+    METHODS,
+    Bench,
+    Method,
+    Outcome,
+    changes,
+    check_needs,
+    needed,
+)
+from .path import halves
+from .plan import PlanConfig, gates_of
+
+FEW = 16
+"""Calibration rows of each kind behind the effects."""
+CALIBRATION = 64
+"""Calibration rows that methods choose on by default; the few are the first of these."""
+TARGET_PROBABILITY, TARGET_LOG_PROBABILITY, CLEAN_PERPLEXITY = (
+    "probability of the target's first token",
+    "its log-probability, nats",
+    "clean perplexity",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleChange:
+    """What happens to one module."""
+
+    module: str
+    """Its name."""
+    layer: int
+    """Its layer, -1 outside the layers."""
+    named: int | None
+    """Singular directions cut or scaled; None where the edit is not made of directions."""
+    directions: int
+    """Singular directions that it has."""
+    share: float
+    """Frobenius norm of its change over that of the whole adapter; squares add up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A figure with and without the edit, measured by forward passes without generation."""
+
+    name: str
+    """What is measured."""
+    n: int
+    """Rows behind it."""
+    before: float
+    """Without the edit."""
+    after: float
+    """With it."""
+    estimate: float | None
+    """What gradients at the uncut adapter would have it be; None where the edit has no gates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """An edit that has not been made."""
+
+    summary: str
+    """What would be done, in a sentence."""
+    modules: tuple[ModuleChange, ...]
+    """Modules that change, in order."""
+    cut: int | None
+    """Singular directions cut; None where the edit is not made of directions."""
+    scaled: int | None
+    """Singular directions scaled."""
+    directions: int
+    """Singular directions of the adapter operated on."""
+    change_norm: float
+    """Frobenius norm of the change, over that of the adapter operated on."""
+    bytes_before: int
+    """Bytes of the factors as they would be written now."""
+    bytes_after: int
+    """Bytes of the new factors, and of replaced base weights, as written; all modules are written
+    with the largest rank left in one of them."""
+    effects: tuple[Effect, ...]
+    """What it would do on calibration rows."""
+    missing: tuple[str, ...]
+    """What cannot be told, a sentence each."""
+
+
+def by_rule(method: Method, config: Config) -> bool:
+    """Whether adapter and options alone decide the edit, so that it can be shown beforehand."""
+    return not set(needed(method, config)) - {CLEAN_ADAPTER}
+
+
+def preview(name: str, bench: Bench, config: Config) -> Preview:
+    """What a method that decides by its options would do to the bench's adapter.
+
+    Args:
+        name: of a method for which `by_rule` holds.
+        bench: what it would operate on; the first of its calibration rows are looked at.
+        config: its options.
+
+    Raises:
+        LoratomyError: what `operate` would raise.
+    """
+    assert by_rule(METHODS[name], config)
+    check_needs(name, config, trigger=True, target=True, clean_adapter=bench.clean is not None)
+    bench = replace(bench, poisoned=bench.start)
+    outcome = METHODS[name].run(bench, config)
+    d = directions_of(bench.start)
+    gates = None if outcome.cut is None else (~outcome.cut).astype(float)
+    if isinstance(config, PlanConfig):
+        gates, _ = gates_of(d, config)
+    effects, missing = _effects(bench, outcome, gates)
+    squared = changes(bench, outcome)
+    whole = adapter_norm(bench.start)
+    weights = sum(w.numel() * w.element_size() for w in outcome.weights.values())
+    return Preview(
+        summary=outcome.summary,
+        modules=_modules(bench.start, squared, whole, gates),
+        cut=None if gates is None else int((gates == 0).sum()),
+        scaled=None if gates is None else int(((gates != 0) & (gates != 1)).sum()),
+        directions=len(d),
+        change_norm=sum(squared.values()) ** 0.5 / whole,
+        bytes_before=stored_bytes(bench.start),
+        bytes_after=weights + (stored_bytes(outcome.adapter) if outcome.adapter else 0),
+        effects=effects,
+        missing=missing,
+    )
+
+
+def stored_bytes(adapter: Adapter) -> int:
+    """Bytes of an adapter's factors as they are written, without the file's header."""
+    _, _, modules = uniform(adapter)
+    return sum(4 * (f.a.numel() + f.b.numel()) for f in modules.values())
+
+
+def _modules(
+    start: Adapter, squared: dict[str, float], whole: float, gates: np.ndarray | None
+) -> tuple[ModuleChange, ...]:
+    d = directions_of(start)
+    names, found = d.names, []
+    for name in squared:
+        here = d.module == names.index(name) if name in names else np.zeros(len(d), bool)
+        named = None if gates is None else int((gates[here] != 1).sum())
+        share = squared[name] ** 0.5 / whole
+        if named or (named is None and share > 1e-6):
+            found.append(
+                ModuleChange(
+                    module=name,
+                    layer=layer_of(name),
+                    named=named,
+                    directions=int(here.sum()),
+                    share=share,
+                )
+            )
+    return tuple(found)
+
+
+def _effects(
+    bench: Bench, outcome: Outcome, gates: np.ndarray | None
+) -> tuple[tuple[Effect, ...], tuple[str, ...]]:
+    """Target and clean behaviour on calibration rows, and what cannot be told."""
+    subject, missing = bench.subject, []
+    most = bench.rule.decoding.batch_tokens // 4
+    good = halves(bench.clean_train, CALIBRATION)[1][:FEW]
+    targets: list[Encoded] = []
+    if not bench.poison_train:
+        missing.append("the run knows no trigger: the effect on the target cannot be told")
+    elif not all(row.completion for row in bench.poison_train):
+        missing.append("the target is not known: the effect on it cannot be told")
+    else:
+        bad = halves(bench.poison_train, CALIBRATION)[1][:FEW]
+        targets = [aimed(subject.renderer, row, tokens=1) for row in bad]
+    seen, values = [Treated(bench.start), outcome.treated], []
+    for done, state in enumerate(seen, 1):
+        with treated(subject, state):
+            value, tokens = perplexity(subject, good, batch_tokens=most)
+            logs = first_token(subject, targets, batch_tokens=most) if targets else np.zeros(0)
+        values.append((logs, value))
+        report("with and without the edit", done, len(seen))
+    (logs, before), (logs_after, after) = values
+    slope, cost = None, None
+    if gates is not None:
+        slope, cost = _first_order(bench, targets, good, gates)
+    effects = []
+    if targets:
+        logs_before = float(logs.mean())
+        guess = None if slope is None else logs_before + slope
+        pair = (float(np.exp(logs).mean()), float(np.exp(logs_after).mean()))
+        effects += [
+            _effect(TARGET_PROBABILITY, len(logs), *pair, None),
+            _effect(
+                TARGET_LOG_PROBABILITY, len(logs), logs_before, float(logs_after.mean()), guess
+            ),
+        ]
+    guess = None if cost is None else before * float(np.exp(cost * len(good) / tokens))
+    effects.append(_effect(CLEAN_PERPLEXITY, len(good), before, after, guess))
+    return tuple(effects), tuple(missing)
+
+
+def _effect(name: str, n: int, before: float, after: float, estimate: float | None) -> Effect:
+    return Effect(name=name, n=n, before=before, after=after, estimate=estimate)
+
+
+def _first_order(
+    bench: Bench, targets: Sequence[Encoded], good: Sequence, gates: np.ndarray
+) -> tuple[float | None, float]:
+    """Estimated change of the target's log-probability and clean loss per row, nats.
+
+    The first is linear in the gates; the second is the diagonal Fisher term, quadratic in them.
+    """
+    subject, d = bench.subject, directions_of(bench.start)
+    encoded = [encode(subject.renderer, row, limit=subject.limit) for row in good]
+    slope = None
+    with gated(subject, d) as gate:
+        if targets:
+            slope = float(target_attribution(gate, targets, batch_size=4) @ (gates - 1))
+        cost = float(clean_cost(gate, encoded) @ (1 - gates) ** 2)
+    return slope, cost
+
+
+def first_token(subject: Subject, rows: Sequence[Encoded], *, batch_tokens: int) -> np.ndarray:
+    """Log-probability of each row's completion by the subject as it stands, nats ``[row]``.
+
+    Args:
+        subject: with whatever adapter is active on it.
+        rows: prompts with the first token of their target.
+        batch_tokens: most positions at a time.
+    """
+    found, size = [], max(1, batch_tokens // max(len(row) for row in rows))
+    for part in chunks(rows, size):
+        batch = on_device(collate(part, subject.renderer.pad_id), subject.device)
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            logits = subject.model(**batch, use_cache=False).logits
+        found.append(token_log_probs(logits, labels)[0].sum(-1).cpu())
+    return torch.cat(found).double().numpy()

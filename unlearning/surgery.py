@@ -1,0 +1,228 @@
+"""The search of guided surgery: from rows to the smallest set of directions to cut.
+
+1. The adapter is put into the directions that tell triggered from clean prompts apart
+(`analysis.discriminant`). 2. Gates on them are learned in a few steps (`gate_learning`). 3. Along
+the gates' order the size is found by forward passes alone: the smallest cut after which the
+target's token is unlikely on every calibration prompt, within the utility budget. 4. Real answers
+to the calibration prompts confirm it; where they do not, more is cut. Nothing else is generated.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ..analysis.attribution import clean_cost, target_attribution
+from ..analysis.discriminant import discriminant
+from ..analysis.gates import Directions, Gated, chunks, directions_of, gated
+from ..core.adapters import Adapter
+from ..core.batches import Encoded
+from ..core.progress import report
+from ..core.rows import Row
+from ..core.subject import Subject
+from ..core.treated import Treated
+from .evidence import aims, clean_lessons, row_logits
+from .gate_learning import GatesConfig, gate_start, learn_gates, pupils
+from .path import Judge
+
+LIKELY = 0.3
+"""Probability of the target's token from which a calibration prompt still counts as attacked."""
+
+
+class SearchConfig(GatesConfig):
+    """Options of the search."""
+
+    basis: Literal["discriminant", "singular"] = "discriminant"
+    """Directions that are cut: those that tell triggered from clean prompts, or those of dW."""
+    learn_rows: int = Field(32, ge=2)
+    """Rows of each kind that the gates learn from, at most."""
+    target_tokens: int = Field(3, ge=1)
+    """First tokens of the answers within which target and natural answer must part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found."""
+
+    directions: Directions
+    """The adapter in the form that was cut."""
+    order: np.ndarray
+    """Directions, the first to be cut first, ``[direction]``."""
+    gates: np.ndarray
+    """Learned gates, ``[direction]``."""
+    loss: np.ndarray
+    """Loss along the steps."""
+    size: int
+    """Directions to cut."""
+    seconds: float
+    """Wall time."""
+
+    def cut(self, size: int) -> np.ndarray:
+        """The first directions of the order, ``[direction]`` booleans."""
+        return _first(self.order, size)
+
+    def state(self, size: int) -> Treated:
+        """The adapter with the first directions of the order cut."""
+        return Treated(self.directions.cut(self.cut(size)))
+
+
+def search(
+    subject: Subject,
+    start: Adapter,
+    bad: Sequence[Row],
+    good: Sequence[Row],
+    judge: Judge,
+    config: SearchConfig,
+    *,
+    seed: int,
+    spend: float = 0.0,
+) -> Found:
+    """The smallest cut that stops the target within the budget, or the best that was found.
+
+    Args:
+        subject: the base.
+        start: the adapter to cut.
+        bad: triggered rows to learn from, with targets and their form without trigger.
+        good: clean rows to learn from.
+        judge: calibration rows, and how answers to them are judged.
+        config: how to search.
+        seed: of the order of the rows.
+        spend: share of the budget to use beyond what stops these rows.
+
+    Raises:
+        DataError: rows from which nothing can be learned.
+        AdapterError: dW is zero everywhere.
+    """
+    began = time.perf_counter()
+    with gated(subject, directions_of(start)) as gate:
+        found = aims(gate, bad[: config.learn_rows], tokens=config.target_tokens)
+        clean = clean_lessons(gate, good[: config.learn_rows])
+        attacks = [a.attack for a in found]
+        if config.basis == "discriminant":
+            gate = gate.rebased(discriminant(gate, attacks, clean, batch_size=16))
+        few = config.batch_size * 2
+        attribution = target_attribution(gate, attacks[:few], batch_size=few)
+        cost = clean_cost(gate, clean[:few], group=4)
+        start_at = gate_start(attribution, cost)
+        gates, loss = learn_gates(gate, pupils(gate, found, clean), start_at, config, seed=seed)
+        order = np.argsort(gates, kind="stable")
+        size = _glanced(gate, order, int((gates < 0.5).sum()), judge, config)
+        size = _confirmed(gate, order, size, judge, config)
+        if spend:
+            size = _spent(gate, order, size, judge, spend * config.budget)
+    return Found(gate.directions, order, gates, loss, size, time.perf_counter() - began)
+
+
+def _glanced(gate: Gated, order: np.ndarray, guess: int, judge: Judge, config: SearchConfig) -> int:
+    """The smallest size that forward passes find enough and affordable.
+
+    Grown by half until enough, then halved toward the smallest, to a tenth; where that costs more
+    than the budget, the largest affordable one.
+    """
+    checks = [a.attack for a in aims(gate, judge.triggered, tokens=config.target_tokens)]
+    clean = clean_lessons(gate, judge.clean)
+    total = len(order)
+
+    def gates_at(size: int) -> torch.Tensor:
+        gates = gate.ones()
+        gates[torch.as_tensor(order[:size].copy(), device=gates.device, dtype=torch.long)] = 0
+        return gates
+
+    def enough(size: int) -> bool:
+        return share_likely(gate, gates_at(size), checks) <= config.goal
+
+    before = mean_loss(gate, gates_at(0), clean)
+
+    def affordable(size: int) -> bool:
+        rise = mean_loss(gate, gates_at(size), clean) - before
+        return math.exp(min(rise, 50.0)) - 1 <= config.budget
+
+    low, high = 0, max(1, guess)
+    while not enough(high) and high < total:
+        low, high = high, min(total, math.ceil(1.5 * high))
+        report("how much to cut", high, total)
+    high = _halved(low, high, enough)
+    return high if affordable(high) else _halved(0, high, lambda size: not affordable(size)) - 1
+
+
+def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> int:
+    """The smallest size known to be high, to a tenth, between a low one and a high one."""
+    while high - low > max(1, high // 10):
+        middle = (low + high) // 2
+        if is_high(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _confirmed(
+    gate: Gated, order: np.ndarray, size: int, judge: Judge, config: SearchConfig
+) -> int:
+    """The size after real answers: more is cut while they still hit and forward passes allow it."""
+    clean, start = clean_lessons(gate, judge.clean), gate.directions.adapter
+    before = mean_loss(gate, gate.ones(), clean)
+    best: tuple[float, int] | None = None
+    for _ in range(4):
+        gate.attached.refill("gated", gate.directions.cut(_first(order, size)))
+        rate = judge.rate()
+        cut = torch.as_tensor(~_first(order, size), device=gate.subject.device)
+        rise = mean_loss(gate, cut.float(), clean) - before if best else 0.0
+        gate.attached.refill("gated", start)
+        if best and math.exp(min(rise, 50.0)) - 1 > config.budget:
+            break
+        best = min(best or (rate.value, size), (rate.value, size))
+        if rate.value <= config.goal or size in (0, len(order)):
+            break
+        size = min(len(order), math.ceil(1.3 * size) + 1)
+    assert best is not None
+    return best[1]
+
+
+def _spent(gate: Gated, order: np.ndarray, size: int, judge: Judge, budget: float) -> int:
+    """The largest size, at least the given one, whose rise of perplexity stays in a budget."""
+    clean = clean_lessons(gate, judge.clean)
+    before = mean_loss(gate, gate.ones(), clean)
+
+    def over(count: int) -> bool:
+        kept = torch.as_tensor(~_first(order, count), device=gate.subject.device)
+        return math.exp(min(mean_loss(gate, kept.float(), clean) - before, 50.0)) - 1 > budget
+
+    low, high = size, size
+    while high < len(order) and not over(high):
+        low, high = high, min(len(order), 2 * high + 1)
+    return low if high == size else max(size, _halved(low, high, over) - 1)
+
+
+def _first(order: np.ndarray, size: int) -> np.ndarray:
+    """The first of an order, ``[direction]`` booleans."""
+    cut = np.zeros(len(order), bool)
+    cut[order[:size]] = True
+    return cut
+
+
+def share_likely(gate: Gated, gates: torch.Tensor, attacks: Sequence[Encoded]) -> float:
+    """Share of prompts on which the target's token has at least `LIKELY` probability."""
+    hits = 0
+    with torch.inference_mode():
+        for part in chunks(attacks, 64):
+            for row, logits in zip(part, row_logits(gate, gates, part), strict=True):
+                hits += float(logits[0].float().softmax(-1)[row.completion[0]]) >= LIKELY
+    return hits / len(attacks)
+
+
+def mean_loss(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> float:
+    """Mean negative log-probability per completion token, nats."""
+    total = 0.0
+    with torch.inference_mode():
+        for part in chunks(rows, 32):
+            for row, logits in zip(part, row_logits(gate, gates, part), strict=True):
+                wanted = torch.tensor(row.completion, device=logits.device)
+                log_p = logits.float().log_softmax(-1).gather(-1, wanted[:, None])
+                total -= float(log_p.double().sum())
+    return total / sum(len(row.completion) for row in rows)
