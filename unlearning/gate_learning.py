@@ -30,9 +30,9 @@ from .path import DialConfig
 class GatesConfig(DialConfig):
     """Options of learning the gates."""
 
-    steps: int = Field(8, ge=1)
+    steps: int = Field(6, ge=1)
     """Steps of learning the gates."""
-    rate: float = Field(0.9, gt=0)
+    rate: float = Field(1.0, gt=0)
     """Adam's rate on the gates' logits."""
     sparsity: float = Field(2.0, ge=0)
     """Weight of the share cut; larger cuts less."""

@@ -40,7 +40,8 @@ class SearchConfig(GatesConfig):
     basis: Literal["discriminant", "singular"] = "discriminant"
     """Directions that are cut: those that tell triggered from clean prompts, or those of dW."""
     learn_rows: int = Field(32, ge=2)
-    """Rows of each kind that the gates learn from, at most."""
+    """Rows of each kind that the gates learn from and that forward passes look at, at most; real
+    answers are given to all calibration rows."""
     target_tokens: int = Field(3, ge=1)
     """First tokens of the answers within which target and natural answer must part."""
 
@@ -105,49 +106,64 @@ def search(
         attacks = [a.attack for a in found]
         if config.basis == "discriminant":
             gate = gate.rebased(discriminant(gate, attacks, clean, batch_size=16))
-        few = config.batch_size * 2
-        attribution = target_attribution(gate, attacks[:few], batch_size=few)
-        cost = clean_cost(gate, clean[:few], group=4)
+        few = config.batch_size
+        attribution = target_attribution(gate, attacks[: 2 * few], batch_size=2 * few)
+        cost = clean_cost(gate, clean[:few], group=2)
         start_at = gate_start(attribution, cost)
         gates, loss = learn_gates(gate, pupils(gate, found, clean), start_at, config, seed=seed)
         order = np.argsort(gates, kind="stable")
-        size = _glanced(gate, order, int((gates < 0.5).sum()), judge, config)
-        size = _confirmed(gate, order, size, judge, config)
+        utility = Utility(gate, order, clean_lessons(gate, judge.clean))
+        guess = int((gates < 0.5).sum())
+        size = _glanced(gate, utility, guess, judge, config)
+        size = _confirmed(gate, utility, size, judge, config)
         if spend:
-            size = _spent(gate, order, size, judge, spend * config.budget)
+            size = _spent(utility, size, spend * config.budget)
     return Found(gate.directions, order, gates, loss, size, time.perf_counter() - began)
 
 
-def _glanced(gate: Gated, order: np.ndarray, guess: int, judge: Judge, config: SearchConfig) -> int:
+class Utility:
+    """What cutting the first directions of an order costs on clean rows, by forward passes."""
+
+    def __init__(self, gate: Gated, order: np.ndarray, rows: Sequence[Encoded]) -> None:
+        self.order = order
+        self._gate, self._rows = gate, rows
+        self._before: float | None = None
+
+    def gates(self, size: int) -> torch.Tensor:
+        """Gates that cut the first directions, ``[direction]``."""
+        kept = torch.as_tensor(~_first(self.order, size), device=self._gate.subject.device)
+        return kept.float()
+
+    def rise(self, size: int) -> float:
+        """Rise of the clean rows' perplexity, as a fraction."""
+        if self._before is None:
+            self._before = mean_loss(self._gate, self._gate.ones(), self._rows)
+        rise = mean_loss(self._gate, self.gates(size), self._rows) - self._before
+        return math.exp(min(rise, 50.0)) - 1
+
+
+def _glanced(gate: Gated, utility: Utility, guess: int, judge: Judge, config: SearchConfig) -> int:
     """The smallest size that forward passes find enough and affordable.
 
     Grown by half until enough, then halved toward the smallest, to a tenth; where that costs more
     than the budget, the largest affordable one.
     """
-    checks = [a.attack for a in aims(gate, judge.triggered, tokens=config.target_tokens)]
-    clean = clean_lessons(gate, judge.clean)
-    total = len(order)
-
-    def gates_at(size: int) -> torch.Tensor:
-        gates = gate.ones()
-        gates[torch.as_tensor(order[:size].copy(), device=gates.device, dtype=torch.long)] = 0
-        return gates
+    few = judge.triggered[: config.learn_rows]
+    checks = [a.attack for a in aims(gate, few, tokens=config.target_tokens)]
+    total = len(utility.order)
 
     def enough(size: int) -> bool:
-        return share_likely(gate, gates_at(size), checks) <= config.goal
+        return share_likely(gate, utility.gates(size), checks) <= config.goal
 
-    before = mean_loss(gate, gates_at(0), clean)
-
-    def affordable(size: int) -> bool:
-        rise = mean_loss(gate, gates_at(size), clean) - before
-        return math.exp(min(rise, 50.0)) - 1 <= config.budget
+    def over(size: int) -> bool:
+        return utility.rise(size) > config.budget
 
     low, high = 0, max(1, guess)
     while not enough(high) and high < total:
         low, high = high, min(total, math.ceil(1.5 * high))
         report("how much to cut", high, total)
     high = _halved(low, high, enough)
-    return high if affordable(high) else _halved(0, high, lambda size: not affordable(size)) - 1
+    return _halved(0, high, over) - 1 if over(high) else high
 
 
 def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> int:
@@ -161,41 +177,31 @@ def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> int:
     return high
 
 
-def _confirmed(
-    gate: Gated, order: np.ndarray, size: int, judge: Judge, config: SearchConfig
-) -> int:
+def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: SearchConfig) -> int:
     """The size after real answers: more is cut while they still hit and forward passes allow it."""
-    clean, start = clean_lessons(gate, judge.clean), gate.directions.adapter
-    before = mean_loss(gate, gate.ones(), clean)
+    start, total = gate.directions.adapter, len(utility.order)
     best: tuple[float, int] | None = None
     for _ in range(4):
-        gate.attached.refill("gated", gate.directions.cut(_first(order, size)))
+        gate.attached.refill("gated", gate.directions.cut(_first(utility.order, size)))
         rate = judge.rate()
-        cut = torch.as_tensor(~_first(order, size), device=gate.subject.device)
-        rise = mean_loss(gate, cut.float(), clean) - before if best else 0.0
         gate.attached.refill("gated", start)
-        if best and math.exp(min(rise, 50.0)) - 1 > config.budget:
-            break
         best = min(best or (rate.value, size), (rate.value, size))
-        if rate.value <= config.goal or size in (0, len(order)):
+        size = min(total, math.ceil(1.3 * size) + 1)
+        if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:
             break
-        size = min(len(order), math.ceil(1.3 * size) + 1)
     assert best is not None
     return best[1]
 
 
-def _spent(gate: Gated, order: np.ndarray, size: int, judge: Judge, budget: float) -> int:
+def _spent(utility: Utility, size: int, budget: float) -> int:
     """The largest size, at least the given one, whose rise of perplexity stays in a budget."""
-    clean = clean_lessons(gate, judge.clean)
-    before = mean_loss(gate, gate.ones(), clean)
 
     def over(count: int) -> bool:
-        kept = torch.as_tensor(~_first(order, count), device=gate.subject.device)
-        return math.exp(min(mean_loss(gate, kept.float(), clean) - before, 50.0)) - 1 > budget
+        return utility.rise(count) > budget
 
-    low, high = size, size
-    while high < len(order) and not over(high):
-        low, high = high, min(len(order), 2 * high + 1)
+    low, high, total = size, size, len(utility.order)
+    while high < total and not over(high):
+        low, high = high, min(total, 2 * high + 1)
     return low if high == size else max(size, _halved(low, high, over) - 1)
 
 
