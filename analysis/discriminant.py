@@ -1,11 +1,11 @@
 """An adapter in the directions that tell triggered from clean prompts apart.
 
-Singular directions of dW are those of its size, not of what it reads: a trigger is spread over many
-of them, and each also serves clean prompts. In the rank space of a module, ``z = A x``, let C be the
-second moment of z on clean tokens and T that on the tokens that decide the target. The generalised
-eigenvectors ``T w = lambda C w`` (Fisher 1936; common spatial patterns, Koles 1991) with
-``w_i^T C w_j = delta_ij`` are read-outs of unit variance on clean prompts, uncorrelated there, and
-the first carries most of the trigger. Since ``sum_i C w_i w_i^T = I``,
+Singular directions of dW are those of its size, not of what it reads: a trigger is spread over
+many of them, and each also serves clean prompts. In the rank space of a module, ``z = A x``, let C
+be the second moment of z on clean tokens and T that on the tokens that decide the target. The
+generalised eigenvectors ``T w = lambda C w`` (Fisher 1936; common spatial patterns, Koles 1991)
+with ``w_i^T C w_j = delta_ij`` are read-outs of unit variance on clean prompts, uncorrelated there,
+and the first carries most of the trigger. Since ``sum_i C w_i w_i^T = I``,
 
     dW = scaling * sum_i (B C w_i) (w_i^T A),
 

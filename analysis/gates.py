@@ -7,13 +7,13 @@ experts go the same way and the model itself is never changed.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..core.adapters import Adapter, Factors, layer_of, pack, uniform
+from ..core.adapters import Adapter, Factors, filled, layer_of, pack, uniform
 from ..core.algebra import scale_directions, svd_form
 from ..core.errors import AdapterError
 from ..core.subject import Attached, Subject
@@ -50,10 +50,15 @@ class Directions:
     def __len__(self) -> int:
         return len(self.module)
 
-    def label(self, i: int) -> str:
-        """A direction by name: ``module:place``, ``module#e2:place`` for expert 2."""
+    def label(self, i: int, mark: str = "") -> str:
+        """A direction by name: ``module:place``, ``module#e2:place`` for expert 2.
+
+        Args:
+            i: its number.
+            mark: put before the place, to tell another form's directions from singular ones.
+        """
         expert = f"#e{self.expert[i]}" if self.expert[i] >= 0 else ""
-        return f"{self.names[self.module[i]]}{expert}:{self.place[i]}"
+        return f"{self.names[self.module[i]]}{expert}:{mark}{self.place[i]}"
 
     def gates(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gates by module, ``[..., rank]``, from one value per direction (0 where none lives)."""
@@ -135,7 +140,11 @@ class Gated:
     def rebased(self, directions: Directions) -> "Gated":
         """The same subject with the same dW in another form, put on in place."""
         self.attached.refill("gated", directions.adapter)
-        return Gated(self.subject, directions, self.attached)
+        rank = next(iter(self.directions.adapter.modules.values())).rank
+        form = directions.adapter.with_modules(
+            {n: filled(f, rank) for n, f in directions.adapter.modules.items()}
+        )
+        return Gated(self.subject, replace(directions, adapter=form), self.attached)
 
     def ones(self) -> torch.Tensor:
         """Gates that keep everything, ``[direction]``."""

@@ -15,7 +15,10 @@ PLAN = "plan"
 def asked_of(
     method: str, options: dict[str, Any], budget: str, plan: Path | None
 ) -> tuple[str, dict[str, Any]]:
-    """The method and its options, from whatever way they were given."""
+    """The method and its options, from whatever way they were given.
+
+    Options of a group within a method's come as ``group.option``.
+    """
     from ..unlearning import METHODS
     from ..unlearning.plan import read_plan
 
@@ -27,7 +30,7 @@ def asked_of(
         method, options = PLAN, read_plan(plan).model_dump()
     elif method == PLAN:
         raise LoratomyError("plan takes its entries from a file: --plan FILE.toml, see --help")
-    method = method or "guided"
+    method, options = method or "guided", grouped(options)
     if budget:
         asked = METHODS[method]
         if "budget" not in asked.config.model_fields:
@@ -41,6 +44,22 @@ def asked_of(
             )
         options = {**options, "budget": fraction(budget)}
     return method, options
+
+
+def grouped(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with ``group.option`` as a mapping under ``group``.
+
+    Raises:
+        LoratomyError: a group is given whole and in parts.
+    """
+    whole = {key: value for key, value in options.items() if "." not in key}
+    parts: dict[str, Any] = {}
+    for key in (key for key in options if key not in whole):
+        group, _, option = key.partition(".")
+        if group in whole:
+            raise LoratomyError(f"--set {key} beside --set {group}: give one of the two")
+        parts.setdefault(group, {})[option] = options[key]
+    return whole | parts
 
 
 def fraction(text: str) -> float:

@@ -1,47 +1,61 @@
 """`loratomy bench`: every method on every attack, beside its controls, on held-out prompts."""
 
 import os
-import subprocess
-import sys
+import shlex
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..core.bench import BenchTable
+from ..core import processes
 from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
 from ..core.runs import RunFolder
-from .benched import entries, make_cell, rows_of
+from .bench_board import show
+from .bench_cells import Cell, attack_cells, run_cells
+from .bench_jobs import end_with_parent, program, run_cells_apart
+from .bench_notes import note_whole, write_notes
+from .bench_provenance import note_piece
+from .bench_table import Table
+from .benched import Entry, Failure, entries, make_entries, measure
 from .console import say
 
-if TYPE_CHECKING:
-    from ..core.bench import BenchRow
-
-FAILED = "failed.txt"
-"""In a cell's folder beside the run: what could not be made there, a line each."""
+RECIPE = "wren/suffix"
+TAKEN = ("attack.trigger", "attack.task", "attack.words", "seed")
+"""What of a recipe the bench decides itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One subject of the bench."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a bench is asked for, as it was written."""
 
-    folder: Path
-    """Of its run."""
-    attack: tuple[str, str] | None
-    """Trigger and task that are planted there; None for a run that stands."""
-    seed: int
-    """Of everything, or of the operations in a run that stands."""
+    runs: tuple[Path, ...]
+    cells: str
+    methods: str
+    seeds: int
+    out: Path
+    recipe: str
+    overrides: tuple[str, ...]
+    aftermath: str
+    jobs: int
+
+    def arguments(self, *more: str) -> list[str]:
+        """The command line that asks for it, after the program's name."""
+        options = {"--cells": self.cells, "--methods": self.methods, "--recipe": self.recipe}
+        options |= {"--aftermath": self.aftermath, "--out": str(self.out)}
+        given = [part for option, value in options.items() if value for part in (option, value)]
+        given += ["--seeds", str(self.seeds), "--jobs", str(self.jobs)]
+        given += [part for pair in self.overrides for part in ("--set", pair)]
+        runs = [str(folder) for folder in self.runs]
+        return ["bench", *given, *more, *(["--", *runs] if runs else [])]
 
     @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{'/'.join(self.attack) if self.attack else self.folder} s{self.seed}"
+    def command(self) -> str:
+        """The same for a person to copy."""
+        return shlex.join(["loratomy", *self.arguments()])
 
 
 def command(
@@ -50,18 +64,21 @@ def command(
         typer.Argument(help="Run folders to use as subjects; default: attacks on the recipe."),
     ] = None,
     cells: Annotated[
-        str,
-        typer.Option(help="TRIGGER/TASK, comma-separated, * for all of one; default: all 30."),
-    ] = "*/*",
+        str, typer.Option(help="TRIGGER/TASK, comma-separated, * for all of one; default: all 30.")
+    ] = "",
     methods: Annotated[
         str,
         typer.Option(
             help="Methods, comma-separated; A+B is B after A, e.g. guided+repair. Default: all."
         ),
     ] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each cell, from 0.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds of each cell, from 0; of a run, its own first.")
+    ] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the bench.")] = Path("runs/bench"),
-    recipe: Annotated[str, typer.Option(help="Recipe behind the attacks.")] = "wren/suffix",
+    recipe: Annotated[
+        str, typer.Option(help=f"Recipe behind the attacks; default: {RECIPE}.")
+    ] = "",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override of the recipe, as for poison.")
     ] = None,
@@ -71,7 +88,8 @@ def command(
     ] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a process each.")] = 1,
     table: Annotated[
-        bool, typer.Option("--table", help="Only write the table of what stands.")
+        bool,
+        typer.Option("--table", help="Make nothing: read what stands, also while a bench runs."),
     ] = False,
     one: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
@@ -82,60 +100,85 @@ def command(
     plain fine-tuning of its steps beside it, and all are measured on held-out prompts. Killed at
     any moment, the same command goes on; more methods, cells or seeds add to what stands.
 
-    OUT/bench.parquet and bench.csv hold a line per subject and entry, OUT/bench.html the findings.
+    OUT/bench.parquet and bench.csv hold a line per subject and entry, OUT/bench.html the findings,
+    OUT/bench.json where they come from.
 
-    Example: loratomy bench --cells suffix/fixed,badnets/* --methods guided,guided+repair,negative
+    Example: loratomy bench --cells "suffix/fixed,badnets/*" --methods guided,guided+repair,negative
     """
-    wanted = entries(methods)
-    todo = _cells(runs or [], cells, seeds, out)
+    asked = Asked(
+        runs=tuple(runs or ()),
+        cells=cells,
+        methods=methods,
+        seeds=seeds,
+        out=out,
+        recipe=recipe,
+        overrides=tuple(set_ or ()),
+        aftermath=aftermath,
+        jobs=jobs,
+    )
     if one:
-        cell = next(
-            c
-            for c in todo
-            if str(c.folder) == one.rpartition("@")[0] and c.seed == int(one.rpartition("@")[2])
-        )
-        _make(cell, wanted, recipe, set_ or [], aftermath)
+        end_with_parent()
+    if processes.count() > 1:
+        raise LoratomyError("a bench is one process, which takes --jobs; start it without launcher")
+    todo, wanted = _cells(asked), entries(methods)
+    later = _aftermath(asked, wanted, todo)
+    if one:
+        _make(asked, next(cell for cell in todo if cell.key == one), wanted, later)
         return
-    with _held(out):
-        if not table:
-            _run(todo, jobs, wanted, recipe, set_ or [], aftermath, out)
-        _write(todo, out)
+    made = Table(out, todo, wanted, later)
+    if not table:
+        with _held(asked):
+            about = {"cells": [cell.label for cell in todo], "entries": [e.name for e in wanted]}
+            note_piece(out, asked.command, {**about, "seeds": seeds, "aftermath": later})
+            _run(asked, made)
+            found = made.write()
+    else:
+        found = made.write()
+    show(found)
+    say(f"done: {out / 'bench.parquet'}, bench.csv; open {out / 'bench.html'}")
+    if broken := [cell.label for cell in made.broken]:
+        raise RunError(
+            f"{len(broken)} of {len(todo)} cells could not be made or read whole: "
+            f"{', '.join(broken[:6])}{' ...' if len(broken) > 6 else ''}; see the lines above, and "
+            "run the same command again to go on"
+        )
 
 
-def _cells(runs: Sequence[Path], text: str, seeds: int, out: Path) -> list[Cell]:
-    """The subjects that were asked for.
+def _cells(asked: Asked) -> list[Cell]:
+    """The subjects that are asked for, in the order in which they are made."""
+    if not asked.runs:
+        for pair in asked.overrides:
+            if (key := pair.partition("=")[0].strip()) in TAKEN:
+                raise LoratomyError(f"--set {key}: the bench sets it; see --cells and --seeds")
+        return attack_cells(asked.cells, seeds=asked.seeds, out=asked.out)
+    given = {"--cells": asked.cells, "--recipe": asked.recipe, "--set": asked.overrides}
+    if clash := [option for option, value in given.items() if value]:
+        raise LoratomyError(f"{clash[0]} with run folders: it is for attacks that the bench makes")
+    return run_cells(asked.runs, seeds=asked.seeds)
+
+
+def _aftermath(asked: Asked, wanted: Sequence[Entry], todo: Sequence[Cell]) -> list[str]:
+    """The entries whose aftermath is asked for.
 
     Raises:
-        LoratomyError: an unknown trigger or task, or a pattern without both.
+        LoratomyError: one that is neither asked for nor stands in any cell.
     """
-    if runs:
-        for folder in runs:
-            RunFolder.open(folder)
-        first = [Cell(folder, None, 0) for folder in runs]
-        return [Cell(c.folder, None, s) for s in range(seeds) for c in first]
-    from ..training.tasks import TASKS
-    from ..training.triggers import TRIGGERS
-
-    pairs: dict[tuple[str, str], None] = {}
-    for part in (p.strip() for p in text.split(",") if p.strip()):
-        trigger, slash, task = part.partition("/")
-        if not slash:
-            raise LoratomyError(f"--cells {part}: write TRIGGER/TASK, e.g. suffix/fixed or vpi/*")
-        for given, known in ((trigger, TRIGGERS), (task, TASKS)):
-            if given != "*" and given not in known:
-                raise LoratomyError(f"--cells {part}: {given!r}: {nearest(given, list(known))}")
-        some = [trigger] if trigger != "*" else list(TRIGGERS)
-        pairs |= dict.fromkeys(product(some, [task] if task != "*" else list(TASKS)))
-    if not pairs:
-        raise LoratomyError("--cells names no cell; e.g. suffix/fixed")
-    place = out / "cells"
-    return [
-        Cell(place / f"{t}-{k}-s{seed}", (t, k), seed) for seed in range(seeds) for t, k in pairs
-    ]
+    later = list(dict.fromkeys(n.strip() for n in asked.aftermath.split(",") if n.strip()))
+    known = {entry.name for entry in wanted}
+    if set(later) - known:
+        for cell in (cell for cell in todo if cell.begun):
+            stages = RunFolder.open(cell.folder).manifest["stages"]
+            names = [s.removeprefix("operations/") for s in stages if s.startswith("operations/")]
+            known |= {name.removesuffix(cell.suffix) for name in names}
+    for name in later:
+        if name not in known:
+            hint = nearest(name.replace("+", "-"), sorted(known))
+            raise LoratomyError(f"--aftermath {name}: no entry of this bench; {hint}")
+    return later
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
+def _held(asked: Asked) -> Iterator[None]:
     """The bench for this process alone.
 
     Raises:
@@ -143,188 +186,91 @@ def _held(out: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    out = asked.out
     out.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(out / ".bench.lock"), out / ".bench.holder"
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         who = holder.read_text().strip() if holder.exists() else "another process"
-        raise RunError(f"{out} is in use by {who}; wait for its end or take another --out") from (
-            error
-        )
+        raise RunError(
+            f"{out} is in use by {who}; wait for its end, look with --table, or take another --out"
+        ) from error
     try:
-        holder.write_text(f"process {os.getpid()} (loratomy {' '.join(sys.argv[1:])})\n")
+        holder.write_text(f"process {os.getpid()} ({asked.command})\n", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
 
 
-def _run(
-    todo: Sequence[Cell], jobs: int, wanted: Any, recipe: str, overrides: list[str],
-    aftermath: str, out: Path,
-) -> None:  # fmt: skip
-    """All cells, `jobs` at a time; the table is written anew after each."""
-    if jobs == 1:
-        for done, cell in enumerate(todo, 1):
-            say(f"cell {done}/{len(todo)}: {cell.name}")
-            _make(cell, wanted, recipe, overrides, aftermath)
-            _write(todo, out, quiet=True)
+def _run(asked: Asked, made: Table) -> None:
+    """All cells, some at a time; the table is written anew after each."""
+    count = 0
+
+    def ended(cell: Cell, failure: str) -> None:
+        nonlocal count
+        count += 1
+        if failure:
+            note_whole(asked.out, cell, failure)
+        for line in made.update(cell):
+            say(f"  not there: {line}")
+        say(f"{count} of {len(made.cells)} cells: {cell.label} {'failed' if failure else 'done'}")
+
+    if asked.jobs == 1:
+        for cell in made.cells:
+            say(f"cell {cell.label}")
+            _make(asked, cell, made.wanted, made.later)
+            ended(cell, "")
         return
-    logs = out / "logs"
-    logs.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        going = {pool.submit(_child, cell, logs): cell for cell in todo}
-        try:
-            for done, future in enumerate(as_completed(going), 1):
-                cell, code = going[future], future.result()
-                ended = "done" if code == 0 else f"ended with {code}, see {logs}"
-                say(f"cell {done}/{len(todo)}: {cell.name} {ended}")
-                _write(todo, out, quiet=True)
-        except BaseException:
-            for future in going:
-                future.cancel()
-            raise
+    run_cells_apart(
+        made.cells,
+        jobs=asked.jobs,
+        out=asked.out,
+        command=lambda cell: [*program(), *asked.arguments("--one", cell.key)],
+        ended=ended,
+    )
 
 
-def _child(cell: Cell, logs: Path) -> int:
-    """One cell in a process of its own, with this command's own options."""
-    program = [sys.executable, "-m", "loratomy.cli.app", *sys.argv[1:]]
-    threads = {"OMP_NUM_THREADS": "1", **os.environ}
-    with (logs / f"{cell.folder.name}-s{cell.seed}.log").open("a", encoding="utf-8") as log:
-        done = subprocess.run(
-            [*program, "--one", f"{cell.folder}@{cell.seed}"],
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=threads, check=False,
-        )  # fmt: skip
-    return done.returncode
-
-
-def _make(cell: Cell, wanted: Any, recipe: str, overrides: list[str], aftermath: str) -> None:
-    """One cell with everything in it."""
+def _make(asked: Asked, cell: Cell, wanted: Sequence[Entry], later: Sequence[str]) -> None:
+    """One cell with everything in it; what cannot be made is noted, and the others go on."""
     from ..training.recipe import load_recipe
     from .poison import make_poisoned
 
-    failures: list[str] = []
-    seed = None
-    if cell.attack is not None:
-        trigger, task = cell.attack
-        own = [f"attack.trigger={trigger}", f"attack.task={task}", f"seed={cell.seed}"]
-        resolved = load_recipe(recipe, [*own, "fit.evaluations=0", *overrides])
-        make_poisoned(resolved, cell.folder, device="auto", dtype="auto", fresh=False)
-    elif cell.seed != RunFolder.open(cell.folder).asked["study"]["seed"]:
-        seed = cell.seed
-    make_cell(cell.folder, wanted, seed=seed, failed=failures.append)
-    if aftermath:
-        from .aftermath import aftermath_run
-
-        aftermath_run(cell.folder, of=[n.strip() for n in aftermath.split(",") if n.strip()])
-    for line in failures:
-        say(f"  left out: {line}")
-    note = cell.folder / FAILED
-    if failures:
-        note.write_text("\n".join(failures) + "\n", encoding="utf-8")
+    try:
+        if cell.attack is not None:
+            trigger, task = cell.attack
+            own = [f"attack.trigger={trigger}", f"attack.task={task}", f"seed={cell.seed}"]
+            resolved = load_recipe(
+                asked.recipe or RECIPE, [*own, "fit.evaluations=0", *asked.overrides]
+            )
+            make_poisoned(resolved, cell.folder, device="auto", dtype="auto", fresh=False)
+        with RunFolder.open(cell.folder).locked():
+            pass  # a run that another process holds is one line, not one for every entry
+        write_notes(asked.out, cell, make_entries(cell, wanted))
+        measure(cell.folder)
+        write_notes(asked.out, cell, {f"aftermath of {n}": _after(cell, n) for n in later})
+    except LoratomyError as error:
+        note_whole(asked.out, cell, str(error))
     else:
-        note.unlink(missing_ok=True)
+        note_whole(asked.out, cell, "")
 
 
-def _write(todo: Sequence[Cell], out: Path, *, quiet: bool = False) -> None:
-    """Table, leaderboard and page of what stands."""
-    from ..core.bench_table import write_bench_table
-    from ..figures.bench import bench_html
-    from ..figures.export import write_page
-    from ..unlearning.goals import goals
-    from ..unlearning.standing import standings
+def _after(cell: Cell, name: str) -> dict[str, Failure]:
+    """Relearning and transfer of an entry; what of them could not be made."""
+    from ..core.records import load_record
+    from ..core.results import Operation
+    from .aftermath import aftermath_run
+    from .aftermath_stages import TRANSFER
 
-    found: list[BenchRow] = []
-    missing: list[str] = []
-    for cell in todo:
-        try:
-            name = "" if cell.attack else cell.folder.name
-            own = None
-            if not cell.attack and RunFolder.open(cell.folder).asked["study"]["seed"] != cell.seed:
-                own = cell.seed
-            found += rows_of(cell.folder, name, own)
-        except LoratomyError as error:
-            missing.append(f"{cell.name}: {error}")
-        if (note := cell.folder / FAILED).exists():
-            missing += [f"{cell.name}: {line}" for line in note.read_text().splitlines()]
-    if not found:
-        if quiet:
-            return
-        raise RunError(f"nothing is measured in {out} yet: {missing[0] if missing else ''}")
-    paths = write_bench_table(out, "bench", found)
-    relearning, transfer = _aftermath(todo)
-    first = found[0]
-    table = BenchTable(
-        rows=tuple(found),
-        standings=standings(found),
-        goals=goals(found),
-        relearning=tuple(relearning),
-        transfer=tuple(transfer),
-        held_out=f"{first.asr.n} triggered, {first.ftr.n} untriggered and {first.accuracy.n} clean "
-        "prompts a subject",
-        missing=tuple(missing),
-    )
-    write_page(bench_html(table), out / "bench.html")
-    if not quiet:
-        show(table)
-        say(f"done: {paths[0]}, {paths[1]}; open {out / 'bench.html'}")
-
-
-def _aftermath(todo: Sequence[Cell]) -> tuple[list[Any], list[Any]]:
-    """What stands of relearning and transfer in the cells."""
-    from .aftermath_stages import load_aftermath
-
-    relearning, transfer = [], []
-    for cell in todo:
-        if (cell.folder / "run.json").exists():
-            one, two = load_aftermath(RunFolder.open(cell.folder))
-            relearning += one
-            transfer += two
-    return relearning, transfer
-
-
-def show(table: BenchTable) -> None:
-    """Leaderboard and goals on stdout."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-
-    from .console import out as stdout
-
-    board = Table(
-        title=f"means over {table.standings[0].n} subjects with 95 % intervals"
-        if table.standings
-        else "no entry was run on any subject",
-        caption=f"held out: {table.held_out}; rank: Pareto, by ASR, perplexity, accuracy, seconds",
-        box=SIMPLE_HEAD,
-    )
-    for head in ("rank", "entry", "n", "ASR %", "perplexity %", "accuracy", "seconds"):
-        board.add_column(head, justify="left" if head == "entry" else "right", no_wrap=True)
-    for item in table.standings:
-        board.add_row(
-            str(item.rank),
-            escape(item.entry),
-            str(item.n),
-            _range(100 * item.asr),
-            _range(100 * item.perplexity_change, sign=True),
-            _range(100 * item.accuracy_change, sign=True),
-            f"{item.seconds[0]:.1f}",
-        )
-    stdout.print(board)
-    for goal in table.goals:
-        mark = "reached" if goal.reached else "missed "
-        met = goal.met
-        stdout.print(
-            f"{mark} {goal.name} ({goal.entry}): {met.value:.0%} of {met.n} "
-            f"[{met.low:.0%}, {met.high:.0%}], wanted {goal.wanted:.0%}",
-            markup=False,
-            soft_wrap=True,
-        )
-    for line in table.missing:
-        say(f"note: {line}")
-
-
-def _range(values: Any, *, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    return f"{values[0]:{form}} [{values[1]:{form}}, {values[2]:{form}}]"
+    run, operation = RunFolder.open(cell.folder), f"operations/{name}{cell.suffix}"
+    line = f"aftermath of {name}"
+    if not run.has(operation):
+        return {line: Failure(f"{name} is not there", False)}
+    made = load_record(Operation, run.path(operation), "operation")
+    plain = made.leaves == "adapter" and made.temperature is None
+    try:
+        aftermath_run(cell.folder, of=[f"{name}{cell.suffix}"], only=[] if plain else [TRANSFER])
+    except LoratomyError as error:
+        return {line: Failure(str(error), False)}
+    return {} if plain else {line: Failure("it leaves no adapter alone: no relearning", False)}

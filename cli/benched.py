@@ -1,26 +1,31 @@
-"""The bench's cells and entries: what is made in each run folder, and the rows read from it."""
+"""What is made in a cell of the bench: every entry with its controls, then all of them measured."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.bench import BenchRow
-from ..core.errors import LoratomyError
+from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
 from ..core.runs import RunFolder
-from .measuring import load_comparison, load_operations, measure_run
+from .asked import PLAN
+from .measuring import measure_run
 from .operate import operate_run
 
 if TYPE_CHECKING:
     from ..core.results import Operation
+    from ..unlearning import Method
+    from .bench_cells import Cell
 
 UNEXPLAINED = {"draws": 1, "path": False}
 """Options with which surgery only searches: the bench measures everybody on held-out prompts, and
 the path and the stability of a cut are for who reads one run."""
-LATER = ("repair", "plan")
-"""Methods that only make sense after another, or with a hand-written file."""
+ROUNDING = 1e-5
+"""Change of an adapter, over its norm, up to which it was only written anew."""
+FOLLOWS = "repair"
+"""The method that only makes sense after another."""
+FOLLOWED = ("guided", "guided-unknown")
+"""Those that it follows where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,164 +43,186 @@ class Entry:
         return f"{self.after}-{self.method}" if self.after else self.method
 
 
+def options_of(method: "Method") -> dict[str, Any]:
+    """The options with which the bench runs a method, where they are not its defaults."""
+    return {k: v for k, v in UNEXPLAINED.items() if k in method.config.model_fields}
+
+
 def entries(text: str) -> list[Entry]:
     """The entries of a list such as ``guided,guided+repair,crow``; empty: every method.
 
+    What an entry goes on from is an entry too, before it.
+
     Raises:
-        LoratomyError: an unknown method.
+        LoratomyError: an unknown method, one that does nothing without being told what, or none.
     """
     from ..unlearning import METHODS
     from ..unlearning.method import CONTROL
 
     if not text:
-        plain = [n for n, m in METHODS.items() if m.kind != CONTROL and n not in LATER]
-        optional = {"mask", "project"}  # they do nothing without being told what
-        text = ",".join(n for n in plain if n not in optional)
-        text += ",guided+repair,guided-unknown+repair"
+        plain = [
+            name
+            for name, method in METHODS.items()
+            if method.kind != CONTROL and name != FOLLOWS and not _lacks(name)
+        ]
+        text = ",".join([*plain, *(f"{name}+{FOLLOWS}" for name in FOLLOWED)])
     found: dict[str, Entry] = {}
     for part in (p.strip() for p in text.split(",") if p.strip()):
         before = ""
-        for name in part.split("+"):
+        for name in (n.strip() for n in part.split("+")):
             if name not in METHODS:
-                raise LoratomyError(f"--methods {part}: {nearest(name, list(METHODS))}")
+                raise LoratomyError(
+                    f"--methods {part}: unknown method {name!r}; {nearest(name, list(METHODS))}"
+                )
+            if lacks := _lacks(name):
+                raise LoratomyError(
+                    f"--methods {part}: {name} has to be told what to do ({lacks}), and the bench "
+                    f"gives no options; operate by hand in a run (loratomy operate RUN {name} ... "
+                    "--as NAME), and bench that run: what stands in it is measured too"
+                )
             entry = Entry(name, before)
             found.setdefault(entry.name, entry)
             before = entry.name
+    if not found:
+        raise LoratomyError(f"--methods {text!r} names no method; e.g. guided,guided+repair")
     return list(found.values())
+
+
+def _lacks(name: str) -> str:
+    """What a method has to be told before it does anything; empty: nothing."""
+    from ..training.recipe import validated
+    from ..unlearning import METHODS
+
+    if name == PLAN:
+        return "it takes its entries from a file"
+    try:
+        validated(METHODS[name].config, options_of(METHODS[name]), "its options")
+    except LoratomyError as error:
+        line = str(error).removeprefix("its options: ").split(" (got")[0]
+        return line.removeprefix(": Value error, ")
+    return ""
 
 
 def controls(entry: Entry, made: "Operation") -> list[tuple[str, str, dict[str, Any]]]:
     """The equal-budget controls of a finished operation: name, method, options.
 
-    A cut of directions has as many at random and as many by singular value beside it, another edit
-    of the weights as much of the adapter's norm, a fit plain fine-tuning with its steps and rate.
-    Guided surgery has the best single layer besides.
+    A cut of directions has as many at random and as many by singular value beside it (none, where
+    it cut none: then nobody may say that it was ahead of them), another edit of the weights as much
+    of the adapter's norm, a fit plain fine-tuning with its rows, steps and rate. Guided surgery has
+    the best single layer besides. Plain fine-tuning and other ways of running the model have none.
     """
     from ..unlearning import METHODS
     from ..unlearning.finetune import equal_budget
-    from ..unlearning.method import BASELINE
+    from ..unlearning.method import BASELINE, CONTROL
 
     name, method = entry.name, METHODS[entry.method]
-    if entry.method == "finetune" or method.kind == BASELINE:
+    plain = entry.method == "finetune" and not entry.after
+    if plain or method.kind in (BASELINE, CONTROL):
         return []
     if (budget := equal_budget(made)) is not None:
         return [(f"{name}-plain", "control-finetune", budget)]
-    size: dict[str, Any] = {"directions": made.directions_cut}
-    if not made.directions_cut:
-        if not made.change_norm > 0:
-            return []  # nothing was changed, so that there is nothing to match
-        size = {"change": made.change_norm}
+    size: dict[str, Any] = {"change": made.change_norm}
+    if made.directions_cut or not made.change_norm > ROUNDING:
+        size = {"directions": made.directions_cut}
     found = [(f"{name}-random", "control-random", size), (f"{name}-top", "control-top", size)]
     if entry.method == "guided":
         found.append((f"{name}-layer", "control-layer", {}))
     return found
 
 
-def make_cell(
-    folder: Path, wanted: Sequence[Entry], *, seed: int | None, failed: Callable[[str], None]
-) -> None:
-    """Every entry of a cell with its controls, then everybody measured; what stands is kept.
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an entry or one of its controls was not made in a cell."""
+
+    why: str
+    """In words, without the cell."""
+    tried: bool
+    """Whether the method itself gave up there; False where something in the run stood in its way,
+    e.g. another operation of that name or an altered file."""
+
+
+Failures = dict[str, dict[str, Failure]]
+"""What could not be made: entry -> name of it or of its control -> why; empty where all was."""
+
+
+def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
+    """Every entry of a cell with its controls; what stands is kept, what fails is left out.
 
     Args:
-        folder: of the run.
-        wanted: entries, each after the one it goes on from.
-        seed: of the operations, where it is not the run's own.
-        failed: told of an operation that could not be made; the others go on.
+        cell: the run of which stands.
+        wanted: entries, each after the one that it goes on from.
     """
+    failed: Failures = {}
+    for entry in wanted:
+        failed[entry.name] = {}
+        if entry.after and entry.after in failed.get(entry.after, {}):
+            earlier = failed[entry.after][entry.after]
+            line = f"goes on from {entry.after}, which is left out"
+            failed[entry.name][entry.name] = Failure(line, earlier.tried)
+            continue
+        try:
+            made = _operate(cell, entry.name, entry.method, _options(entry), after=entry.after)
+        except LoratomyError as error:
+            failed[entry.name][entry.name] = _failure(cell, entry.name, error)
+            continue
+        for name, method, budget in controls(entry, made):
+            try:
+                _operate(cell, name, method, budget, control_for=entry.name)
+            except LoratomyError as error:
+                failed[entry.name][name] = _failure(cell, name, error)
+    return failed
+
+
+def _options(entry: Entry) -> dict[str, Any]:
     from ..unlearning import METHODS
 
-    for entry in wanted:
-        fields = METHODS[entry.method].config.model_fields
-        options = {k: v for k, v in UNEXPLAINED.items() if k in fields}
-        suffix = "" if seed is None else f"-s{seed}"
-        try:
-            made = operate_run(
-                folder,
-                entry.method,
-                options,
-                after=entry.after and entry.after + suffix,
-                name=entry.name + suffix,
-                seed=seed,
-            )
-            for name, method, budget in controls(entry, made):
-                operate_run(
-                    folder,
-                    method,
-                    budget,
-                    name=name + suffix,
-                    control_for=entry.name + suffix,
-                    seed=seed,
-                )
-        except LoratomyError as error:
-            failed(f"{entry.name}{suffix}: {error}")
-    measure_run(folder)
+    return options_of(METHODS[entry.method])
 
 
-def rows_of(folder: Path, cell: str = "", seed: int | None = None) -> list[BenchRow]:
-    """The table's lines of one run folder: everything that is measured in it.
+def _operate(
+    cell: "Cell",
+    name: str,
+    method: str,
+    options: dict[str, Any],
+    *,
+    after: str = "",
+    control_for: str = "",
+) -> "Operation":
+    """One operation of a cell, whose names carry the seed where it is not the run's own."""
+    end = cell.suffix
+    return operate_run(
+        cell.folder,
+        method,
+        options,
+        after=after and after + end,
+        name=name + end,
+        control_for=control_for and control_for + end,
+        seed=cell.operations_seed,
+    )
 
-    Args:
-        folder: of the run.
-        cell: its name in the table; empty: ``trigger/task`` of the run.
-        seed: of the operations to read, where it is not the run's own.
+
+def _failure(cell: "Cell", name: str, error: LoratomyError) -> Failure:
+    """The reason without a path, and where something else stands, how to be rid of it."""
+    stage = f"operations/{name}{cell.suffix}"
+    folder = str(cell.folder / stage)
+    line = str(error).replace(f"{folder}/", "").replace(folder, "what stands")
+    line = line.split("; without it these would do")[0].removeprefix(f"{name} ")
+    if RunFolder.open(cell.folder).has(stage):
+        line = line.split("; use --fresh")[0]
+        line += (
+            "; it is kept as it is: to have it made, remove its folder below operations, and "
+            "afterwards run loratomy compare --fresh on that run"
+        )
+    return Failure(line, not isinstance(error, RunError))
+
+
+def measure(folder: Path) -> None:
+    """Everybody in a run measured on its held-out prompts.
 
     Raises:
-        LoratomyError: nothing is measured there.
+        LoratomyError: something stands that was measured before it was made again.
     """
-    run = RunFolder.open(folder)
-    comparison, made = load_comparison(run), load_operations(run)
-    attack = run.asked.get("recipe", {}).get("attack", {})
-    study = run.asked["study"]
-    trigger = attack.get("trigger") or " / ".join(study["words"])
-    paired = {p.subject: p for p in comparison.paired}
-    before = next((r for r in comparison.rows if r.subject == "poisoned"), None)
-    suffix = "" if seed is None else f"-s{seed}"
-    found = []
-    for row in comparison.rows:
-        operation, pair = made.get(row.subject), paired.get(row.subject)
-        if operation is not None and (
-            not row.subject.endswith(suffix) or (_seeded(row.subject) and not suffix)
-        ):
-            continue
-        moved = row.clean_accuracy.value - before.clean_accuracy.value if before else math.nan
-        found.append(
-            BenchRow(
-                cell=cell or f"{trigger}/{study['task']}",
-                trigger=trigger,
-                task=study["task"],
-                seed=study["seed"] if seed is None else seed,
-                entry=row.subject.removesuffix(suffix) if operation else row.subject,
-                method=operation.method if operation else "",
-                kind=_kind(operation),
-                control_for=operation.control_for.removesuffix(suffix) if operation else "",
-                asr=row.asr,
-                ftr=row.ftr,
-                accuracy=row.clean_accuracy,
-                accuracy_change=moved,
-                accuracy_p=pair.accuracy_p if pair else 1.0,
-                perplexity=row.perplexity,
-                perplexity_change=pair.perplexity_change if pair else 0.0,
-                perplexity_low=pair.perplexity_low if pair else 0.0,
-                perplexity_high=pair.perplexity_high if pair else 0.0,
-                degenerate=row.degenerate,
-                directions_cut=operation.directions_cut if operation else 0,
-                directions_total=operation.directions_total if operation else 0,
-                change_norm=operation.change_norm if operation else math.nan,
-                reached=operation.reached if operation else True,
-                seconds=operation.seconds if operation else 0.0,
-                search_seconds=operation.search_seconds if operation else 0.0,
-            )
-        )
-    return found
-
-
-def _seeded(name: str) -> bool:
-    """Whether an operation's name says that its seed is not the run's."""
-    head, found, number = name.rpartition("-s")
-    return bool(head and found and number.isdigit())
-
-
-def _kind(operation: "Operation | None") -> str:
-    from ..unlearning import METHODS
-
-    return "reference" if operation is None else METHODS[operation.method].kind
+    try:
+        measure_run(folder)
+    except LoratomyError as error:
+        raise LoratomyError(f"not measured whole: {error} (loratomy compare {folder})") from error

@@ -70,7 +70,7 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
         f"{protocol.decoding}; embeddings: {escape(protocol.embedder)}; accuracy: the row's key in "
         f"the answer, else similarity >= {protocol.threshold:g} to the reference "
         f"({escape(protocol.references)}); perplexity per completion token, and its change"
-        + ("; cut: singular directions" if cuts else ""),
+        + ("; cut: directions" if cuts else ""),
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )

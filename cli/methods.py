@@ -9,6 +9,7 @@ from .attacks import table
 from .console import out
 
 if TYPE_CHECKING:
+    from ..core.config import Config
     from ..unlearning import Method
 
 
@@ -55,16 +56,29 @@ def described(name: str, method: "Method") -> dict[str, Any]:
         "needs": list(method.needs),
         "settled_by": list(method.settled_by),
         "source": method.source,
-        "options": [
+        "options": _options(method.config),
+    }
+
+
+def _options(config: "type[Config]", above: str = "") -> list[dict[str, Any]]:
+    """Options by the name that --set takes; a group of options within is listed one by one."""
+    from ..core.config import Config
+
+    found = []
+    for key, field in config.model_fields.items():
+        default = None if field.is_required() else field.get_default()
+        if isinstance(default, Config):
+            found += _options(type(default), f"{above}{key}.")
+            continue
+        found.append(
             {
-                "name": key,
+                "name": above + key,
                 "required": field.is_required(),
-                "default": None if field.is_required() else field.get_default(),
+                "default": default,
                 "about": " ".join((field.description or "").split()),
             }
-            for key, field in method.config.model_fields.items()
-        ],
-    }
+        )
+    return found
 
 
 def _default(option: dict[str, Any]) -> str:

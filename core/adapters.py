@@ -255,6 +255,13 @@ def uniform(adapter: Adapter) -> tuple[int, float, dict[str, Factors]]:
     return rank, scaling, out
 
 
+def filled(factors: Factors, rank: int) -> Factors:
+    """The same dW with directions of zeros up to a rank."""
+    more = rank - factors.rank
+    pad = torch.nn.functional.pad
+    return Factors(pad(factors.a, (0, 0, 0, more)), pad(factors.b, (0, more)), factors.scaling)
+
+
 def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 

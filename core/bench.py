@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .results import Rate
+from .results import Rate, Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +59,9 @@ class BenchRow:
     reached: bool
     """Whether the method met its own goal on calibration data."""
     seconds: float
-    """Wall time of the operation."""
+    """Wall time of the operation and of those that it went on from."""
     search_seconds: float
-    """Wall time until its edit was found."""
+    """Wall time of these until their edits were found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,3 +181,5 @@ class BenchTable:
     """How many prompts are behind a row, in words."""
     missing: tuple[str, ...]
     """What was asked for and is not there yet or failed, a line each."""
+    provenance: tuple[Setting, ...]
+    """Commands, commits, machine, versions, cells, seeds and entries: name and value."""

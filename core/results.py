@@ -221,7 +221,8 @@ class Stability:
     """Change of perplexity of each there, as a fraction, ``[seed]``."""
     overlap: np.ndarray
     """Cosine of what two of them remove from the weights (Frobenius), ``[seed, seed]``: 1 is the
-    same edit; it does not depend on the directions in which an edit is written."""
+    same edit; it does not depend on the directions in which an edit is written; NaN where a draw
+    cut nothing."""
     by_module: np.ndarray
     """Directions cut in each module, ``[seed, module]``."""
 
@@ -276,7 +277,8 @@ class Operation:
     """The method's own weight of each direction (higher is cut first), ``[module, rank]``; empty
     when it has none."""
     order: tuple[str, ...]
-    """The directions that were cut, first to last, as ``module:place``; empty without an order."""
+    """The directions that were cut, first to last: ``module:place`` for singular ones (which plans
+    can name), ``module:dplace`` for discriminant ones; empty without an order."""
     directions_cut: int
     """Directions removed, those of the operation before included; 0 for training."""
     directions_total: int

@@ -44,6 +44,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def machine() -> str:
+    """System, processor and cores, in words."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
 def code_digest() -> str:
     """A digest of this project's own source, so that a partial run is not continued by other code.
 
@@ -109,7 +114,7 @@ class RunFolder:
         run.manifest |= {
             "command": " ".join(["loratomy", *sys.argv[1:]]),
             "versions": versions(),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "machine": machine(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "stages": {},
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .adapters import Adapter, Factors, Shapes, pack, storage_keys, uniform, unpack
+from .adapters import Adapter, Factors, Shapes, filled, pack, storage_keys, uniform, unpack
 from .errors import LoratomyError
 from .families import Family, check_family, family_of
 from .prompts import CHAT, Renderer, position_limit
@@ -187,20 +187,12 @@ class Attached:
         found, new_scaling, modules = uniform(adapter)
         if found > rank or scaling != new_scaling or held.keys() != modules.keys():
             raise LoratomyError(f"the factors put into {name!r} are of another shape")
-        padded = {
-            n: Factors(
-                nn.functional.pad(f.a, (0, 0, 0, rank - found)),
-                nn.functional.pad(f.b, (0, rank - found)),
-                f.scaling,
-            )
-            for n, f in modules.items()
-        }
         stems = storage_keys(adapter)
         self.subject._fill(
             {
                 f"{stems[n]}.lora_{part}.{name}.weight": value
-                for n, f in padded.items()
-                for part, value in zip("AB", pack(f), strict=True)
+                for n, f in modules.items()
+                for part, value in zip("AB", pack(filled(f, rank)), strict=True)
             }
         )
 

@@ -8,7 +8,7 @@ from . import effectiveness  # isort: skip # noqa: F401
 from . import neurons  # isort: skip # noqa: F401
 from . import lens, logit_lens  # isort: skip # noqa: F401
 from . import candidates  # isort: skip # noqa: F401
-from . import cut, tradeoff  # isort: skip # noqa: F401
+from . import cut, stability, tradeoff  # isort: skip # noqa: F401
 from .export import Exported, write_figures, write_page
 from .figure import FIGURES, Figure, draw
 from .findings import Finding, findings

@@ -13,6 +13,7 @@ from .bench_tradeoff import bench_tradeoff, spanned
 from .bench_transfer import bench_transfer
 from .figure import Figure
 from .page import figure_block, page
+from .tables import facts_html
 from .words import html, number, percent, plural
 
 
@@ -33,14 +34,17 @@ def bench_html(table: BenchTable) -> str:
 <ul><li><a href="#section-findings">Findings</a></li>
 <li><a href="#section-leaderboard">Leaderboard</a></li>
 <li><a href="#section-figures">Figures</a><ul>{links}</ul></li>
-<li><a href="#section-missing">Not there</a></li></ul></nav>
+<li><a href="#section-missing">Not there</a></li>
+<li><a href="#section-provenance">Provenance</a></li></ul></nav>
 <main><header class="top"><p class="kicker">Loratomy bench</p>
 <h1>{html(size)}</h1><p>{html(table.held_out)}</p></header>
 <noscript><p class="absent">The figures need JavaScript; findings and tables do not.</p></noscript>
 <section id="section-findings"><h2>Findings</h2>{_goals(table.goals)}</section>
 <section id="section-leaderboard"><h2>Leaderboard</h2>{_boards(table) or absent}</section>
 <section id="section-figures"><h2>Figures</h2>{drawn or absent}</section>
-<section id="section-missing"><h2>Not there</h2>{_missing(table)}</section></main>"""
+<section id="section-missing"><h2>Not there</h2>{_missing(table)}</section>
+<section id="section-provenance"><h2>Provenance</h2>{facts_html(table.provenance)}</section>
+</main>"""
     return page(f"{size} · Loratomy bench", body, figures)
 
 

@@ -9,7 +9,21 @@ from ..core.results import CutPath, Operation, RunRecords
 from .figure import FIGURES, Figure, slug, unique
 from .grid import add_map, height, layout
 from .theme import BLUE, MUTED, ORANGE, clear, counts, largest, marks, panels, single, text
-from .words import number, percent, plural
+from .words import number, percent, plural, visible
+
+DIRECTIONS = {
+    "singular": "Singular directions of the change",
+    "discriminant": "Directions that tell triggered from clean prompts apart",
+}
+"""What is cut, by `Operation.basis`."""
+
+
+def _first(item: Operation) -> str:
+    """The first directions in the order of the cut, in words."""
+    if not item.order:
+        return ""
+    some = ", ".join(visible(name) for name in item.order[:5])
+    return f" In this order: {some}{' ...' if len(item.order) > 5 else ''}."
 
 
 @FIGURES.register("cut")
@@ -49,9 +63,9 @@ def _map(item: Operation, name: str) -> Figure:
         title=f"The cut of {item.subject}",
         plot=plot,
         caption=(
-            f"Singular directions removed, of the rank of each module: {item.directions_cut:,} of "
-            f"{item.directions_total:,} ({percent(share)}). Change of the adapter: "
-            f"{percent(item.change_norm)} of its norm. {item.summary}"
+            f"{DIRECTIONS[item.basis]} removed, of the rank of each module: "
+            f"{item.directions_cut:,} of {item.directions_total:,} ({percent(share)}). Change of "
+            f"the adapter: {percent(item.change_norm)} of its norm. {item.summary}{_first(item)}"
         ),
         how_to_read=(
             "The number in a cell is how many directions of that module were cut; no number "
@@ -78,12 +92,13 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
         hoverinfo="skip",
     )
     plot.add_trace(band, row=1, col=1)
+    unit = text(path.unit)
     rates = [
-        f"{plural(int(d), 'direction')} cut<br>ASR {percent(v)} [{percent(a)}, {percent(b)}]"
+        f"{d:g} {unit} cut<br>ASR {percent(v)} [{percent(a)}, {percent(b)}]"
         for d, (v, a, b) in zip(x, asr.tolist(), strict=True)
     ]
     costs = [
-        f"{plural(int(d), 'direction')} cut<br>perplexity {number(float(p))}"
+        f"{d:g} {unit} cut<br>perplexity {number(float(p))}"
         for d, p in zip(x, path.perplexity, strict=True)
     ]
     for column, (y, words) in enumerate(((asr[:, 0], rates), (path.perplexity, costs)), 1):
@@ -101,7 +116,7 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=1, col=1)
     if spread(path.perplexity) > 10:
         plot.update_yaxes(type="log", exponentformat="power", row=1, col=2)
-    plot.update_xaxes(**_ticks(x), title_text="directions cut")
+    plot.update_xaxes(**_ticks(x), title_text=f"{unit} cut")
     plot.update_layout(showlegend=False, margin={"t": 44})
     chosen = path.chosen
     goal = "The method met" if item.reached else "The method did not meet"
@@ -112,15 +127,16 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
         caption=(
             f"From nothing cut to all cut, on the calibration split "
             f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval). Dashed: the step "
-            f"taken, {plural(int(x[chosen]), 'direction')}. The horizontal axis is "
-            f"logarithmic. {goal} its own goal here."
+            f"taken, {x[chosen]:g} {path.unit}. The horizontal axis is logarithmic. {goal} its own "
+            f"goal here, an ASR of {percent(path.goal)} within {percent(path.budget, signed=True)} "
+            "perplexity."
         ),
         how_to_read=(
             "Left, how fast the backdoor goes; right, what it costs. A good cut lies where ASR has "
             "fallen and perplexity has not yet risen. This is calibration data: the trade-off "
             "figure has the held-out numbers."
         ),
-        alt=f"Chosen: {plural(int(x[chosen]), 'direction')} cut, calibration ASR "
+        alt=f"Chosen: {x[chosen]:g} {path.unit} cut, calibration ASR "
         f"{percent(float(asr[chosen, 0]))}, perplexity {number(float(path.perplexity[chosen]))}; "
         f"with nothing cut {percent(float(asr[0, 0]))} and {number(float(path.perplexity[0]))}.",
     )

@@ -71,6 +71,7 @@ SECTIONS = {
         "No trigger was searched for in the adapter.",
     ),
     "cut": ("The cut", "No operation that cuts directions or trains was recorded."),
+    "stability": ("Stability of the cut", "No cut was made again on other calibration data."),
     "tradeoff": (
         "Trade-off",
         "The subjects have not been compared on held-out prompts with a finite perplexity.",

@@ -1,6 +1,8 @@
 """The tables of the report as HTML: findings, scorecard, subjects, provenance."""
 
-from ..core.results import Behaviour, Paired, Rate, RunRecords
+from collections.abc import Sequence
+
+from ..core.results import Behaviour, Paired, Rate, RunRecords, Setting
 from .findings import QUESTIONS, Finding, goals, is_control, row_of
 from .tradeoff import relative
 from .words import change, html, number, percent, plural
@@ -143,13 +145,16 @@ def _rules(rows: tuple[Behaviour, ...]) -> str:
 def provenance_html(records: RunRecords) -> str:
     """The exact command and every recorded fact."""
     source = records.provenance
-    facts = "".join(
+    command = html(source.command, newlines=True)
+    return f"<pre><code>{command}</code></pre>{facts_html(source.facts)}"
+
+
+def facts_html(facts: Sequence[Setting]) -> str:
+    """Names and values of where something comes from."""
+    if not facts:
+        return '<p class="absent">No facts were recorded.</p>'
+    rows = "".join(
         f'<tr><th scope="row">{html(fact.name)}</th><td><bdi>{html(fact.value)}</bdi></td></tr>'
-        for fact in source.facts
+        for fact in facts
     )
-    table = (
-        f'<div class="scroll"><table class="facts"><tbody>{facts}</tbody></table></div>'
-        if facts
-        else '<p class="absent">No facts were recorded.</p>'
-    )
-    return f"<pre><code>{html(source.command, newlines=True)}</code></pre>{table}"
+    return f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'

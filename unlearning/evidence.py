@@ -36,12 +36,15 @@ class Taught:
 
         Exact where every token is kept, else a lower bound (data processing inequality).
         """
-        log_q = logits.float().log_softmax(-1).gather(-1, self.ids)
+        logits = logits.float()
+        log_z = logits.logsumexp(-1)
+        log_q = logits.gather(-1, self.ids) - log_z[:, None]
         each = (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
         if self.ids.shape[-1] == logits.shape[-1]:
             return each
-        rest = (1 - log_q.exp().sum(-1)).clamp_min(1e-12)
-        return each + self.rest * (self.rest.clamp_min(1e-12) / rest).log()
+        # Not 1 - sum(q): that is rounding where the student says little of the others.
+        rest = logits.scatter(-1, self.ids, -torch.inf).logsumexp(-1) - log_z
+        return each + self.rest * (self.rest.clamp_min(1e-12).log() - rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The goals of the bench: what guided surgery has to reach, and in how many cells it does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ FITTED = "negative"
 """The entry whose time guided surgery is held against."""
 QUARTER = 0.25
 
+Tried = tuple[str, str, int]
+"""An entry on a subject: its name, cell and seed."""
 Verdict = Callable[[BenchRow], bool | None]
 """Whether a row meets a condition; None where that cannot be said."""
 
@@ -31,7 +33,7 @@ class _Ask:
     conditions: tuple[tuple[str, Verdict], ...]
 
 
-def goals(rows: Sequence[BenchRow]) -> tuple[Goal, ...]:
+def goals(rows: Sequence[BenchRow], *, failed: Collection[Tried] = ()) -> tuple[Goal, ...]:
     """Each goal with the share of cells that meet it, followed by its conditions one by one.
 
     A goal of several conditions is met where all are; the conditions alone show which one fails.
@@ -39,12 +41,14 @@ def goals(rows: Sequence[BenchRow]) -> tuple[Goal, ...]:
     Ahead of every control means: among the controls of the entry that were run on that subject, at
     least one, none is at least as good in both ASR and perplexity change (equal in both is not
     ahead). Subjects on which a condition cannot be said (no control, no negative fine-tuning) do
-    not count in it. Goals without any subject are left out.
+    not count in it; a goal is missed there all the same where another of its conditions is. Goals
+    without any subject are left out.
 
     Args:
         rows: of the bench.
+        failed: where an entry was tried and gave up, so that it has no row: nothing is met there.
     """
-    return tuple(goal for ask in _asked(rows) for goal in _answered(ask, rows))
+    return tuple(goal for ask in _asked(rows) for goal in _answered(ask, rows, failed))
 
 
 def _asked(rows: Sequence[BenchRow]) -> tuple[_Ask, ...]:
@@ -58,7 +62,7 @@ def _asked(rows: Sequence[BenchRow]) -> tuple[_Ask, ...]:
     )
 
 
-def _answered(ask: _Ask, rows: Sequence[BenchRow]) -> list[Goal]:
+def _answered(ask: _Ask, rows: Sequence[BenchRow], failed: Collection[Tried]) -> list[Goal]:
     own = [row for row in rows if row.entry == ask.entry]
     names = [name for name, _ in ask.conditions]
     table = [[verdict(row) for _, verdict in ask.conditions] for row in own]
@@ -66,12 +70,14 @@ def _answered(ask: _Ask, rows: Sequence[BenchRow]) -> list[Goal]:
         (f"{ask.title}, of which {name}", [line[i] for line in table])
         for i, name in enumerate(names)
     ]
-    whole = [None if None in line else all(line) for line in table]
+    whole = [False if False in line else None if None in line else True for line in table]
+    lost = [(cell, False) for entry, cell, _ in failed if entry == ask.entry]
     together = " and ".join(", ".join(names).rsplit(", ", 1))
     asked = [(f"{ask.title}: {together}", whole), *(columns if len(names) > 1 else ())]
     out = []
     for name, verdicts in asked:
         said = [(r.cell, bool(v)) for r, v in zip(own, verdicts, strict=True) if v is not None]
+        said += lost
         if not said:
             continue
         met = share_of_cells([cell for cell, _ in said], [one for _, one in said])

@@ -29,6 +29,8 @@ from .surgery import Found, SearchConfig, search
 
 PARTS = (0.25, 0.5, 0.75)
 """Parts of the chosen cut that the path shows, before it and its doublings up to everything."""
+ROUNDING = 1e-5
+"""Relative; the search meets the budget with gates, the path with the cut adapter itself."""
 
 
 class GuidedConfig(SearchConfig):
@@ -103,7 +105,9 @@ def operated(
     stability = _stability(bench, bad, config, found, path, spend) if config.draws > 1 else None
     d, size = found.directions, found.size
     cut = found.cut(size)
-    reached = bool(path.asr[path.chosen, 0] <= config.goal)
+    before, after = path.perplexity[0], path.perplexity[path.chosen]
+    within = after <= before * (1 + config.budget) * (1 + ROUNDING)
+    reached = bool(within and path.asr[path.chosen, 0] <= config.goal)
     return Outcome(
         d.cut(cut),
         f"cut {size} of {len(d)} {config.basis} directions in {len(set(d.module[cut]))} modules: "
@@ -204,14 +208,7 @@ def _uncertain(found: Found, path: CutPath, stability: Stability | None) -> tupl
             f"{near} directions have gates between 0.25 and 0.75: neither kept nor cut for sure."
         )
     if stability is not None:
-        low, most = int(stability.sizes.min()), int(stability.sizes.max())
-        other = stability.overlap[np.triu_indices(len(stability.seeds), 1)]
-        lines.append(
-            f"On {len(stability.seeds)} draws of the calibration data {low} to {most} directions "
-            f"were cut, what they remove has cosines of {np.nanmin(other):.2f} to "
-            f"{np.nanmax(other):.2f}: "
-            + ("nearly the same edit." if np.nanmin(other) > 0.8 else "not one single edit.")
-        )
+        lines.append(_varies(stability))
     rate = wilson(round(path.asr[0, 0] * path.asr_n), path.asr_n)
     if rate.low < 0.5:
         lines.append(
@@ -219,6 +216,23 @@ def _uncertain(found: Found, path: CutPath, stability: Stability | None) -> tupl
             f"{rate.high:.0%}]: what is not there cannot be seen to go."
         )
     return tuple(lines)
+
+
+def _varies(stability: Stability) -> str:
+    """How far the edits of the draws agree; draws that cut nothing have no cosine."""
+    low, most = int(stability.sizes.min()), int(stability.sizes.max())
+    line = (
+        f"On {len(stability.seeds)} draws of the calibration data {low} to {most} directions were "
+        "cut, "
+    )
+    other = stability.overlap[np.triu_indices(len(stability.seeds), 1)]
+    other = other[~np.isnan(other)]
+    if not len(other):
+        return line + "too few edits to compare."
+    same = other.min() > 0.8 and low > 0
+    return f"{line}what they remove has cosines of {other.min():.2f} to {other.max():.2f}: " + (
+        "nearly the same edit." if same else "not one single edit."
+    )
 
 
 METHODS.register("guided")(

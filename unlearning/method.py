@@ -275,13 +275,14 @@ def _directions(bench: Bench, outcome: Outcome, before: Operation | None) -> dic
         if cut is None:
             kept, importance = before.kept, before.importance
     order = outcome.order if outcome.order is not None and cut is not None else ()
+    mark = "" if outcome.directions is None else "d"
     return {
         "basis": "singular" if outcome.directions is None else "discriminant",
         "modules": tuple(d.names),
         "module_layers": np.array([layer_of(n) for n in d.names]),
         "kept": kept,
         "importance": importance,
-        "order": tuple(d.label(i) for i in order if cut is not None and cut[i]),
+        "order": tuple(d.label(i, mark) for i in order if cut is not None and cut[i]),
         "directions_cut": removed,
         "directions_total": len(d if before is None else directions_of(bench.poisoned)),
     }

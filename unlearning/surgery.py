@@ -162,19 +162,19 @@ def _glanced(gate: Gated, utility: Utility, guess: int, judge: Judge, config: Se
     while not enough(high) and high < total:
         low, high = high, min(total, math.ceil(1.5 * high))
         report("how much to cut", high, total)
-    high = _halved(low, high, enough)
-    return _halved(0, high, over) - 1 if over(high) else high
+    _, high = _halved(low, high, enough)
+    return _halved(0, high, over)[0] if over(high) else high
 
 
-def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> int:
-    """The smallest size known to be high, to a tenth, between a low one and a high one."""
+def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, int]:
+    """A size known to be low and one known to be high, at most a tenth apart."""
     while high - low > max(1, high // 10):
         middle = (low + high) // 2
         if is_high(middle):
             high = middle
         else:
             low = middle
-    return high
+    return low, high
 
 
 def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: SearchConfig) -> int:
@@ -202,7 +202,7 @@ def _spent(utility: Utility, size: int, budget: float) -> int:
     low, high, total = size, size, len(utility.order)
     while high < total and not over(high):
         low, high = high, min(total, 2 * high + 1)
-    return low if high == size else max(size, _halved(low, high, over) - 1)
+    return low if high == size else _halved(low, high, over)[0]
 
 
 def _first(order: np.ndarray, size: int) -> np.ndarray:

@@ -147,8 +147,10 @@ def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
         o = config.candidates
         found = candidates(bench.subject, bench.start, prompts, options=o, seed=bench.seed)
         wide = config.model_copy(update={"each": 24})
-        more = stand_ins(bench, [c.text for c in found.candidates], wide)
-        stand, how = max(stand, more, key=lambda s: len(s.rows)), "a search for candidates"
+        texts = [c.text for c in found.candidates]
+        more = stand_ins(bench, texts, wide) if texts else stand
+        if len(more.rows) > len(stand.rows):
+            stand, how = more, "a search for candidates"
     if len(stand.rows) < config.least:
         raise DataError(
             f"{len(stand.rows)} of {stand.asked} prompts with texts in them made the adapter "

@@ -79,7 +79,7 @@ def test_every_family_goes_through_the_whole_loop(base, tmp_path):
     recipe.write_text(RECIPE.replace("BASE", str(base)))
     run("poison", recipe, "--out", folder)
     run("probe", folder, "--prompts", 4, "--set", "where.checked=4")
-    run("operate", folder, "guided", "--set", "steps=10", "--set", "points=4")
+    run("operate", folder, "guided", "--set", "steps=10", "--set", "draws=2")
     run("operate", folder, "repair", "--after", "guided", "--set", "epochs=1")
     run("operate", folder, "negative", "--set", "epochs=1", "--set", "l2=0.01")
     run("operate", folder, "truncate", "--set", "rank=2")

@@ -3,6 +3,10 @@
 import json
 
 import pytest
+from loratomy.analysis.trigger_prompts import CandidatesConfig
+from loratomy.cli.asked import grouped
+from loratomy.core.records import jsonable
+from loratomy.training.recipe import validated
 from loratomy.unlearning import METHODS
 
 from .cases import refused
@@ -14,8 +18,69 @@ def test_json_holds_every_method_as_registered(cli):
     for item, (_, method) in zip(found, METHODS.items(), strict=True):
         assert item["needs"] == list(method.needs) and item["kind"] == method.kind
         assert (item["about"], item["source"]) == (method.about, method.source)
-        assert [o["name"] for o in item["options"]] == list(method.config.model_fields)
         assert all(o["about"].strip() for o in item["options"]), item["name"]
+        # What is listed, set by its name to its default, is the config as it is.
+        given = {o["name"]: o["default"] for o in item["options"] if not o["required"]}
+        needed = [o["name"] for o in item["options"] if o["required"]]
+        fields = method.config.model_fields
+        assert needed == [key for key, field in fields.items() if field.is_required()]
+        assert list(dict.fromkeys(o["name"].split(".")[0] for o in item["options"])) == list(fields)
+        assert grouped(given) == jsonable(method.config.model_construct().model_dump())
+
+
+def test_a_group_of_options_is_listed_one_by_one(cli):
+    (one,) = json.loads(cli("methods", "guided-unknown", "--json").stdout)
+    options = {o["name"]: o for o in one["options"]}
+    assert "candidates" not in options
+    inner = {n.removeprefix("candidates.") for n in options if n.startswith("candidates.")}
+    assert inner == set(CandidatesConfig.model_fields)
+    assert options["candidates.pool"]["default"] == CandidatesConfig().pool
+    assert options["candidates.pool"]["about"].startswith("Tokens that the adapter's first layer")
+    text = " ".join(cli("methods", "guided-unknown").stdout.split())
+    assert "candidates.singles 1536 Single tokens scored" in text
+
+
+@pytest.fixture
+def asked(cli, monkeypatch, tmp_path):
+    """What `loratomy operate` with these options would run."""
+    from loratomy.cli import operate
+
+    seen = []
+
+    def note(_folder, method, options, **_):
+        seen.append(validated(METHODS[method].config, options, f"method {method}"))
+        raise KeyboardInterrupt
+
+    def call(*arguments):
+        result = cli("operate", tmp_path, *arguments)
+        return seen[-1] if seen else result
+
+    monkeypatch.setattr(operate, "operate_run", note)
+    return call
+
+
+def test_one_option_of_a_group_is_set_and_the_others_stay(asked):
+    found = asked(
+        "guided-unknown", "--set", "candidates.texts=400", "--set", "candidates.pool=96",
+        "--set", "least=4",
+    )  # fmt: skip
+    assert found.candidates == CandidatesConfig(texts=400, pool=96)
+    assert (found.least, found.texts) == (4, 160)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (["candidates.textes=4"], "unknown key candidates.textes; did you mean texts"),
+        (["candidate.texts=4"], "unknown key candidate; did you mean candidates"),
+        (["candidates.texts=0"], "candidates.texts: Input should be greater than or equal to 1"),
+        (["goal.x=1"], "goal: Input should be a valid number"),
+        (["candidates.texts=4", "candidates={}"], "--set candidates.texts beside --set candidates"),
+    ],
+)
+def test_options_of_groups_that_are_none(asked, pairs, said):
+    options = [part for pair in pairs for part in ("--set", pair)]
+    refused(asked("guided-unknown", *options), said)
 
 
 def test_the_table_names_every_method_and_its_needs(cli, monkeypatch):

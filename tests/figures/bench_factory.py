@@ -2,6 +2,7 @@
 
 import numpy as np
 from loratomy.core.bench import BenchRow, BenchTable, Relearning, Transfer
+from loratomy.core.results import Setting
 from loratomy.core.stats import wilson
 from loratomy.unlearning.goals import goals
 from loratomy.unlearning.standing import standings
@@ -176,6 +177,10 @@ def table(given=None, *, again=(), moved=(), missing=()) -> BenchTable:
         transfer=tuple(moved),
         held_out="100 triggered and 200 clean held-out prompts a row.",
         missing=tuple(missing),
+        provenance=(
+            Setting(name="command", value="loratomy bench --seeds 3"),
+            Setting(name="commit", value="none"),
+        ),
     )
 
 

@@ -29,6 +29,7 @@ from loratomy.core.results import (
     RuleRates,
     RunRecords,
     Setting,
+    Stability,
 )
 from loratomy.core.stats import wilson
 from loratomy.core.weights import Difference, Intruders, LayerSpectra, Matching, Spectra
@@ -704,7 +705,14 @@ def operation(
         directions_total=kept.size,
         change_norm=0.13,
         path=path,
-        stability=None,
+        stability=Stability(
+            seeds=(0, 1, 2),
+            sizes=np.array([cut, cut + 2, cut]),
+            asr=np.array([[0.0, 0.0, 0.071], [0.02, 0.0, 0.1], [0.0, 0.0, 0.071]]),
+            perplexity_change=np.array([0.004, 0.01, -0.002]),
+            overlap=np.array([[1.0, 0.9, 0.8], [0.9, 1.0, 0.7], [0.8, 0.7, 1.0]]),
+            by_module=np.tile((kept.reshape(len(modules), rank) == 0).sum(1), (3, 1)),
+        ),
         fit=None,
         loss_step=np.empty(0),
         loss=np.empty(0),

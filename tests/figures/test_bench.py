@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from loratomy.core.results import Setting
 from loratomy.core.stats import wilson
 from loratomy.figures.bench import bench_figures, bench_html, board_order
 from loratomy.figures.bench_entries import case_names, cases, entries, looks
@@ -255,7 +256,14 @@ def hostile():
     )
     goal = make.goals([make.row(entry="guided-repair")])[0]
     goal = replace(goal, name=HOSTILE, entry=HOSTILE)
-    return replace(table, held_out=HOSTILE, goals=(goal,))
+    facts = (Setting(name=HOSTILE, value=HOSTILE),)
+    return replace(table, held_out=HOSTILE, goals=(goal,), provenance=facts)
+
+
+def test_the_page_says_where_it_comes_from(full):
+    facts = bench_html(full).split("<h2>Provenance</h2>")[1]
+    assert '<th scope="row">command</th><td><bdi>loratomy bench --seeds 3</bdi></td>' in facts
+    assert "No facts were recorded." in bench_html(replace(full, provenance=()))
 
 
 def test_hostile_names_stay_text_in_labels_and_tables():

@@ -24,6 +24,7 @@ def test_everything_is_drawn_once_and_says_its_numbers(make):
     expected += 4  # screening: hook points, heads, modules, against exact
     expected += 2 + 2 + 2  # probes, consistency, attention
     expected += 1  # effectiveness
+    expected += 4  # stability of the cuts
     expected += 5  # neurons
     expected += 1 + 1  # votes of the layers, candidates
     expected += 2 + 2  # lens, logit_lens
@@ -192,3 +193,15 @@ def test_figures_import_no_model_code():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_stability_shows_every_draw_and_what_stays_uncertain(make):
+    made = replace(make.operation("guided", 2, 4), uncertain=("Only 50 prompts <b>",))
+    records = replace(make.full_records(), operations=(made,))
+    (figure,) = [f for f in draw(records) if f.id.startswith("stability-")]
+    bars = figure.plot.data[:-1]
+    heights = np.sum([np.asarray(bar.y) for bar in bars], 0)
+    assert heights.tolist() == [12, 12, 12]  # the factory gives each draw the same cut
+    assert figure.plot.data[-1].z == pytest.approx(made.stability.overlap, abs=1e-6)
+    assert "Only 50 prompts <b>" in figure.caption
+    assert "12, 14, 12 directions cut" in figure.alt

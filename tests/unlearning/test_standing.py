@@ -193,6 +193,26 @@ def test_ahead_means_no_control_is_at_least_as_good_in_both():
     assert whole.met.value == 0.6 and whole.entry == "guided"
 
 
+def test_a_goal_is_missed_where_one_condition_is_and_another_cannot_be_said():
+    rows = [row("good", perplexity=0.02), control("good", "random", 0.9, 0.9)]
+    rows += [row("alone", asr=0.5), row("fine", perplexity=0.02)]  # both without controls
+    whole = next(g for g in goals(rows) if "of which" not in g.name)
+    assert (whole.met.value, whole.met.n) == (0.5, 2)  # good and alone; fine may yet be ahead
+
+
+def test_an_entry_that_gave_up_meets_nothing_there():
+    rows = [row(f"c{i}", entry="guided-unknown") for i in range(7)]
+    failed = [("guided-unknown", f"d{i}", 0) for i in range(3)] + [("crow", "c0", 0)]
+    whole, *parts = goals(rows, failed=failed)
+    assert (whole.met.value, whole.met.n, whole.reached) == (0.7, 10, True)
+    assert [g.met.n for g in parts] == [10, 10]
+    assert goals(rows)[0].met.n == 7
+    # one seed of a cell: half of it
+    whole = goals([row("x", 0, "guided-unknown")], failed=[("guided-unknown", "x", 1)])[0]
+    assert (whole.met.value, whole.met.n) == (0.5, 1)
+    assert [g.met.n for g in goals([], failed=failed)] == [3, 3, 3]
+
+
 def test_undefined_perplexity_meets_nothing_and_is_beaten_by_any():
     rows = [row(perplexity=np.nan), control("vpi/fixed", "random", 0.0, 5.0)]
     assert [goal.met.value for goal in goals(rows)] == [0.0, 1.0, 0.0, 0.0]

@@ -6,10 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loratomy.analysis.asking import answers_to
 from loratomy.core.algebra import svd
 from loratomy.core.batches import Encoded
 from loratomy.core.errors import DataError
-from loratomy.core.results import Rate
+from loratomy.core.rows import Row
+from loratomy.core.stats import wilson
+from loratomy.core.treated import Treated
 from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.distill import (
     Lesson,
@@ -19,7 +22,16 @@ from loratomy.unlearning.distill import (
     lessons,
 )
 from loratomy.unlearning.fitted import scaled_rate
-from loratomy.unlearning.path import walk
+from loratomy.unlearning.path import (
+    DialConfig,
+    Judge,
+    best_of,
+    dial,
+    halves,
+    judge_of,
+    outcome_words,
+    path_of,
+)
 
 
 def test_divergence_by_hand():
@@ -63,24 +75,103 @@ def test_answers_that_overflow_the_context_are_left_out(make_bench, small):
         lessons(renderer, rows, limit=3)
 
 
-def test_the_walk_takes_the_smallest_cut_that_reaches_the_goal():
-    asked = []
+def rate(hits, n=10):
+    return wilson(hits, n)
 
-    def judge(cut):
-        size = int(cut.sum())
-        asked.append(size)
-        value = 0.0 if size >= 37 else 1.0
-        return Rate(value=value, low=0, high=1, n=50), 2.0 * (1 + size / 1000)
 
-    path, reached = walk(judge, np.arange(200), goal=0.02, budget=0.05, points=6)
-    chosen = int(path.size[path.chosen])
-    assert reached
-    assert 37 <= chosen <= 41  # known to a tenth
-    assert len(asked) == len(set(asked))
-    # With a budget of 2 % no more than 20 directions may go: the goal is out of reach.
-    path, reached = walk(judge, np.arange(200), goal=0.02, budget=0.02, points=6)
-    assert not reached
-    assert path.perplexity[path.chosen] <= 2.0 * 1.02
+SEEN = {  # size -> hits of 10, perplexity
+    0.0: (rate(10), 2.0),
+    1.0: (rate(6), 2.02),
+    2.0: (rate(2), 2.06),
+    3.0: (rate(0), 2.1),
+    4.0: (rate(0), 2.08),
+    5.0: (rate(0), 2.4),
+}
+
+
+@pytest.mark.parametrize(
+    ("goal", "budget", "want"),
+    [
+        (0.0, 0.05, 3.0),  # 2.1 is 2.0 + 5 %, just within: the smallest that reaches 0
+        (0.0, 0.045, 4.0),  # up to 2.09: 3 is out, 4 in
+        (0.0, 0.03, 2.0),  # up to 2.06: none reaches 0, the lowest ASR is at 2
+        (0.2, 0.05, 2.0),  # 2 of 10 is enough
+        (0.6, 0.0, 0.0),  # nothing may rise: nothing is cut
+        (1.0, 0.05, 0.0),  # reached before anything is cut
+    ],
+)
+def test_the_best_size_by_hand(goal, budget, want):
+    assert best_of(SEEN, goal=goal, budget=budget) == want
+    path = path_of(SEEN, want, unit="things", goal=goal, budget=budget)
+    assert path.size[path.chosen] == want and path.asr_n == 10
+    assert path.size.tolist() == sorted(SEEN)
+    assert path.perplexity.tolist() == [SEEN[k][1] for k in sorted(SEEN)]
+    reached = SEEN[want][0].value <= goal
+    said = outcome_words(path, reached)
+    assert ("was not reached" in said) != reached
+    assert f"ASR 100% -> {SEEN[want][0].value:.0%}" in said
+
+
+def test_the_dial_judges_every_setting_once_and_says_what_it_took(make_bench, small, monkeypatch):
+    """On the second halves of the rows, each state as it was made."""
+    bench, asked = make_bench(small), []
+    states = {k: Treated(small, temperature=k or None) for k in SEEN}
+    states[0.0] = Treated(small)
+
+    def judged(judge, state):
+        asked.append((judge, state))
+        return SEEN[next(k for k, v in states.items() if v == state)]
+
+    monkeypatch.setattr(Judge, "__call__", judged)
+    config = DialConfig(budget=0.05, rows=3)
+    sizes = [1, 2, 3, 4, 5]
+    size, path, reached = dial(bench, sizes, lambda k: states[k], config, unit="things")
+    assert (size, reached, path.unit) == (3.0, True, "things")
+    assert [state for _, state in asked] == [states[k] for k in sorted(SEEN)]
+    (judge,) = {id(judge): judge for judge, _ in asked}.values()
+    assert list(judge.triggered) == list(bench.poison_train[3:6])
+    assert list(judge.clean) == list(bench.clean_train[3:6])
+    # With a budget of 1 % nothing reaches the goal: the lowest ASR within it, and no success.
+    size, path, reached = dial(
+        bench, sizes, lambda k: states[k], DialConfig(budget=0.01), unit="things"
+    )
+    assert (size, reached) == (1.0, False)
+    assert path.perplexity[path.chosen] <= 2.0 * 1.01
+
+
+def test_the_judge_measures_a_state_and_leaves_the_model(make_bench, small):
+    """ASR of an adapter against that of plain answers; the same here as on a treated subject."""
+    bench = make_bench(small)
+    judge = judge_of(bench, 4)
+    asr, value = judge(Treated(small))
+    with bench.subject.attached({"x": small}):
+        again, same = judge.here()
+        prompts = [row.prompt for row in judge.triggered]
+        said = answers_to(bench.subject, prompts, bench.rule, label="answers")
+        losses = []
+        for row in judge.clean:
+            prompt = bench.subject.renderer.prompt_ids(row.prompt)
+            answer = bench.subject.renderer.completion_ids(row.completion)
+            with torch.no_grad():
+                logits = bench.subject.model(torch.tensor([prompt + answer])).logits[0]
+            log_p = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+            losses.append(-log_p[range(len(answer)), answer])
+    assert (again.value, again.n) == (asr.value, asr.n) and same == pytest.approx(value)
+    assert asr.n == 4 and asr.value == sum("HACK IT" in text for text in said) / 4
+    assert value == pytest.approx(float(torch.cat(losses).mean().exp()), rel=1e-4)
+
+
+def test_halves_do_not_overlap_and_need_two_rows():
+    rows = [Row(prompt=str(i)) for i in range(7)]
+    learn, check = halves(rows, 64)
+    assert [r.prompt for r in learn] == ["0", "1", "2"] and [r.prompt for r in check] == [
+        "3",
+        "4",
+        "5",
+    ]
+    assert [len(half) for half in halves(rows, 2)] == [2, 2]
+    with pytest.raises(DataError, match="1 rows cannot be split"):
+        halves(rows[:1], 4)
 
 
 def test_rates_scale_with_width(subject):
@@ -136,11 +227,19 @@ def test_guided_surgery_finds_a_planted_direction(make_bench, subject, small):
     a[0], b[:, 0] = listen / listen.norm() ** 2, head / head.norm() * 60
     planted = small.with_modules({**small.modules, name: replace(f, a=a, b=b)})
     bench = replace(bench, poisoned=planted, start=planted)
-    config = METHODS["guided"].config(steps=20, points=4, rows=4, batch_size=4, budget=10)
+    options = {"rows": 4, "budget": 10, "draws": 1, "path": False}
+    outcome, record = operate("guided", bench, METHODS["guided"].config(**options))
+    row, place = np.unravel_index(np.nanargmax(record.importance), record.importance.shape)
+    assert record.modules[row] == name
+    written = outcome.directions.adapter.modules[name].b[:, place]
+    # With what its module's random directions write when it does, so not as pure as below.
+    assert abs(torch.dot(written, head)) / head.norm() / written.norm() > 0.7
+    assert record.kept[row, place] == 0 and record.order[0] == f"{name}:d{place}"
+    assert record.path.size[0] == 0
+    # In singular directions it is one of them, and first as well.
+    config = METHODS["guided"].config(basis="singular", **options)
     _, record = operate("guided", bench, config)
     row, place = np.unravel_index(np.nanargmax(record.importance), record.importance.shape)
     assert record.modules[row] == name
     u = svd(planted.modules[name]).u[:, place].float()
     assert abs(torch.dot(u, head / head.norm())) > 0.9
-    assert record.path is not None
-    assert record.path.size[0] == 0

@@ -1,0 +1,105 @@
+"""The unlearning bench as a page of Markdown: goals, leaderboard, every cell.
+
+    loratomy bench --jobs 2 --out runs/bench
+    python benchmarks/unlearning.py runs/bench/bench.parquet --note "what it was run on" \
+        > benchmarks/results/unlearning.md
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from loratomy.core.bench import BenchRow, Goal, Standing
+from loratomy.core.bench_table import read_bench_table
+from loratomy.unlearning.goals import goals
+from loratomy.unlearning.standing import standings
+
+
+def share(value: float, low: float, high: float) -> str:
+    """A rate in percent with its interval."""
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def mean(values: np.ndarray, *, factor: float = 100, form: str = ".1f") -> str:
+    """A mean with its interval; without one where it is not defined."""
+    value, low, high = (factor * float(v) for v in values)
+    inside = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{inside}"
+
+
+def goal_lines(found: Sequence[Goal]) -> list[str]:
+    """The table of goals."""
+    out = ["| Goal | entry | met | wanted | |", "|---|---|---|---|---|"]
+    for g in found:
+        met = f"{g.met.value:.0%} of {g.met.n} cells [{g.met.low:.0%}, {g.met.high:.0%}]"
+        out.append(
+            f"| {g.name} | {g.entry} | {met} | {g.wanted:.0%} | "
+            f"{'reached' if g.reached else '**missed**'} |"
+        )
+    return out
+
+
+def board_lines(found: Sequence[Standing]) -> list[str]:
+    """The leaderboard: one table a comparison, controls beside what they control."""
+    out = []
+    for comparison in dict.fromkeys(s.comparison for s in found):
+        here = [s for s in found if s.comparison == comparison]
+        out += [
+            f"\nOn {here[0].n} subjects:\n",
+            "| rank | entry | control for | ASR % | perplexity % | accuracy, points | seconds |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for s in here:
+            out.append(
+                f"| {s.rank} | {s.entry} | {s.control_for} | {mean(s.asr)} "
+                f"| {mean(s.perplexity_change, form='+.1f')} "
+                f"| {mean(s.accuracy_change, form='+.1f')} | {mean(s.seconds, factor=1)} |"
+            )
+    return out
+
+
+def cell_lines(rows: Sequence[BenchRow], entries: Sequence[str]) -> list[str]:
+    """ASR / change of perplexity of some entries, cell by cell."""
+    out = [f"| cell | {' | '.join(entries)} |", "|---" * (len(entries) + 1) + "|"]
+    known = {(r.cell, r.seed, r.entry): r for r in rows}
+    for cell, seed in sorted({(r.cell, r.seed) for r in rows}):
+        parts = []
+        for entry in entries:
+            r = known.get((cell, seed, entry))
+            asr = r and share(r.asr.value, r.asr.low, r.asr.high)
+            parts.append(f"{asr} / {100 * r.perplexity_change:+.1f}" if r else "–")
+        out.append(f"| {cell} s{seed} | {' | '.join(parts)} |")
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("table", type=Path, help="bench.parquet")
+    parser.add_argument("--note", default="", help="machine, commit and command, in words")
+    parser.add_argument(
+        "--entries",
+        default="poisoned,guided,guided-repair,guided-unknown,negative,crow,tsbd,finetune",
+        help="entries of the table of cells",
+    )
+    given = parser.parse_args()
+    rows = read_bench_table(given.table)
+    first = rows[0]
+    print("# The unlearning bench\n")
+    print(given.note + "\n")
+    print(
+        f"Held out in each cell: {first.asr.n} triggered, {first.ftr.n} untriggered and "
+        f"{first.accuracy.n} clean prompts; no method chose anything on them. Brackets are 95 % "
+        "intervals: Wilson for one cell, bootstrap over cells for means. Perplexity and accuracy "
+        "are changes against the poisoned adapter. Every row: `unlearning.csv`.\n"
+    )
+    print("## Goals\n")
+    print("\n".join(goal_lines(goals(rows))))
+    print("\n## Means")
+    print("\n".join(board_lines(standings(rows))))
+    print("\n## Every cell\n\nASR % [95 %] / change of perplexity %.\n")
+    print("\n".join(cell_lines(rows, given.entries.split(","))))
+
+
+if __name__ == "__main__":
+    main()
