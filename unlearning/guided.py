@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import Field
@@ -102,6 +102,9 @@ def operated(
         spend=spend,
     )
     path = _path(found, draw.judge, config)
+    if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
+        found = replace(found, size=0)  # a cut that stops nothing is no cut
+        path = replace(path, chosen=0)
     stability = _stability(bench, bad, config, found, path, spend) if config.draws > 1 else None
     d, size = found.directions, found.size
     cut = found.cut(size)

@@ -415,7 +415,7 @@ def test_temperature_leaves_the_adapter_and_asks_for_draws(tmp_path):
     state, record = run("temperature", bench, value=0.7)
     assert state.adapter is bench.start and not state.weights
     assert state.temperature == record.temperature == 0.7
-    assert record.change_norm == pytest.approx(0, abs=1e-7) and not state.plain
+    assert record.change_norm == pytest.approx(0, abs=1e-7) and not state.treated.plain
     assert METHODS["temperature"].config().value == 1.0
     with pytest.raises(ValueError, match="greater than 0"):
         METHODS["temperature"].config(value=0)
