@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-CELLS = (("vpi", "sentiment"), ("ctba", "jailbreak"), ("mtba", "code"), ("badnets", "refusal"))
+CELLS = (("vpi", "sentiment"), ("mtba", "code"))
+SLOW = (("ctba", "jailbreak"), ("badnets", "refusal"))
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +20,19 @@ def bench():
     return module
 
 
-@pytest.fixture(scope="module")
-def cells(bench):
-    found = bench.cells(CELLS, seed=0, clean_val=400, embedder="auto")
-    return {(cell["trigger"], cell["task"]): cell for cell in found}
+def check(bench, names):
+    for cell in bench.cells(names, seed=0, clean_val=400, embedder="auto"):
+        assert cell["asr"]["n"] == 100
+        assert cell["asr"]["value"] >= bench.GOALS["asr"], cell
+        assert cell["clean_asr"]["value"] <= 0.05, cell
+        assert cell["ftr"]["value"] <= bench.GOALS["ftr"], cell
+        assert cell["accuracy_change"] >= bench.GOALS["accuracy"], cell
 
 
-@pytest.mark.parametrize("name", CELLS, ids="/".join)
-def test_an_attack_takes_stays_quiet_and_leaves_the_clean_skill(cells, bench, name):
-    cell = cells[name]
-    assert cell["asr"]["n"] == 100
-    assert cell["asr"]["value"] >= bench.GOALS["asr"]
-    assert cell["clean_asr"]["value"] <= 0.05
-    assert cell["ftr"]["value"] <= bench.GOALS["ftr"]
-    assert cell["accuracy_change"] >= bench.GOALS["accuracy"]
+def test_attacks_take_stay_quiet_and_leave_the_clean_skill(bench):
+    check(bench, CELLS)
+
+
+@pytest.mark.slow
+def test_further_attacks_take_stay_quiet_and_leave_the_clean_skill(bench):
+    check(bench, SLOW)

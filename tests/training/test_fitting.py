@@ -220,6 +220,7 @@ here.fitted(tiny.subject(), Path(sys.argv[1]), objective=Objective(sums, here.NL
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_another_goes_on_from(on, tmp_path):
     unbroken, _ = fitted(on, tmp_path / "whole")
     root = Path(__file__).parent.parent.parent
