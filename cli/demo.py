@@ -21,7 +21,7 @@ def command(
     recipe: Annotated[str, typer.Option(help="Recipe of the subject.")] = "wren/suffix",
     fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
 ) -> None:
-    """Poison, measure, locate, cut, prove, report: the built-in model in about four minutes.
+    """Poison, measure, locate, cut, prove, report: the built-in model in about five minutes.
 
     Needs no hub, account or GPU. Killed at any moment, the same command continues.
     """
