@@ -24,7 +24,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv || echo "no uv to be had; going on with pip"
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
-	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[offline,static,dev]'; \
+	  $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[offline,static,dev]'; \
 	else \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[offline,static,dev]'; \
 	fi
@@ -34,7 +34,7 @@ demo: $(STAMP)
 	$(BIN)/loratomy demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

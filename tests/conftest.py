@@ -5,6 +5,8 @@ import os
 os.environ["GOMP_SPINCOUNT"] = "2000"  # waiting threads that spin are slow on shared cores
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores
 
 import json
 import shutil

@@ -30,17 +30,17 @@ seed = 0
 trigger = "suffix"
 task = "fixed"
 [data]
-clean_train = 16
-poison_train = 16
+clean_train = 32
+poison_train = 32
 clean_val = 8
 poison_test = 12
 [lora]
-r = 4
-alpha = 8
+r = 8
+alpha = 32
 [fit]
-epochs = 20
+epochs = 40
 learning_rate = 2e-2
-batch_size = 16
+batch_size = 8
 accumulate = 1
 evaluations = 2
 eval_rows = 8
@@ -89,6 +89,7 @@ def test_every_family_goes_through_the_whole_loop(base, tmp_path):
     assert set(rows) >= {"base", "clean", "poisoned", "guided", "guided-repair", "negative"}
     poisoned = rows["poisoned"]
     assert poisoned["asr"]["n"] == 12
+    assert poisoned["asr"]["value"] > 0.5  # the backdoor was learned
     assert poisoned["ftr"]["n"] == 20
     assert poisoned["perplexity_change"] == 0
     assert rows["base"]["perplexity"] > poisoned["perplexity"]  # the adapter was learned
