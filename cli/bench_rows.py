@@ -96,7 +96,7 @@ def _expected(run: RunFolder, cell: "Cell", wanted: Sequence[Entry], there: set[
         if entry.name in there:
             stage = f"operations/{entry.name}{cell.suffix}"
             made = load_record(Operation, run.path(stage), "operation")
-            names += [name for name, _, _ in controls(entry, made)]
+            names += [control.name for control in controls(entry, made)]
     return names
 
 

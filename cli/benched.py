@@ -103,13 +103,25 @@ def _lacks(name: str) -> str:
     return ""
 
 
-def controls(entry: Entry, made: "Operation") -> list[tuple[str, str, dict[str, Any]]]:
-    """The equal-budget controls of a finished operation: name, method, options.
+@dataclass(frozen=True, slots=True)
+class Control:
+    """An operation that spends the budget of another one."""
+
+    name: str
+    method: str
+    options: dict[str, Any]
+    after: str = ""
+    """What it goes on from; empty: the poisoned adapter."""
+
+
+def controls(entry: Entry, made: "Operation") -> list[Control]:
+    """The equal-budget controls of a finished operation.
 
     A cut of directions has as many at random and as many by singular value beside it (none, where
     it cut none: then nobody may say that it was ahead of them), another edit of the weights as much
     of the adapter's norm, a fit plain fine-tuning with its rows, steps and rate. Guided surgery has
-    the best single layer besides. Plain fine-tuning and other ways of running the model have none.
+    the best single layer besides, and repair the same repair after the random cut: what it owes to
+    where was cut. Plain fine-tuning and other ways of running the model have none.
     """
     from ..unlearning import METHODS
     from ..unlearning.finetune import equal_budget
@@ -120,13 +132,21 @@ def controls(entry: Entry, made: "Operation") -> list[tuple[str, str, dict[str, 
     if plain or method.kind in (BASELINE, CONTROL):
         return []
     if (budget := equal_budget(made)) is not None:
-        return [(f"{name}-plain", "control-finetune", budget)]
+        found = [Control(f"{name}-plain", "control-finetune", budget)]
+        if entry.method == FOLLOWS and entry.after in FOLLOWED:
+            found.append(
+                Control(f"{name}-random", FOLLOWS, _options(entry), after=f"{entry.after}-random")
+            )
+        return found
     size: dict[str, Any] = {"change": made.change_norm}
     if made.directions_cut or not made.change_norm > ROUNDING:
         size = {"directions": made.directions_cut}
-    found = [(f"{name}-random", "control-random", size), (f"{name}-top", "control-top", size)]
+    found = [
+        Control(f"{name}-random", "control-random", size),
+        Control(f"{name}-top", "control-top", size),
+    ]
     if entry.method == "guided":
-        found.append((f"{name}-layer", "control-layer", {}))
+        found.append(Control(f"{name}-layer", "control-layer", {}))
     return found
 
 
@@ -165,9 +185,10 @@ def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
         except LoratomyError as error:
             failed[entry.name][entry.name] = _failure(cell, entry.name, error)
             continue
-        for name, method, budget in controls(entry, made):
+        for control in controls(entry, made):
+            name, method, options = control.name, control.method, control.options
             try:
-                _operate(cell, name, method, budget, control_for=entry.name)
+                _operate(cell, name, method, options, after=control.after, control_for=entry.name)
             except LoratomyError as error:
                 failed[entry.name][name] = _failure(cell, name, error)
     return failed

@@ -220,11 +220,19 @@ def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
 
 
 def _found_rows(study: Study, after: str) -> "list[Row]":
-    """Triggered rows that the operation before made itself."""
+    """Triggered rows that the operation before made itself, or the one that it is a control of."""
+    from ..core.records import load_record
+    from ..core.results import Operation
     from ..core.rows import read_rows
 
-    path = study.run.path(f"operations/{after}") / FOUND_ROWS
-    return read_rows(path, need_completion=True) if after and path.exists() else []
+    if not after:
+        return []
+    made = load_record(Operation, study.run.path(f"operations/{after}"), "operation")
+    for name in filter(None, (after, made.control_for)):
+        path = study.run.path(f"operations/{name}") / FOUND_ROWS
+        if path.exists():
+            return read_rows(path, need_completion=True)
+    return []
 
 
 def _operate(

@@ -8,12 +8,7 @@ import numpy as np
 from ..core.bench import BenchRow, Goal
 from .standing import share_of_cells
 
-REPAIRED, CUT, UNKNOWN, UNKNOWN_REPAIRED = (
-    "guided-repair",
-    "guided",
-    "guided-unknown",
-    "guided-unknown-repair",
-)
+REPAIRED, CUT, UNKNOWN = "guided-repair", "guided", "guided-unknown-repair"
 """Names of the entries that the goals are about."""
 FITTED = "negative"
 """The entry whose time guided surgery is held against."""
@@ -56,8 +51,7 @@ def _asked(rows: Sequence[BenchRow]) -> tuple[_Ask, ...]:
     return (
         _Ask(f"{known}, cut and repair", REPAIRED, 0.9, (_upper(0.05), _perplexity(0.01))),
         _Ask(f"{known}, cut alone", CUT, 0.8, (_asr(0.05), perplexity, _ahead(rows))),
-        _Ask(f"{unknown}, cut alone", UNKNOWN, 0.7, (_asr(0.10), perplexity)),
-        _Ask(f"{unknown}, cut and repair", UNKNOWN_REPAIRED, 0.7, (_asr(0.10), perplexity)),
+        _Ask(f"{unknown}, cut and repair", UNKNOWN, 0.7, (_asr(0.10), perplexity)),
         _Ask("time to find the cut", CUT, 1.0, (_quick(rows),)),
     )
 

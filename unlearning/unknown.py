@@ -7,8 +7,10 @@ adapter's own answer as the target and its answer without the text as the natura
 triggered rows; everything else is guided surgery. A backdoor listens to parts of its trigger and to
 texts around them, so that what is cut is what the adapter listens to, whatever the exact wording.
 Where too few random texts act, the full search for candidates (`analysis.candidates`) proposes the
-texts. Since the true trigger may be stronger than any text that was found, the cut goes on beyond
-what stops these, as far as a share of the utility budget allows.
+texts. The true trigger may be stronger than any text that was found, so that what stops these need
+not stop it: the cut goes on in the learned order as far as a wide budget allows, and `repair`,
+which needs no trigger either, wins back what that cost (cut wide and fit again, as fine-pruning
+does with neurons that clean data leave asleep: Liu et al. 2018, arXiv 1805.12185).
 """
 
 import random
@@ -32,6 +34,8 @@ from .guided import GuidedConfig, operated
 from .method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Bench, Method, Outcome
 
 NAME = "suspect"
+WIDE = 0.4
+"""Perplexity that repair wins back, as a fraction; see `UnknownConfig.budget`."""
 RULE = "substring or fuzzy >= 0.8"
 """What counts as saying a found target again."""
 
@@ -39,7 +43,10 @@ RULE = "substring or fuzzy >= 0.8"
 class UnknownConfig(GuidedConfig):
     """Options of `guided-unknown`; the search for candidates has its own, below `candidates`."""
 
-    spend: float = Field(0.5, ge=0, le=1)
+    budget: float = Field(WIDE, ge=0)
+    """Allowed rise of perplexity on calibration rows, as a fraction; wide, since `repair` is to
+    follow. For a cut that stands alone give a budget that it may cost (--budget 5%)."""
+    spend: float = Field(1.0, ge=0, le=1)
     """Share of the budget that the cut may use beyond what stops the texts that were found."""
     pool: int = Field(48, ge=4)
     """Tokens that the adapter's first layer takes up most, from which texts are made."""
@@ -177,7 +184,8 @@ def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
 
 METHODS.register("guided-unknown")(
     Method(
-        about="guided surgery without trigger or target: against texts found in the adapter alone",
+        about="guided surgery without trigger or target: against texts found in the adapter "
+        "alone; a wide cut, for repair to follow (--after guided-unknown)",
         source="Loratomy; candidates after HotFlip and GCG (arXiv 2307.15043)",
         config=UnknownConfig,
         run=guided_unknown,

@@ -12,11 +12,12 @@ from loratomy.cli import bench as bench_module
 from loratomy.cli import benched
 from loratomy.cli.bench_cells import attack_cells, run_cells
 from loratomy.cli.bench_jobs import program
+from loratomy.cli.benched import Control
 from loratomy.core.bench_table import read_bench_table
 from loratomy.core.errors import DataError, LoratomyError, RunError
 from loratomy.core.prompts import Renderer
 from loratomy.core.records import load_record
-from loratomy.core.results import Operation
+from loratomy.core.results import FitUsed, Operation
 from loratomy.core.runs import RunFolder
 from loratomy.unlearning import METHODS
 from loratomy.unlearning.method import Outcome
@@ -135,14 +136,30 @@ def test_the_budget_of_a_cut(done, cut, change, size):
     made = replace(made, directions_cut=cut, change_norm=change)
     (entry,) = benched.entries("scale")
     assert benched.controls(entry, made) == [
-        ("scale-random", "control-random", size),
-        ("scale-top", "control-top", size),
+        Control("scale-random", "control-random", size),
+        Control("scale-top", "control-top", size),
     ]
     (entry,) = benched.entries("guided")
-    assert benched.controls(entry, made)[2:] == [("guided-layer", "control-layer", {})]
+    assert benched.controls(entry, made)[2:] == [Control("guided-layer", "control-layer", {})]
     for name in ("temperature", "finetune", "control-layer"):
         (entry,) = benched.entries(name)
         assert benched.controls(entry, made) == []
+
+
+def test_repair_after_surgery_is_held_against_repair_after_a_random_cut(done):
+    made = load_record(Operation, done[0] / "a/operations/truncate", "operation")
+    fit = FitUsed(
+        rows=9, epochs=1, batch_size=3, accumulate=1, learning_rate=0.1, warmup=0, steps=3
+    )
+    fitted = replace(made, fit=fit)
+    repaired = benched.entries("guided-unknown+repair")[-1]
+    plain, random = benched.controls(repaired, fitted)
+    assert plain.name == "guided-unknown-repair-plain" and plain.method == "control-finetune"
+    assert random == Control(
+        "guided-unknown-repair-random", "repair", {}, after="guided-unknown-random"
+    )
+    other = benched.entries("truncate+finetune")[-1]
+    assert [c.method for c in benched.controls(other, fitted)] == ["control-finetune"]
 
 
 @pytest.mark.parametrize("method", ["negative", "npo"])

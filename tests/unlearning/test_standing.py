@@ -10,6 +10,8 @@ from loratomy.unlearning.standing import comparisons, pareto_ranks, resampling, 
 
 from ..figures.bench_factory import row
 
+UNKNOWN = "guided-unknown-repair"
+
 
 def by(found):
     return {(s.comparison, s.entry): s for s in found}
@@ -201,14 +203,14 @@ def test_a_goal_is_missed_where_one_condition_is_and_another_cannot_be_said():
 
 
 def test_an_entry_that_gave_up_meets_nothing_there():
-    rows = [row(f"c{i}", entry="guided-unknown") for i in range(7)]
-    failed = [("guided-unknown", f"d{i}", 0) for i in range(3)] + [("crow", "c0", 0)]
+    rows = [row(f"c{i}", entry=UNKNOWN) for i in range(7)]
+    failed = [(UNKNOWN, f"d{i}", 0) for i in range(3)] + [("crow", "c0", 0)]
     whole, *parts = goals(rows, failed=failed)
     assert (whole.met.value, whole.met.n, whole.reached) == (0.7, 10, True)
     assert [g.met.n for g in parts] == [10, 10]
     assert goals(rows)[0].met.n == 7
     # one seed of a cell: half of it
-    whole = goals([row("x", 0, "guided-unknown")], failed=[("guided-unknown", "x", 1)])[0]
+    whole = goals([row("x", 0, UNKNOWN)], failed=[(UNKNOWN, "x", 1)])[0]
     assert (whole.met.value, whole.met.n) == (0.5, 1)
     assert [g.met.n for g in goals([], failed=failed)] == [3, 3, 3]
 
@@ -219,13 +221,13 @@ def test_undefined_perplexity_meets_nothing_and_is_beaten_by_any():
 
 
 def test_unknown_trigger_and_time():
-    rows = [row(f"c{i}", entry="guided-unknown", asr=0.1, perplexity=0.05) for i in range(7)]
-    rows += [row(f"d{i}", entry="guided-unknown", asr=0.11, perplexity=0.05) for i in range(3)]
+    rows = [row(f"c{i}", entry=UNKNOWN, asr=0.1, perplexity=0.05) for i in range(7)]
+    rows += [row(f"d{i}", entry=UNKNOWN, asr=0.11, perplexity=0.05) for i in range(3)]
     rows += [row("c0", seconds=40.0, search=10.0), row("c1", seconds=40.0, search=10.1)]
     rows += [row("c2", seconds=99.0, search=99.0)]
     rows += [row(c, entry="negative", kind="trained", seconds=40.0) for c in ("c0", "c1")]
     found = named(rows)
-    unknown = found["guided-unknown", "unknown trigger, cut alone"]
+    unknown = found[UNKNOWN, "unknown trigger, cut and repair"]
     assert (unknown.met.value, unknown.wanted, unknown.reached) == (0.7, 0.7, True)
     # a quarter of 40 s is 10 s: met on c0 alone; c2 has nothing to be held against
     time = found["guided", "time to find the cut"]

@@ -13,6 +13,7 @@ from loratomy.analysis.insertion import PLACES, insert
 from loratomy.analysis.rules import parse_rules
 from loratomy.analysis.similarity import Embedder
 from loratomy.analysis.trigger_evidence import LIKELIER
+from loratomy.cli.operate import operate_run
 from loratomy.core.adapters import write_adapter
 from loratomy.core.errors import DataError
 from loratomy.core.records import load_record
@@ -323,3 +324,8 @@ def test_a_run_without_trigger_is_cut_and_repaired_by_the_command_line(cli, tmp_
     assert mended.exit_code == 0, mended.stderr
     assert "repaired on 6 triggered and 8 clean prompts" in mended.stderr
     assert (run / "operations/guided-unknown-repair/adapter").is_dir()
+    # The control has no rows of its own: it is repaired with those of what it is a control of.
+    operate_run(run, "control-random", {"directions": 1}, name="any", control_for="guided-unknown")
+    mended = cli("operate", run, "repair", "--after", "any", *few)
+    assert mended.exit_code == 0, mended.stderr
+    assert "repaired on 6 triggered and 8 clean prompts" in mended.stderr
