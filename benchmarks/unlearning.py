@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from loratomy.cli.bench_cells import attack_cells
+from loratomy.cli.bench_notes import read_notes
 from loratomy.core.bench import BenchRow, Goal, Standing
 from loratomy.core.bench_table import read_bench_table
-from loratomy.unlearning.goals import goals
+from loratomy.unlearning.goals import Tried, goals
 from loratomy.unlearning.standing import standings
 
 
@@ -73,13 +75,24 @@ def cell_lines(rows: Sequence[BenchRow], entries: Sequence[str]) -> list[str]:
     return out
 
 
+def gave_up(folder: Path, rows: Sequence[BenchRow]) -> list[Tried]:
+    """Entries that were tried in a cell of the bench and gave up there."""
+    names, seeds = sorted({r.cell for r in rows}), 1 + max(r.seed for r in rows)
+    return [
+        (entry, cell.name, cell.seed)
+        for cell in attack_cells(",".join(names), seeds=seeds, out=folder)
+        for entry, notes in read_notes(folder, cell).items()
+        if entry in notes and notes[entry].tried
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("table", type=Path, help="bench.parquet")
     parser.add_argument("--note", default="", help="machine, commit and command, in words")
     parser.add_argument(
         "--entries",
-        default="poisoned,guided,guided-repair,guided-unknown,negative,crow,tsbd,finetune",
+        default="poisoned,guided,guided-repair,guided-unknown-repair,negative,crow,tsbd,finetune",
         help="entries of the table of cells",
     )
     given = parser.parse_args()
@@ -94,7 +107,7 @@ def main() -> None:
         "are changes against the poisoned adapter. Every row: `unlearning.csv`.\n"
     )
     print("## Goals\n")
-    print("\n".join(goal_lines(goals(rows))))
+    print("\n".join(goal_lines(goals(rows, failed=gave_up(given.table.parent, rows)))))
     print("\n## Means")
     print("\n".join(board_lines(standings(rows))))
     print("\n## Every cell\n\nASR % [95 %] / change of perplexity %.\n")

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 UNEXPLAINED = {"draws": 1, "path": False}
 """Options with which surgery only searches: the bench measures everybody on held-out prompts, and
 the path and the stability of a cut are for who reads one run."""
-ROUNDING = 1e-5
-"""Change of an adapter, over its norm, up to which it was only written anew."""
 FOLLOWS = "repair"
 """The method that only makes sense after another."""
 FOLLOWED = ("guided", "guided-unknown")
@@ -117,13 +115,13 @@ class Control:
 def controls(entry: Entry, made: "Operation") -> list[Control]:
     """The equal-budget controls of a finished operation.
 
-    A cut of directions has as many at random and as many by singular value beside it (none, where
-    it cut none: then nobody may say that it was ahead of them), another edit of the weights as much
-    of the adapter's norm, a fit plain fine-tuning with its rows, steps and rate. Guided surgery has
-    the best single layer besides, and repair the same repair after the random cut: what it owes to
-    where was cut. Plain fine-tuning and other ways of running the model have none.
+    An edit of the weights has cuts of its size beside it (`unlearning.controls.same_change`), at
+    random and by singular value, a fit plain fine-tuning with its rows, steps and rate. Guided
+    surgery has the best single layer besides, and repair the same repair after the random cut: what
+    it owes to where was cut. Plain fine-tuning and other ways of running the model have none.
     """
     from ..unlearning import METHODS
+    from ..unlearning.controls import same_change
     from ..unlearning.finetune import equal_budget
     from ..unlearning.method import BASELINE, CONTROL
 
@@ -138,9 +136,7 @@ def controls(entry: Entry, made: "Operation") -> list[Control]:
                 Control(f"{name}-random", FOLLOWS, _options(entry), after=f"{entry.after}-random")
             )
         return found
-    size: dict[str, Any] = {"change": made.change_norm}
-    if made.directions_cut or not made.change_norm > ROUNDING:
-        size = {"directions": made.directions_cut}
+    size = same_change(made)
     found = [
         Control(f"{name}-random", "control-random", size),
         Control(f"{name}-top", "control-top", size),

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,10 +46,12 @@ def command(
 
 def operate_all(folder: Path) -> None:
     """Guided surgery, its repair, negative fine-tuning, and controls of the same budget."""
+    from ..unlearning.controls import same_change
+
     guided = operate_run(folder, "guided", {})
     operate_run(folder, "repair", {}, after="guided")
     operate_run(folder, "negative", {})
-    budget: dict[str, Any] = {"directions": guided.directions_cut}
+    budget = same_change(guided)
     operate_run(folder, "control-random", budget, control_for="guided")
     operate_run(folder, "control-top", budget, control_for="guided")
     operate_run(folder, "control-layer", {}, control_for="guided")

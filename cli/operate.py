@@ -59,7 +59,7 @@ def command(
 ) -> None:
     """Map the poisoned adapter to a new adapter folder in plain PEFT format.
 
-    guided finds and cuts the smallest set of singular directions; repair follows it up; negative
+    guided finds and cuts the smallest set of directions; repair follows it up; negative
     is negative fine-tuning; truncate, prune, mask, project, project-difference are cuts by rule;
     control-* are what a cut has to beat. Nothing is overwritten without --fresh.
 

@@ -59,6 +59,8 @@ def _figure(item: Operation, found: Stability, name: str) -> Figure:
     )
     plot.update_yaxes(autorange="reversed", row=1, col=2)
     other = found.overlap[np.triu_indices(len(seeds), 1)]
+    other = other[~np.isnan(other)]  # a draw that cut nothing has no cosine
+    cosines = f"{number(float(other.min()))} to {number(float(other.max()))}" if len(other) else "–"
     rates = "; ".join(
         f"{s}: {int(n)} cut, ASR {percent(float(a[0]))} [{percent(float(a[1]))}, "
         f"{percent(float(a[2]))}], perplexity {percent(float(p), signed=True)}"
@@ -78,6 +80,5 @@ def _figure(item: Operation, found: Stability, name: str) -> Figure:
             "several ways to cut, so that no single direction should be called the backdoor."
         ),
         alt=f"{item.subject}: {', '.join(str(int(n)) for n in found.sizes)} directions cut on "
-        f"{plural(len(seeds), 'draw')}; cosines {number(float(np.nanmin(other)))} to "
-        f"{number(float(np.nanmax(other)))}.",
+        f"{plural(len(seeds), 'draw')}; cosines {cosines}.",
     )

@@ -1,6 +1,7 @@
 """Controls: what the same budget achieves without knowing where the backdoor is."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -8,19 +9,23 @@ from pydantic import Field, model_validator
 from ..analysis.gates import Directions, directions_of
 from ..core.algebra import adapter_norm
 from ..core.config import Config
+from ..core.results import Operation
 from ..core.treated import Treated
 from .cuts import cut_outcome
 from .method import CLEAN_ROWS, CONTROL, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
 from .path import judge_of
+
+ROUNDING = 1e-5
+"""Change of an adapter, over its norm, up to which it was only written anew."""
 
 
 class BudgetConfig(Config):
     """Options of the controls with another operation's budget: exactly one of the two."""
 
     directions: int | None = Field(None, ge=0)
-    """Singular directions to cut, as many as an operation that cuts directions."""
+    """Singular directions to cut, as many as an operation that cuts singular directions."""
     change: float | None = Field(None, ge=0)
-    """Norm of the change over that of the poisoned adapter, for operations that do not: directions
+    """Norm of the change over that of the poisoned adapter, for all other operations: directions
     are cut until what is removed reaches it."""
 
     @model_validator(mode="after")
@@ -28,6 +33,19 @@ class BudgetConfig(Config):
         if (self.directions is None) == (self.change is None):
             raise ValueError("give either directions or change")
         return self
+
+
+def same_change(made: Operation) -> dict[str, Any]:
+    """Options of `control-random` and `control-top` that spend what an edit of the weights spent.
+
+    Counts are a budget among singular directions alone: directions of another basis are not
+    orthogonal and remove more each, so that the norm of the change is what is shared there. An
+    edit that changed nothing has controls that cut nothing: nobody may say it was ahead of them.
+    """
+    singular = made.directions_cut and made.basis == "singular"
+    if singular or not made.change_norm > ROUNDING:
+        return {"directions": made.directions_cut}
+    return {"change": made.change_norm}
 
 
 def spend(bench: Bench, config: BudgetConfig, d: Directions, order: np.ndarray) -> Outcome:

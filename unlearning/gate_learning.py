@@ -77,7 +77,10 @@ def gate_start(attribution: np.ndarray, cost: np.ndarray) -> torch.Tensor:
 def learn_gates(
     gate: Gated, rows: Pupils, start: torch.Tensor, config: GatesConfig, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gates in [0, 1] after some steps of Adam, and the loss along them.
+    """Logits of the gates after some steps of Adam, and the loss along them.
+
+    The gates at the end are the sigmoid of `sharpness` times these; in float32 many of those are
+    exactly 0 or 1, so that only the logits tell their order.
 
     Args:
         gate: the gated subject.
@@ -111,7 +114,7 @@ def learn_gates(
         optimiser.step()
         losses.append(float(loss.detach()))
         report("learning the gates", step + 1, config.steps)
-    return theta.detach().sigmoid().cpu().numpy(), np.array(losses)
+    return theta.detach().cpu().numpy(), np.array(losses)
 
 
 def _rounds(count: int, draw: random.Random) -> Iterator[int]:

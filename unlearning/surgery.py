@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.special import expit
 
 from ..analysis.attribution import clean_cost, target_attribution
 from ..analysis.discriminant import discriminant
@@ -110,8 +111,8 @@ def search(
         attribution = target_attribution(gate, attacks[: 2 * few], batch_size=2 * few)
         cost = clean_cost(gate, clean[:few], group=2)
         start_at = gate_start(attribution, cost)
-        gates, loss = learn_gates(gate, pupils(gate, found, clean), start_at, config, seed=seed)
-        order = np.argsort(gates, kind="stable")
+        theta, loss = learn_gates(gate, pupils(gate, found, clean), start_at, config, seed=seed)
+        order, gates = np.argsort(theta, kind="stable"), expit(config.sharpness * theta)
         utility = Utility(gate, order, clean_lessons(gate, judge.clean))
         guess = int((gates < 0.5).sum())
         size = _glanced(gate, utility, guess, judge, config)

@@ -140,6 +140,9 @@ def test_the_budget_of_a_cut(done, cut, change, size):
         Control("scale-top", "control-top", size),
     ]
     (entry,) = benched.entries("guided")
+    other = replace(made, basis="discriminant")  # counts of another basis are no budget
+    spent = {"change": change} if change > 1e-5 else {"directions": cut}
+    assert [c.options for c in benched.controls(entry, other)][:2] == [spent, spent]
     assert benched.controls(entry, made)[2:] == [Control("guided-layer", "control-layer", {})]
     for name in ("temperature", "finetune", "control-layer"):
         (entry,) = benched.entries(name)
