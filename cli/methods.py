@@ -86,9 +86,12 @@ def _default(option: dict[str, Any]) -> str:
 
 
 def _needs(method: "Method") -> str:
+    from ..unlearning.method import CLEAN_ADAPTER
+
     needs = ", ".join(method.needs) or "the adapter alone"
     if method.settled_by:
-        needs += f"; no data with {' or '.join(method.settled_by)}"
+        data = [need for need in method.still if need != CLEAN_ADAPTER]
+        needs += f"; {', '.join(data) or 'no data'} with {' or '.join(method.settled_by)}"
     return needs
 
 

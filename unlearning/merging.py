@@ -69,5 +69,6 @@ METHODS.register("merge")(
         kind=CUT,
         needs=(TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS),
         settled_by=("weight",),
+        still=(CLEAN_ADAPTER,),
     )
 )

@@ -135,21 +135,23 @@ class Method:
     needs: tuple[str, ...] = ()
     """Of `NEEDS`."""
     settled_by: tuple[str, ...] = ()
-    """Options any of which, once given, settles the edit: then no data is looked at."""
+    """Options any of which, once given, settles the edit: then nothing is calibrated."""
+    still: tuple[str, ...] = ()
+    """What it needs all the same once that is given, of `NEEDS`."""
 
 
 METHODS: Registry[Method] = Registry("method")
 
 
 def settled(method: Method, config: Config) -> bool:
-    """Whether options of `Method.settled_by` are given, so that no data is looked at."""
+    """Whether options of `Method.settled_by` are given, so that nothing is calibrated."""
     return any(getattr(config, option) is not None for option in method.settled_by)
 
 
 def needed(method: Method, config: Config | None = None) -> tuple[str, ...]:
     """What a method needs with these options, of `NEEDS`; None: with its defaults."""
     if config is not None and settled(method, config):
-        return tuple(need for need in method.needs if need == CLEAN_ADAPTER)
+        return method.still
     return method.needs
 
 

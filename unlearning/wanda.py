@@ -15,7 +15,7 @@ from ..core.progress import tracked
 from ..core.rows import Row
 from ..core.subject import Subject
 from ..core.treated import Treated, merged_weights, treated
-from .method import CLEAN_ROWS, CUT, METHODS, Bench, Method, Outcome
+from .method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
 from .path import DialConfig, dial, halves, outcome_words
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
@@ -146,15 +146,7 @@ def wanda(bench: Bench, config: WandaConfig) -> Outcome:
 
     The scores come from clean rows alone, those that calibration does not judge on, with the
     adapter in effect.
-
-    Raises:
-        LoratomyError: no share, and no triggered prompts with targets to choose it on.
     """
-    if config.share is None and not any(row.completion for row in bench.poison_train):
-        raise LoratomyError(
-            "wanda chooses its share on triggered prompts with their targets, and there are none; "
-            "give it, e.g. --set share=0.5 as published"
-        )
     merged = merged_weights(bench.subject, bench.start)
     rows, _ = halves(bench.clean_train, config.rows)
     with treated(bench.subject, Treated(weights=merged)):
@@ -186,6 +178,8 @@ METHODS.register("wanda")(
         config=WandaConfig,
         run=wanda,
         kind=CUT,
-        needs=(CLEAN_ROWS,),
+        needs=(TRIGGER, TARGET, CLEAN_ROWS),
+        settled_by=("share",),
+        still=(CLEAN_ROWS,),
     )
 )

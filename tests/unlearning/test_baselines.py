@@ -341,7 +341,7 @@ def test_wanda_calibrates_on_triggered_rows_and_says_so_without(tmp_path, monkey
         assert set((w == 0).sum(1).tolist()) == {12 if w.shape[1] == 32 else 19}, name
     blind = replace(bench, poison_train=[])
     assert run("wanda", blind, share=0.2)[1].leaves == "weights"
-    with pytest.raises(LoratomyError, match=r"share on triggered prompts.*--set share=0.5"):
+    with pytest.raises(LoratomyError, match=r"wanda needs a trigger.* wanda with share"):
         run("wanda", blind)
 
 
