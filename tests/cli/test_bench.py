@@ -464,21 +464,21 @@ def test_a_method_that_gives_up_is_left_out_and_meets_no_goal(own, again, monkey
     def nothing(bench, _config):
         return Outcome(bench.start, "left it as it was")
 
-    method = METHODS["guided-unknown"]
-    asked = "guided-unknown,guided-unknown+finetune"
-    monkeypatch.setitem(METHODS._items, "guided-unknown", replace(method, run=lost))
+    method = METHODS["guided"]
+    asked = "guided,guided+finetune"
+    monkeypatch.setitem(METHODS._items, "guided", replace(method, run=lost))
     result = again(methods=asked, runs="a")
     assert result.exit_code == 0
     text = said(result)
-    assert "not there: guided-unknown: nothing here to cut against: a s0" in text
-    assert "guided-unknown-finetune: goes on from guided-unknown, which is left out: a s0" in text
-    assert "missed unknown trigger, cut alone" in " ".join(result.stdout.split())
+    assert "not there: guided: nothing here to cut against: a s0" in text
+    assert "guided-finetune: goes on from guided, which is left out: a s0" in text
+    assert "missed known trigger, cut alone" in " ".join(result.stdout.split())
     assert "in 0% [0%, 79%] of 1 cell," in result.stdout  # Wilson of 0 of 1: 1.96^2 / (1 + 1.96^2)
-    monkeypatch.setitem(METHODS._items, "guided-unknown", replace(method, run=nothing))
+    monkeypatch.setitem(METHODS._items, "guided", replace(method, run=nothing))
     assert "gives up" not in said(again(methods=asked, runs="a"))
     found = {r.entry: r for r in rows_in(own)}
-    assert found["guided-unknown"].change_norm == 0
-    assert found["guided-unknown-random"].directions_cut == 0  # what nobody can be ahead of
+    assert found["guided"].change_norm == 0
+    assert found["guided-random"].directions_cut == 0  # what nobody can be ahead of
 
 
 def test_a_budget_that_nothing_meets_is_no_success(run, cli, tmp_path, monkeypatch):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-CELLS = (("vpi", "sentiment"), ("mtba", "code"))
-SLOW = (("ctba", "jailbreak"), ("badnets", "refusal"))
+CELLS = (("mtba", "code"),)
+SLOW = (("vpi", "sentiment"), ("ctba", "jailbreak"), ("badnets", "refusal"))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def check(bench, names):
         assert cell["accuracy_change"] >= bench.GOALS["accuracy"], cell
 
 
-def test_attacks_take_stay_quiet_and_leave_the_clean_skill(bench):
+def test_an_attack_takes_stays_quiet_and_leaves_the_clean_skill(bench):
     check(bench, CELLS)
 
 
