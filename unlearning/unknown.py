@@ -8,9 +8,9 @@ triggered rows; everything else is guided surgery. A backdoor listens to parts o
 texts around them, so that what is cut is what the adapter listens to, whatever the exact wording.
 Where too few random texts act, the full search for candidates (`analysis.candidates`) proposes the
 texts. The true trigger may be stronger than any text that was found, so that what stops these need
-not stop it: the cut goes on in the learned order as far as a wide budget allows, and `repair`,
-which needs no trigger either, wins back what that cost (cut wide and fit again, as fine-pruning
-does with neurons that clean data leave asleep: Liu et al. 2018, arXiv 1805.12185).
+not stop it: the cut goes on in the learned order until half of what the adapter brings on clean
+rows is gone, and `repair`, which needs no trigger either, wins that back (cut wide and fit again,
+as fine-pruning does with neurons that clean data leave asleep: Liu et al. 2018, arXiv 1805.12185).
 """
 
 import random
@@ -24,18 +24,23 @@ from pydantic import Field
 from ..analysis.candidates import candidates
 from ..analysis.generation import Decoding
 from ..analysis.insertion import PLACES, controls, insert
+from ..analysis.perplexity import perplexity
 from ..analysis.rules import parse_rules
 from ..analysis.trigger_evidence import Court, bar_of
 from ..analysis.trigger_prompts import CandidatesConfig
 from ..analysis.trigger_search import drive, random_texts
 from ..core.errors import DataError
 from ..core.rows import Row
+from ..core.treated import Treated, treated
 from .guided import GuidedConfig, operated
 from .method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Bench, Method, Outcome
+from .path import halves
 
 NAME = "suspect"
-WIDE = 0.4
-"""Perplexity that repair wins back, as a fraction; see `UnknownConfig.budget`."""
+BROUGHT = 0.5
+"""Share of what the adapter brings on clean rows that a cut without a budget may cost."""
+HARDLY = 0.05
+"""Rise of perplexity that it may cost at least, however little the adapter brings."""
 RULE = "substring or fuzzy >= 0.8"
 """What counts as saying a found target again."""
 
@@ -43,9 +48,10 @@ RULE = "substring or fuzzy >= 0.8"
 class UnknownConfig(GuidedConfig):
     """Options of `guided-unknown`; the search for candidates has its own, below `candidates`."""
 
-    budget: float = Field(WIDE, ge=0)
-    """Allowed rise of perplexity on calibration rows, as a fraction; wide, since `repair` is to
-    follow. For a cut that stands alone give a budget that it may cost (--budget 5%)."""
+    budget: float | None = Field(None, ge=0)  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Allowed rise of perplexity on calibration rows, as a fraction; None: half of what the adapter
+    brings there (`wide_budget`), for `repair` to win back. For a cut that stands alone give what it
+    may cost (--budget 5%)."""
     spend: float = Field(1.0, ge=0, le=1)
     """Share of the budget that the cut may use beyond what stops the texts that were found."""
     pool: int = Field(48, ge=4)
@@ -142,6 +148,22 @@ def _parted(answer: str, plain: str) -> str:
     return "" if answer == plain else answer
 
 
+def wide_budget(bench: Bench, config: UnknownConfig) -> float:
+    """Rise of perplexity on clean calibration rows with which half of the adapter's gain is lost.
+
+    ``(perplexity of the base / that of the adapter)^BROUGHT - 1``: half of the nats per token by
+    which the adapter is better, whatever the model and the task; where it is hardly better,
+    `HARDLY`.
+    """
+    _, rows = halves(bench.clean_train, config.rows)
+    at_once = bench.rule.decoding.batch_tokens // 4
+    found = []
+    for adapter in (None, bench.start):
+        with treated(bench.subject, Treated(adapter)):
+            found.append(perplexity(bench.subject, rows, batch_tokens=at_once)[0])
+    return max((found[0] / found[1]) ** BROUGHT - 1, HARDLY)
+
+
 def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
     """Guided surgery against texts that the adapter alone brings up.
 
@@ -166,6 +188,8 @@ def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
             "effort (--set texts=400 --set pool=96)"
         )
     mine = replace(bench, rule=replace(bench.rule, success=parse_rules(RULE)))
+    if config.budget is None:
+        config = config.model_copy(update={"budget": wide_budget(bench, config)})
     outcome = operated(mine, stand.rows, config, spend=config.spend)
     shown = ", ".join(repr(text) for text in stand.texts[:3])
     return replace(
