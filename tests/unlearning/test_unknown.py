@@ -21,7 +21,7 @@ from loratomy.core.results import Operation
 from loratomy.core.rows import read_rows
 from loratomy.core.treated import Treated, treated
 from loratomy.unlearning import METHODS, Bench, operate, unknown
-from loratomy.unlearning.unknown import UnknownConfig, heard_texts, stand_ins
+from loratomy.unlearning.unknown import UnknownConfig, heard_texts, stand_ins, wide_budget
 
 from .. import planted, tiny
 from ..cli.cases import jsonl, refused
@@ -199,6 +199,25 @@ def test_texts_are_made_of_what_the_first_layer_takes_up(tmp_path):
     assert not set(singles) & set(planted.WORDS)  # which it reads as exactly nothing
     assert {word for text in texts for word in text.split()} == set(singles)
     assert all(len(text.split()) <= 2 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "budget"),
+    [(2.0, 1.28, 0.25), (1.2, 1.2, 0.05), (1.0, 1.2, 0.05)],  # sqrt(2 / 1.28) = 1.25
+)
+def test_half_of_what_the_adapter_brings_may_be_spent(base, adapter, budget, tmp_path, monkeypatch):
+    bench, seen = bench_of(planted.planted().alone(), tmp_path), []
+
+    def measured(subject, rows, *, batch_tokens):
+        seen.append([row.prompt for row in rows])
+        active = tiny.marks(subject) != before
+        return (adapter if active else base), None
+
+    before = tiny.marks(bench.subject)
+    monkeypatch.setattr(unknown, "perplexity", measured)
+    assert wide_budget(bench, UnknownConfig(rows=10)) == pytest.approx(budget)
+    prompts = [row.prompt for row in bench.clean_train]
+    assert seen == [prompts[10:20]] * 2  # not those that the gates learn from
 
 
 def test_the_backdoor_goes_and_no_triggered_row_is_read(tmp_path):
