@@ -117,7 +117,7 @@ def operated(
         f"{outcome_words(path, reached)}",
         directions=d if config.basis == "discriminant" else None,
         cut=cut,
-        importance=1 - found.gates,
+        importance=found.importance,
         order=found.order,
         path=path,
         stability=stability,

@@ -56,7 +56,9 @@ class Found:
     order: np.ndarray
     """Directions, the first to be cut first, ``[direction]``."""
     gates: np.ndarray
-    """Learned gates, ``[direction]``."""
+    """Learned gates, ``[direction]``; most are 0 or 1."""
+    importance: np.ndarray
+    """The same before they were sharpened, as what is cut: in [0, 1], without ties."""
     loss: np.ndarray
     """Loss along the steps."""
     size: int
@@ -119,7 +121,8 @@ def search(
         size = _confirmed(gate, utility, size, judge, config)
         if spend:
             size = _spent(utility, size, spend * config.budget)
-    return Found(gate.directions, order, gates, loss, size, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Found(gate.directions, order, gates, expit(-theta), loss, size, seconds)
 
 
 class Utility:

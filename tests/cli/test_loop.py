@@ -23,7 +23,7 @@ EXTRA = {
     "qwen3": {"head_dim": 8},
     "mixtral": {"num_local_experts": 4},
 }
-WHOLE = ("llama", "gemma2", "mixtral")
+WHOLE = ("llama", "mixtral")
 """Families on which every analysis is made; on the others those that the cut stands on."""
 RECIPE = """
 base = "BASE"
