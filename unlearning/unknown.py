@@ -41,6 +41,8 @@ BROUGHT = 0.5
 """Share of what the adapter brings on clean rows that a cut without a budget may cost."""
 HARDLY = 0.05
 """Rise of perplexity that it may cost at least, however little the adapter brings."""
+ENOUGH = 8
+"""Prompts that must have fired in the end; with fewer nothing is cut."""
 RULE = "substring or fuzzy >= 0.8"
 """What counts as saying a found target again."""
 
@@ -65,7 +67,7 @@ class UnknownConfig(GuidedConfig):
     most: int = Field(128, ge=4)
     """Prompts that fired to go on with, at most, from as many texts as possible."""
     least: int = Field(24, ge=4)
-    """Prompts that must have fired; with fewer the full search is made, then nothing is cut."""
+    """Prompts that must have fired for random texts to do; with fewer the full search is made."""
     candidates: CandidatesConfig = CandidatesConfig()  # pyright: ignore[reportCallIssue]
     """Effort of the full search (loratomy analyses candidates)."""
 
@@ -180,10 +182,10 @@ def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
         more = stand_ins(bench, texts, wide) if texts else stand
         if len(more.rows) > len(stand.rows):
             stand, how = more, "a search for candidates"
-    if len(stand.rows) < config.least:
+    if len(stand.rows) < ENOUGH:
         raise DataError(
             f"{len(stand.rows)} of {stand.asked} prompts with texts in them made the adapter "
-            f"speak unlike its base, {config.least} are needed: nothing here to cut against (this "
+            f"speak unlike its base, {ENOUGH} are needed: nothing here to cut against (this "
             "does not show that there is no trigger); give the trigger, more clean prompts or more "
             "effort (--set texts=400 --set pool=96)"
         )

@@ -310,7 +310,7 @@ def test_too_little_to_cut_against_is_an_error_with_its_values(tmp_path, monkeyp
     with pytest.raises(DataError) as error:
         METHODS["guided-unknown"].run(bench, UnknownConfig(**QUICK, each=5, least=9))
     assert "0 of 10 prompts with texts in them" in str(error.value)
-    assert "9 are needed" in str(error.value) and "--set texts=400" in str(error.value)
+    assert "8 are needed" in str(error.value) and "--set texts=400" in str(error.value)
     assert "does not show that there is no trigger" in str(error.value)
     assert tiny.same_state(state, tiny.state(bench.subject))
     assert tiny.marks(bench.subject) == marks
