@@ -118,7 +118,8 @@ def controls(entry: Entry, made: "Operation") -> list[Control]:
     An edit of the weights has cuts of its size beside it (`unlearning.controls.same_change`), at
     random and by singular value, a fit plain fine-tuning with its rows, steps and rate. Guided
     surgery has the best single layer besides, and repair the same repair after the random cut: what
-    it owes to where was cut. Plain fine-tuning and other ways of running the model have none.
+    it owes to where was cut; TSBD has itself with random neurons. Plain fine-tuning and other ways
+    of running the model have none.
     """
     from ..unlearning import METHODS
     from ..unlearning.controls import same_change
@@ -135,6 +136,8 @@ def controls(entry: Entry, made: "Operation") -> list[Control]:
             found.append(
                 Control(f"{name}-random", FOLLOWS, _options(entry), after=f"{entry.after}-random")
             )
+        if entry.method == "tsbd":
+            found.append(Control(f"{name}-random", "control-neurons", _options(entry)))
         return found
     size = same_change(made)
     found = [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -23,7 +24,7 @@ from ..core.subject import Attached, Subject
 from ..core.treated import Treated, replaced, treated
 from ..training.objective import Batch, Objective, completion_tokens
 from .fitted import FitConfig, trained
-from .method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, Bench, Method, Outcome
+from .method import CLEAN_ROWS, CONTROL, GRADIENTS, METHODS, TRAINED, Bench, Method, Outcome
 from .neuron_cut import Neurons, check_replaceable, direction_neurons, most_changed, row_neurons
 from .path import halves
 
@@ -180,15 +181,12 @@ def choose(
         batch_tokens: most positions at a time.
     """
 
-    def measure(state: Treated) -> float:
-        with treated(subject, state):
-            return perplexity(subject, rows, batch_tokens=batch_tokens)[0]
-
-    before = measure(start)
+    before = _perplexity(subject, start, rows, batch_tokens)
     chosen, at = 0.0, before
     shares = config.shares if config.n is None else (config.n,)
     for done, share in enumerate(sorted(shares), 1):
-        value = measure(neurons.zeroed(most_changed(neurons.nwc, share), config.m))
+        state = neurons.zeroed(most_changed(neurons.nwc, share), config.m)
+        value = _perplexity(subject, state, rows, batch_tokens)
         report("choosing n on clean rows", done, len(shares))
         if config.n is None and value > config.tolerance * before:
             report("choosing n on clean rows", len(shares), len(shares))
@@ -197,15 +195,37 @@ def choose(
     return chosen, before, at
 
 
+def _perplexity(subject: Subject, state: Treated, rows: Sequence[Row], batch_tokens: int) -> float:
+    with treated(subject, state):
+        return perplexity(subject, rows, batch_tokens=batch_tokens)[0]
+
+
 def tsbd(bench: Bench, config: TsbdConfig) -> Outcome:
     """Clean unlearning, zero reinitialisation, activeness-aware fine-tuning."""
+    return _zeroed_and_tuned(bench, config)
+
+
+def tsbd_at_random(bench: Bench, config: TsbdConfig) -> Outcome:
+    """The same with as many neurons, but random ones: what TSBD owes to which it picks."""
+    made = _zeroed_and_tuned(bench, config, draw=np.random.default_rng(bench.seed))
+    return replace(made, summary=f"with random neurons: {made.summary}")
+
+
+def _zeroed_and_tuned(
+    bench: Bench, config: TsbdConfig, draw: np.random.Generator | None = None
+) -> Outcome:
+    """TSBD, its neurons shuffled where a generator is given."""
     learn, held = halves(bench.clean_train, config.clean_rows)
     neurons, record = unlearned(bench, learn, config)
     start = Treated(bench.start)
     at_once = bench.rule.decoding.batch_tokens // 4
     n, before, after = choose(bench.subject, neurons, start, held, config, batch_tokens=at_once)
     picked = most_changed(neurons.nwc, n) if n else None
+    if picked is not None and draw is not None:
+        picked = draw.permutation(picked)
     state = start if picked is None else neurons.zeroed(picked, config.m)
+    if draw is not None:
+        after = _perplexity(bench.subject, state, held, at_once)
     with replaced(bench.subject, state.weights):
         outcome = trained(
             bench,
@@ -251,6 +271,18 @@ METHODS.register("tsbd")(
         config=TsbdConfig,
         run=tsbd,
         kind=TRAINED,
+        needs=(CLEAN_ROWS, GRADIENTS),
+    )
+)
+
+
+METHODS.register("control-neurons")(
+    Method(
+        about="control: as TSBD, with as many neurons at random",
+        source="equal-budget control",
+        config=TsbdConfig,
+        run=tsbd_at_random,
+        kind=CONTROL,
         needs=(CLEAN_ROWS, GRADIENTS),
     )
 )

@@ -163,6 +163,11 @@ def test_repair_after_surgery_is_held_against_repair_after_a_random_cut(done):
     )
     other = benched.entries("truncate+finetune")[-1]
     assert [c.method for c in benched.controls(other, fitted)] == ["control-finetune"]
+    (tsbd,) = benched.entries("tsbd")
+    assert [c.method for c in benched.controls(tsbd, fitted)] == [
+        "control-finetune",
+        "control-neurons",
+    ]
 
 
 @pytest.mark.parametrize("method", ["negative", "npo"])

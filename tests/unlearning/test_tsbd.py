@@ -261,6 +261,26 @@ def test_rows_end_to_end_train_on_the_replaced_base(make_bench, subject):
     assert f"({round(0.05 * len(neurons.nwc))} of {len(neurons.nwc)};" in record.summary
 
 
+def test_its_control_zeroes_as_many_neurons_at_random(make_bench, subject):
+    adapter = random_adapter(subject, rank=3, scale=0.03, seed=1)
+    bench = make_bench(adapter)
+    config = METHODS["tsbd"].config(over="neurons", n=0.05, m=1.0, a=0.0, **OPTIONS)
+    state, record = operate("control-neurons", bench, config, control_for="tsbd")
+    learn, held = halves(bench.clean_train, 8)
+    neurons, _ = unlearned(bench, learn, config)
+    most = most_changed(neurons.nwc, 0.05)
+    drawn = np.random.default_rng(bench.seed).permutation(most)
+    assert drawn.sum() == most.sum() and (drawn & ~most).any()
+    zeroed = neurons.zeroed(drawn, 1.0)
+    assert state.weights.keys() == zeroed.weights.keys()
+    assert all(torch.equal(w, zeroed.weights[n]) for n, w in state.weights.items())
+    with treated(subject, zeroed):
+        after, _ = perplexity(subject, held, batch_tokens=512)
+    assert f"-> {after:.3f}); then" in record.summary
+    assert record.summary.startswith("with random neurons: ")
+    assert record.fit is not None and record.control_for == "tsbd"
+
+
 def test_what_cannot_be_done_is_said(make_bench, small):
     bench = make_bench(small)
     wrong = [replace(r, completion="zq zq zq") for r in bench.clean_train]
