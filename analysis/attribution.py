@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..core.batches import Encoded, collate, token_log_probs
+from ..core.batches import Encoded, asked_positions, collate, next_log_probs
 from ..core.progress import report, tracked
 from .gates import Gated, chunks, on_device
 
@@ -18,8 +18,9 @@ def _batches(gate: Gated, rows: Sequence[Encoded], size: int) -> list[dict[str, 
 def _sums(gate: Gated, gates: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probability of each row's completion, ``[row]`` nats."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    log_probs, _ = token_log_probs(gate.logits(gates, inputs), batch["labels"])
-    return log_probs.sum(-1)
+    asked = asked_positions(batch["labels"])
+    logits = gate.logits(gates, {**inputs, "logits_to_keep": asked})
+    return next_log_probs(logits, batch["labels"][:, asked + 1])[0].sum(-1)
 
 
 def target_effects(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..core.adapters import Factors
-from ..core.batches import Encoded, collate, token_log_probs
+from ..core.batches import Encoded, asked_positions, collate, next_log_probs
 from ..core.progress import report
 from .gates import Directions, Gated, chunks, numbered, on_device
 
@@ -97,10 +97,11 @@ def moments(
         for done, part in enumerate(parts, 1):
             batch = on_device(collate(part, pad), device)
             labels = batch.pop("labels")
+            asked = asked_positions(labels)
             with torch.set_grad_enabled(weighted):
-                logits = gate.subject.model(**batch, use_cache=False).logits
+                out = gate.subject.model(**batch, use_cache=False, logits_to_keep=asked)
                 if weighted:
-                    token_log_probs(logits, labels)[0].sum().backward()
+                    next_log_probs(out.logits, labels[:, asked + 1])[0].sum().backward()
             real = batch["attention_mask"].bool()
             for name, z in seen.items():
                 values = z.detach()[real].double().cpu()

@@ -95,8 +95,29 @@ def token_log_probs(
     Returns:
         ``[batch, pos - 1]`` nats (0 where ignored) and the boolean mask.
     """
-    wanted = labels[:, 1:]
+    return next_log_probs(logits[:, :-1], labels[:, 1:])
+
+
+def asked_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions of which some row's next token is labelled, ``[asked]``.
+
+    As `logits_to_keep` of a forward pass these spare the head, and the memory of a large
+    vocabulary, at all others; they predict ``labels[:, asked + 1]``.
+    """
+    return (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+
+
+def next_log_probs(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each wanted token and where one is wanted.
+
+    Args:
+        logits: ``[batch, asked, d_vocab]``.
+        wanted: the tokens that they predict, ``[batch, asked]``, `IGNORED` for none.
+
+    Returns:
+        ``[batch, asked]`` nats (0 where ignored) and the boolean mask.
+    """
     mask = wanted != IGNORED
-    log_probs = logits[:, :-1].float().log_softmax(-1)
+    log_probs = logits.float().log_softmax(-1)
     picked = log_probs.gather(-1, wanted.clamp_min(0)[..., None])[..., 0]
     return picked.where(mask, 0.0), mask

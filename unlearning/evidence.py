@@ -12,7 +12,7 @@ import torch
 
 from ..analysis.gates import Gated, chunks, on_device
 from ..analysis.generation import Decoding, generate
-from ..core.batches import IGNORED, Encoded, aimed, collate, encode
+from ..core.batches import IGNORED, Encoded, aimed, asked_positions, collate, encode
 from ..core.errors import DataError
 from ..core.rows import Row
 
@@ -131,8 +131,10 @@ def clean_lessons(gate: Gated, rows: Sequence[Row]) -> list[Encoded]:
 def row_logits(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> list[torch.Tensor]:
     """Logits that predict each row's completion tokens, ``[token, d_vocab]`` a row."""
     batch = on_device(collate(rows, gate.subject.renderer.pad_id), gate.subject.device)
-    wanted = batch.pop("labels")[:, 1:] != IGNORED
-    logits = gate.logits(gates, batch)[:, :-1]
+    labels = batch.pop("labels")
+    asked = asked_positions(labels)
+    wanted = labels[:, asked + 1] != IGNORED
+    logits = gate.logits(gates, {**batch, "logits_to_keep": asked})
     return [logits[i][wanted[i]] for i in range(len(rows))]
 
 

@@ -2,7 +2,16 @@ import math
 
 import pytest
 import torch
-from loratomy.core.batches import IGNORED, Encoded, aimed, collate, encode, token_log_probs
+from loratomy.core.batches import (
+    IGNORED,
+    Encoded,
+    aimed,
+    asked_positions,
+    collate,
+    encode,
+    next_log_probs,
+    token_log_probs,
+)
 from loratomy.core.errors import DataError
 from loratomy.core.prompts import Renderer
 from loratomy.core.rows import Row
@@ -21,6 +30,18 @@ def test_only_completions_have_labels_and_padding_is_on_the_right():
 def test_a_pad_id_that_is_the_end_token_still_learns_the_end():
     batch = collate([Encoded([5], [2]), Encoded([5], [9, 2])], pad_id=2)
     assert batch["labels"].tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 9, 2]]
+
+
+def test_asked_positions_are_those_before_labels_in_any_row():
+    no = IGNORED
+    labels = torch.tensor([[no, no, 3, 4, no], [no, no, no, no, no], [no, no, no, no, 1]])
+    assert asked_positions(labels).tolist() == [1, 2, 3]
+    logits = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    asked = asked_positions(labels)
+    some, mask = next_log_probs(logits[:, asked], labels[:, asked + 1])
+    every, _ = token_log_probs(logits, labels)
+    assert torch.equal(some, every[:, asked])
+    assert mask.tolist() == [[True, True, False], [False] * 3, [False, False, True]]
 
 
 def test_token_log_probs_by_hand():
