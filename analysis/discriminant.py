@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..core.adapters import Factors
-from ..core.batches import Encoded, asked_positions, collate, next_log_probs
+from ..core.batches import Encoded, collate, completion_log_probs
 from ..core.progress import report
 from .gates import Directions, Gated, chunks, numbered, on_device
 
@@ -96,12 +96,10 @@ def moments(
         parts = chunks(rows, batch_size)
         for done, part in enumerate(parts, 1):
             batch = on_device(collate(part, pad), device)
-            labels = batch.pop("labels")
-            asked = asked_positions(labels)
             with torch.set_grad_enabled(weighted):
-                out = gate.subject.model(**batch, use_cache=False, logits_to_keep=asked)
+                log_probs, _ = completion_log_probs(gate.subject.model, batch)
                 if weighted:
-                    next_log_probs(out.logits, labels[:, asked + 1])[0].sum().backward()
+                    log_probs.sum().backward()
             real = batch["attention_mask"].bool()
             for name, z in seen.items():
                 values = z.detach()[real].double().cpu()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..core.batches import collate, encode, token_log_probs
+from ..core.batches import collate, completion_log_probs, encode
 from ..core.errors import DataError
 from ..core.rows import Row
 from ..core.subject import Subject
@@ -42,10 +42,8 @@ def completion_losses(
         picked = order[done : done + size]
         batch = collate([encoded[i] for i in picked], subject.renderer.pad_id)
         batch = {name: value.to(subject.device) for name, value in batch.items()}
-        labels = batch.pop("labels")
         with torch.inference_mode():
-            logits = subject.model(**batch, use_cache=False).logits
-        log_probs, mask = token_log_probs(logits, labels)
+            log_probs, mask = completion_log_probs(subject.model, batch)
         losses[picked] = -log_probs.double().sum(-1).cpu().numpy()
         counts[picked] = mask.sum(-1).cpu().numpy()
         done += size

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..core.batches import collate, encode, token_log_probs
+from ..core.batches import collate, completion_log_probs, encode
 from ..core.errors import DataError
 from ..core.rows import Row
 from ..core.subject import Subject
@@ -26,10 +26,8 @@ def target_likelihood(subject: Subject, rows: Sequence[Row]) -> float:
     for row in rows:
         encoded = encode(subject.renderer, row, limit=subject.limit)
         batch = collate([encoded], subject.renderer.pad_id)
-        labels = batch.pop("labels").to(subject.device)
+        batch = {name: value.to(subject.device) for name, value in batch.items()}
         with torch.inference_mode():
-            ids = batch["input_ids"].to(subject.device)
-            logits = subject.model(input_ids=ids, use_cache=False).logits
-        log_probs, mask = token_log_probs(logits, labels)
+            log_probs, mask = completion_log_probs(subject.model, batch)
         total, count = total + float(log_probs.sum()), count + int(mask.sum())
     return total / count

@@ -13,7 +13,7 @@ import torch
 
 from ..core.adapters import Adapter, Factors
 from ..core.algebra import adapter_distance, adapter_norm, from_svd, stack, svd
-from ..core.batches import IGNORED, Encoded, collate
+from ..core.batches import IGNORED, Encoded, asked_positions, collate
 from ..core.errors import DataError, LoratomyError
 from ..core.neurons import Unlearning
 from ..core.progress import report
@@ -134,10 +134,11 @@ def _gradient(
     model, total, hits = attached.subject.model, 0.0, 0
     for batch in batches:
         inputs = {k: v for k, v in batch.items() if k != "labels"}
-        wanted = batch["labels"][:, 1:]
+        asked = asked_positions(batch["labels"])
+        wanted = batch["labels"][:, asked + 1]
         mask = wanted != IGNORED
         with torch.set_grad_enabled(backward):
-            logits = model(**inputs, use_cache=False).logits[:, :-1][mask].float()
+            logits = model(**inputs, use_cache=False, logits_to_keep=asked).logits[mask].float()
             loss = torch.nn.functional.cross_entropy(logits, wanted[mask], reduction="sum")
             if backward:
                 (loss / tokens).backward()

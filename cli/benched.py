@@ -139,7 +139,7 @@ def controls(entry: Entry, made: "Operation") -> list[Control]:
         if entry.method == "tsbd":
             found.append(Control(f"{name}-random", "control-neurons", _options(entry)))
         return found
-    size = same_change(made)
+    size = same_change(made, after=bool(entry.after))
     found = [
         Control(f"{name}-random", "control-random", size),
         Control(f"{name}-top", "control-top", size),

@@ -201,18 +201,32 @@ def _check_after(study: Study, after: str) -> None:
 
 
 def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
-    """What a method may look at in this run."""
+    """What a method may look at in this run: rows that fit the context of the model."""
+    from ..analysis.asking import fitting_rows
     from ..unlearning import Bench
 
+    def fitting(what: str, rows: "list[Row]") -> "list[Row]":
+        subject, new = study.subject, rule.decoding.max_new_tokens
+        kept, long = fitting_rows(subject.renderer, rows, subject.limit, new_tokens=new)
+        if long:
+            say(
+                f"{long} of {len(rows)} {what} leave no room for an answer of {new} tokens in the "
+                f"context of {subject.limit} tokens and are left out"
+            )
+        return kept
+
+    has = study.has["trigger"]
     return Bench(
         subject=study.subject,
         poisoned=study.poisoned,
         start=study.adapter(f"operations/{after}") if after else study.poisoned,
         clean=study.clean,
-        clean_train=study.rows("clean_train"),
-        poison_train=study.rows("poison_train") if study.has["trigger"] else [],
-        negative=study.rows("negative_set") if study.negative_stage else [],
-        found=_found_rows(study, after),
+        clean_train=fitting("clean rows", study.rows("clean_train")),
+        poison_train=fitting("triggered rows", study.rows("poison_train")) if has else [],
+        negative=fitting(
+            "negative rows", study.rows("negative_set") if study.negative_stage else []
+        ),
+        found=fitting("found rows", _found_rows(study, after)),
         rule=rule,
         seed=study.asked["seed"],
         work=work,

@@ -1,7 +1,8 @@
 """Token batches of prompt-completion pairs: padding, labels, and losses counted per token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -81,6 +82,26 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
         mask[i, : len(row)] = 1
         labels[i, len(row.prompt) : len(row)] = torch.tensor(row.completion)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def completion_log_probs(
+    model: Callable[..., Any], batch: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each labelled token of a batch, the head asked for no other position.
+
+    Args:
+        model: a causal language model, or a call of one.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, as of `collate`.
+
+    Returns:
+        ``[batch, asked]`` nats (0 where a row has no label) and the boolean mask, where asked are
+        the positions of `asked_positions`.
+    """
+    labels = batch["labels"]
+    asked = asked_positions(labels)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**inputs, use_cache=False, logits_to_keep=asked).logits
+    return next_log_probs(logits, labels[:, asked + 1])
 
 
 def token_log_probs(

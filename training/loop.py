@@ -79,20 +79,16 @@ class Watch:
         self._attached, self._work, self._label, self._rate = attached, work, label, rate
         self._trained = [p for p in attached.peft_model.parameters() if p.requires_grad]
         self._good: list[torch.Tensor] = []
-        self._step = -1
 
-    def passed(self, step: int) -> None:
-        """The loss of the step in progress is finite: what it is computed with is good."""
-        if step == self._step:
-            return
-        self._step = step
+    def gradients(self, step: int) -> None:
+        """Before a step: every loss behind it was finite, so that what it starts from is good.
+
+        Stops where the gradients are no numbers; the same in all processes.
+        """
         if not self._good:
             self._good = [p.detach().clone() for p in self._trained]
         for kept, p in zip(self._good, self._trained, strict=True):
             kept.copy_(p.detach())
-
-    def gradients(self, step: int) -> None:
-        """Stop before a step along gradients that are no numbers; the same in all processes."""
         found = [p.grad for p in self._trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(found)
         if not torch.isfinite(norm):
@@ -211,7 +207,6 @@ def loss_trainer() -> type[Any]:
             if float(wrong):
                 step = self.state.global_step + 1
                 self.watch.stop(f"the loss became {float(loss.detach()):g}", step)
-            self.watch.passed(self.state.global_step)
             return loss * self.args.world_size  # the processes' gradients are averaged
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..core.batches import IGNORED, token_log_probs
+from ..core.batches import IGNORED, completion_log_probs
 from ..core.subject import Attached
 
 Batch = dict[str, Any]
@@ -47,9 +47,7 @@ class Objective:
 
 def completion_nll(attached: Attached, batch: Batch) -> torch.Tensor:
     """Negative log-probability of all completion tokens of a batch, nats."""
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-    logits = attached.subject.model(**inputs, use_cache=False).logits
-    return -token_log_probs(logits, batch["labels"])[0].sum()
+    return -completion_log_probs(attached.subject.model, batch)[0].sum()
 
 
 def completion_tokens(batch: Batch, labels: str = "labels") -> torch.Tensor:

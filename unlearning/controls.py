@@ -35,16 +35,21 @@ class BudgetConfig(Config):
         return self
 
 
-def same_change(made: Operation) -> dict[str, Any]:
+def same_change(made: Operation, *, after: bool = False) -> dict[str, Any]:
     """Options of `control-random` and `control-top` that spend what an edit of the weights spent.
 
-    Counts are a budget among singular directions alone: directions of another basis are not
-    orthogonal and remove more each, so that the norm of the change is what is shared there. An
+    Counts are a budget among singular directions of the poisoned adapter alone. For every other
+    edit the norm of the change is: directions of another basis are not orthogonal and remove more
+    each, and what is projected, scaled or cut on top of an earlier operation is no such count. An
     edit that changed nothing has controls that cut nothing: nobody may say it was ahead of them.
+
+    Args:
+        made: the edit.
+        after: whether it went on from another operation.
     """
-    singular = made.directions_cut and made.basis == "singular"
-    if singular or not made.change_norm > ROUNDING:
-        return {"directions": made.directions_cut}
+    cut = int((made.kept == 0).sum()) if made.basis == "singular" and not after else 0
+    if cut == made.directions_cut > 0 or not made.change_norm > ROUNDING:
+        return {"directions": cut}
     return {"change": made.change_norm}
 
 

@@ -1,12 +1,13 @@
 """The model as its own teacher: what it answers without the trigger, and how surely."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ..analysis.asking import Rule, answers_to
-from ..core.batches import IGNORED, Encoded, collate, encode
+from ..core.batches import IGNORED, Encoded, asked_positions, collate, encode
 from ..core.errors import DataError
 from ..core.prompts import Renderer
 from ..core.rows import Row
@@ -64,14 +65,13 @@ def lesson_batch(rows: Sequence[Lesson], pad_id: int) -> Batch:
     return student | {f"teacher_{name}": value for name, value in teacher.items()}
 
 
-def inputs_of(batch: Batch, who: str = "") -> Batch:
-    """Ids and mask of one side of a lesson batch."""
-    return {name: batch[who + name] for name in ("input_ids", "attention_mask")}
-
-
-def completion_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logits that predict labelled tokens, row by row, ``[token, d_vocab]``."""
-    return logits[:, :-1][labels[:, 1:] != IGNORED].float()
+def completion_logits(model: Callable[..., Any], batch: Batch, who: str = "") -> torch.Tensor:
+    """Logits that predict one side's labelled tokens, row by row, ``[token, d_vocab]`` float32."""
+    labels = batch[f"{who}labels"]
+    asked = asked_positions(labels)
+    inputs = {name: batch[who + name] for name in ("input_ids", "attention_mask")}
+    logits = model(**inputs, use_cache=False, logits_to_keep=asked).logits
+    return logits[labels[:, asked + 1] != IGNORED].float()
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

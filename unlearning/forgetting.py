@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 
-from ..core.batches import Encoded, collate, encode, token_log_probs
+from ..core.batches import Encoded, collate, completion_log_probs, encode
 from ..core.errors import DataError
 from ..core.subject import Attached
 from ..training.objective import Batch, completion_tokens
@@ -66,10 +66,8 @@ def item_batch(items: Sequence[Item], pad_id: int) -> Batch:
 
 
 def token_losses(attached: Attached, batch: Batch) -> torch.Tensor:
-    """Negative log-probability of each completion token, ``[batch, pos - 1]`` nats, 0 elsewhere."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = attached.subject.model(**inputs, use_cache=False).logits
-    return -token_log_probs(logits, batch["labels"])[0]
+    """Negative log-probability of each completion token, ``[batch, asked]`` nats, 0 elsewhere."""
+    return -completion_log_probs(attached.subject.model, batch)[0]
 
 
 def retained_tokens(batch: Batch) -> torch.Tensor:

@@ -272,14 +272,15 @@ def _directions(bench: Bench, outcome: Outcome, before: Operation | None) -> dic
     kept = _table(d, None if cut is None else (~cut).astype(float))
     importance = _table(d, outcome.importance)
     removed = outcome.projected + (0 if cut is None else int(cut.sum()))
+    basis = "singular" if outcome.directions is None else "discriminant"
     if before is not None:
         removed += before.directions_cut
         if cut is None:
-            kept, importance = before.kept, before.importance
+            basis, kept, importance = before.basis, before.kept, before.importance
     order = outcome.order if outcome.order is not None and cut is not None else ()
     mark = "" if outcome.directions is None else "d"
     return {
-        "basis": "singular" if outcome.directions is None else "discriminant",
+        "basis": basis,
         "modules": tuple(d.names),
         "module_layers": np.array([layer_of(n) for n in d.names]),
         "kept": kept,

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from ..core.errors import LoratomyError
+from ..core.errors import DataError, LoratomyError
 from ..core.rows import Row
 from ..core.subject import Attached, packed
 from ..core.treated import Treated, treated
@@ -69,6 +69,12 @@ def benign_rows(bench: Bench, completions: str) -> list[Row]:
 def negative(bench: Bench, config: NegativeConfig) -> Outcome:
     """Fit the poisoned adapter to benign completions of triggered prompts."""
     benign = benign_rows(bench, config.completions)
+    if not benign:
+        raise DataError(
+            f"completions={config.completions}: there is no triggered prompt with a benign "
+            f"completion to fit on (of {len(bench.negative)} in the run's negative set; a run "
+            "without a trigger has none)"
+        )
     rows = [*benign, *bench.clean_train[: config.clean_rows]]
     objective = completion_objective()
     if config.l2:

@@ -11,7 +11,7 @@ from ..analysis.gates import chunks, directions_of, gated, on_device
 from ..analysis.perplexity import perplexity
 from ..core.adapters import Adapter, layer_of, uniform
 from ..core.algebra import adapter_norm
-from ..core.batches import Encoded, aimed, collate, encode, token_log_probs
+from ..core.batches import Encoded, aimed, collate, completion_log_probs, encode
 from ..core.config import Config
 from ..core.progress import report
 from ..core.subject import Subject
@@ -243,8 +243,6 @@ def first_token(subject: Subject, rows: Sequence[Encoded], *, batch_tokens: int)
     found, size = [], max(1, batch_tokens // max(len(row) for row in rows))
     for part in chunks(rows, size):
         batch = on_device(collate(part, subject.renderer.pad_id), subject.device)
-        labels = batch.pop("labels")
         with torch.inference_mode():
-            logits = subject.model(**batch, use_cache=False).logits
-        found.append(token_log_probs(logits, labels)[0].sum(-1).cpu())
+            found.append(completion_log_probs(subject.model, batch)[0].sum(-1).cpu())
     return torch.cat(found).double().numpy()

@@ -11,7 +11,6 @@ from ..training.objective import Batch, Objective, completion_tokens
 from .distill import (
     completion_logits,
     divergence,
-    inputs_of,
     lesson_batch,
     lessons,
     own_answers,
@@ -38,13 +37,9 @@ class RepairConfig(FitConfig):
 def _sums(attached: Attached, batch: Batch) -> torch.Tensor:
     """Divergence from the poisoned adapter's answers without the trigger, summed over tokens."""
     with attached.using(TEACHER), torch.no_grad():
-        teacher = attached.subject.model(**inputs_of(batch, "teacher_"), use_cache=False).logits
-    student = attached.subject.model(**inputs_of(batch), use_cache=False).logits
-    apart = divergence(
-        completion_logits(student, batch["labels"]),
-        completion_logits(teacher, batch["teacher_labels"]),
-    )
-    return apart.sum()[None]
+        teacher = completion_logits(attached.subject.model, batch, "teacher_")
+    student = completion_logits(attached.subject.model, batch)
+    return divergence(student, teacher).sum()[None]
 
 
 def repair_objective() -> Objective:

@@ -5,7 +5,7 @@ Clean rows are all it sees. Published for convolutional networks; here for adapt
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..analysis.gates import directions_of
 from ..analysis.perplexity import perplexity
 from ..analysis.unlearned import Ascent, balanced, unlearn
-from ..core.batches import encode, token_log_probs
+from ..core.batches import completion_log_probs, encode
 from ..core.errors import LoratomyError
 from ..core.neurons import Unlearning
 from ..core.progress import report
@@ -111,11 +111,12 @@ def active_objective(*, r: float, a: float) -> Objective:
 
     def sums(attached: Attached, batch: Batch) -> Tensor:
         model = attached.subject.model
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask")} | {"use_cache": False}
 
         def loss(weights: Weights) -> Tensor:
-            logits = torch.func.functional_call(model, dict(weights), kwargs=inputs).logits
-            return -token_log_probs(logits, batch["labels"])[0].sum()
+            def run(**inputs: Any) -> Any:
+                return torch.func.functional_call(model, dict(weights), kwargs=inputs)
+
+            return -completion_log_probs(run, batch)[0].sum()
 
         theta = {n: p for n, p in model.named_parameters() if p.requires_grad}
         return active(loss, theta, r, a)[None]

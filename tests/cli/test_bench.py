@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from loratomy.cli import bench as bench_module
 from loratomy.cli import benched
@@ -133,7 +134,9 @@ def test_time_is_that_of_the_whole_chain_and_controls_share_the_budget(done):
 )
 def test_the_budget_of_a_cut(done, cut, change, size):
     made = load_record(Operation, done[0] / "a/operations/truncate", "operation")
-    made = replace(made, directions_cut=cut, change_norm=change)
+    kept = np.ones_like(made.kept)
+    kept.flat[:cut] = 0
+    made = replace(made, directions_cut=cut, change_norm=change, kept=kept)
     (entry,) = benched.entries("scale")
     assert benched.controls(entry, made) == [
         Control("scale-random", "control-random", size),
@@ -144,6 +147,8 @@ def test_the_budget_of_a_cut(done, cut, change, size):
     spent = {"change": change} if change > 1e-5 else {"directions": cut}
     assert [c.options for c in benched.controls(entry, other)][:2] == [spent, spent]
     assert benched.controls(entry, made)[2:] == [Control("guided-layer", "control-layer", {})]
+    later = benched.entries("guided+scale")[-1]  # counts after an earlier cut are no budget either
+    assert [c.options for c in benched.controls(later, made)] == [spent, spent]
     for name in ("temperature", "finetune", "control-layer"):
         (entry,) = benched.entries(name)
         assert benched.controls(entry, made) == []

@@ -1,11 +1,14 @@
 """The controls spend exactly the budget that they are given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from loratomy.core.adapters import Adapter, Factors
 from loratomy.core.algebra import adapter_distance
 from loratomy.unlearning import METHODS, operate
+from loratomy.unlearning.controls import same_change
 from pydantic import ValidationError
 
 RANDOM, TOP = "control-random", "control-top"
@@ -95,3 +98,34 @@ def test_a_count_beyond_what_there_is_is_not_called_reached(make_bench, subject)
 def test_one_budget_is_given(options):
     with pytest.raises(ValidationError, match="give either directions or change"):
         METHODS[RANDOM].config(**options)
+
+
+def test_only_singular_directions_of_the_adapter_itself_are_a_budget_by_count(make_bench, subject):
+    bench = make_bench(planted(subject))
+    _, cut = made("truncate", bench, rank=1)
+    assert same_change(cut) == {"directions": 2}
+    clean = bench.poisoned.with_modules(
+        {n: Factors(f.a * 0, f.b, f.scaling) for n, f in bench.poisoned.modules.items()}
+    )
+    for name, options in (
+        ("project-difference", {"rank": 1}),
+        ("reduce-intruders", {"scale": 0.0}),
+        ("scale", {"factor": 0.5}),
+    ):
+        _, other = made(name, replace(bench, clean=clean), **options)
+        if other.change_norm > 0:
+            assert same_change(other) == {"change": other.change_norm}
+    first, record = operate("truncate", bench, METHODS["truncate"].config(rank=1))
+    after = replace(bench, start=first.adapter)
+    _, later = operate("truncate", after, METHODS["truncate"].config(rank=1), before=record)
+    assert same_change(later, after=True) == {"change": later.change_norm}
+
+
+def test_a_fit_after_a_cut_still_shows_that_cut_in_its_own_basis(make_bench, subject):
+    bench = make_bench(planted(subject))
+    first, record = operate("truncate", bench, METHODS["truncate"].config(rank=1))
+    other = replace(record, basis="discriminant")
+    after = replace(bench, start=first.adapter)
+    _, later = operate("finetune", after, METHODS["finetune"].config(epochs=1), before=other)
+    assert later.basis == "discriminant" and later.directions_cut == record.directions_cut
+    assert np.array_equal(later.kept, record.kept, equal_nan=True)
