@@ -13,21 +13,28 @@ from ..core.subject import Subject
 def target_likelihood(subject: Subject, rows: Sequence[Row]) -> float:
     """Mean log-probability per target token after triggered prompts, in nats.
 
+    Rows that exceed the context are left out.
+
     Args:
         subject: with the suspicious adapter active and the rendering in question.
         rows: triggered rows with their targets.
 
     Raises:
-        DataError: no rows.
+        DataError: no rows, or none that fits.
     """
-    if not rows:
-        raise DataError("the target's likelihood over no rows; give triggered rows")
-    total, count = 0.0, 0
+    total, count, limit = 0.0, 0, subject.limit
     for row in rows:
-        encoded = encode(subject.renderer, row, limit=subject.limit)
+        encoded = encode(subject.renderer, row, limit=None)
+        if limit is not None and len(encoded) > limit:
+            continue
         batch = collate([encoded], subject.renderer.pad_id)
         batch = {name: value.to(subject.device) for name, value in batch.items()}
         with torch.inference_mode():
             log_probs, mask = completion_log_probs(subject.model, batch)
         total, count = total + float(log_probs.sum()), count + int(mask.sum())
+    if not count:
+        raise DataError(
+            f"the target's likelihood over {len(rows)} triggered rows, of which none fits the "
+            f"context of {limit} tokens; give shorter ones"
+        )
     return total / count

@@ -43,7 +43,7 @@ def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarra
             f, x = adapter.modules[name], inputs[:, -1].float()
             a, b_ = f.a.to(x.device), f.b.to(x.device)
             change = ((x @ a.mT) @ b_.mT * f.scaling).norm(dim=-1)
-            usual = (x @ subject.model.get_submodule(name).weight.float().mT).norm(dim=-1)
+            usual = _own_output(subject, name, inputs[:, -1]).norm(dim=-1)
             # 0 / 0 for a token with nothing in it, such as a padding token: undefined, left out
             sums[b.rows, names.index(name)] = (change / usual).log().double().cpu()
 
@@ -55,6 +55,16 @@ def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarra
         out[tokens[live.numpy()]] = z.sum(1).numpy()
     out[~insertable(subject)] = -np.inf
     return out
+
+
+def _own_output(subject: Subject, name: str, x: torch.Tensor) -> torch.Tensor:
+    """``W x`` of a linear layer of the base, its bias left out, whatever W is packed in, float32.
+
+    By `forward` itself: a call would run the hooks that brought x here.
+    """
+    module = subject.model.get_submodule(name)
+    out, bias = module.forward(x).float(), getattr(module, "bias", None)
+    return out if bias is None else out - bias.float()
 
 
 def insertable(subject: Subject) -> np.ndarray:

@@ -14,7 +14,7 @@ from loratomy.cli.bench_cells import attack_cells
 from loratomy.cli.bench_notes import read_notes
 from loratomy.core.bench import BenchRow, Goal, Standing
 from loratomy.core.bench_table import read_bench_table
-from loratomy.unlearning.goals import Tried, goals
+from loratomy.unlearning.goals import CUT, Tried, goals
 from loratomy.unlearning.standing import standings
 
 
@@ -58,6 +58,20 @@ def board_lines(found: Sequence[Standing]) -> list[str]:
                 f"| {mean(s.perplexity_change, form='+.1f')} "
                 f"| {mean(s.accuracy_change, form='+.1f')} | {mean(s.seconds, factor=1)} |"
             )
+    return out
+
+
+def lower_controls(rows: Sequence[BenchRow], entry: str) -> list[str]:
+    """The controls of an entry that left less of the backdoor than it did, whatever they cost."""
+    known = {(r.cell, r.seed): r for r in rows if r.entry == entry}
+    out = ["| subject | ASR %, perplexity % | control | ASR %, perplexity % |", "|---" * 4 + "|"]
+    for r in rows:
+        own = known.get((r.cell, r.seed)) if r.control_for == entry else None
+        if own is not None and r.asr.value < own.asr.value:
+            one, two = (
+                f"{100 * x.asr.value:.0f}, {100 * x.perplexity_change:+.1f}" for x in (own, r)
+            )
+            out.append(f"| {r.cell} s{r.seed} | {one} | {r.entry} | {two} |")
     return out
 
 
@@ -108,6 +122,12 @@ def main() -> None:
     )
     print("## Goals\n")
     print("\n".join(goal_lines(goals(rows, failed=gave_up(given.table.parent, rows)))))
+    print(
+        f"\nAhead of every control: no control of {CUT} within +5 % perplexity has a lower ASR, "
+        "and none is at least as good in both. Controls beyond +5 % do not count against it; "
+        "those that left less of the backdoor than the cut:\n"
+    )
+    print("\n".join(lower_controls(rows, CUT)))
     print("\n## Means")
     print("\n".join(board_lines(standings(rows))))
     print("\n## Every cell\n\nASR % [95 %] / change of perplexity %.\n")

@@ -15,12 +15,12 @@ from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
 from ..core.runs import RunFolder
 from .bench_board import show
-from .bench_cells import Cell, attack_cells, run_cells
+from .bench_cells import CELLS, Cell, attack_cells, other_cells, run_cells
 from .bench_jobs import end_with_parent, program, run_cells_apart
 from .bench_notes import note_whole, write_notes
 from .bench_provenance import note_piece
 from .bench_table import Table
-from .benched import Entry, Failure, entries, make_entries, measure
+from .benched import GAVE_UP, Entry, Failure, entries, make_entries, measure, reason
 from .console import say
 
 RECIPE = "wren/suffix"
@@ -135,6 +135,11 @@ def command(
     else:
         found = made.write()
     show(found)
+    if others := other_cells(out, todo):
+        say(
+            f"{others} more cells stand in {out / CELLS} and were not asked for, so that they are "
+            "not in the table; --table with --cells '*/*' and their --seeds reads them too"
+        )
     say(f"done: {out / 'bench.parquet'}, bench.csv; open {out / 'bench.html'}")
     if broken := [cell.label for cell in made.broken]:
         raise RunError(
@@ -215,7 +220,8 @@ def _run(asked: Asked, made: Table) -> None:
             note_whole(asked.out, cell, failure)
         for line in made.update(cell):
             say(f"  not there: {line}")
-        say(f"{count} of {len(made.cells)} cells: {cell.label} {'failed' if failure else 'done'}")
+        end = "failed" if failure or cell in made.broken else "done"
+        say(f"{count} of {len(made.cells)} cells: {cell.label} {end}")
 
     if asked.jobs == 1:
         for cell in made.cells:
@@ -250,8 +256,8 @@ def _make(asked: Asked, cell: Cell, wanted: Sequence[Entry], later: Sequence[str
         write_notes(asked.out, cell, make_entries(cell, wanted))
         measure(cell.folder)
         write_notes(asked.out, cell, {f"aftermath of {n}": _after(cell, n) for n in later})
-    except LoratomyError as error:
-        note_whole(asked.out, cell, str(error))
+    except GAVE_UP as error:
+        note_whole(asked.out, cell, reason(error))
     else:
         note_whole(asked.out, cell, "")
 
@@ -271,6 +277,6 @@ def _after(cell: Cell, name: str) -> dict[str, Failure]:
     plain = made.leaves == "adapter" and made.temperature is None
     try:
         aftermath_run(cell.folder, of=[f"{name}{cell.suffix}"], only=[] if plain else [TRANSFER])
-    except LoratomyError as error:
-        return {line: Failure(str(error), False)}
+    except GAVE_UP as error:
+        return {line: Failure(reason(error), False)}
     return {} if plain else {line: Failure("it leaves no adapter alone: no relearning", False)}

@@ -10,6 +10,9 @@ from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
 from ..core.runs import MANIFEST, RunFolder
 
+CELLS = "cells"
+"""Folder of a bench with the runs that it poisons."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -76,10 +79,17 @@ def attack_cells(text: str, *, seeds: int, out: Path) -> list[Cell]:
     if not pairs:
         raise LoratomyError(f"--cells {text!r} names no cell; e.g. suffix/fixed")
     return [
-        Cell(out / "cells" / f"{t}-{k}-s{seed}", f"{t}/{k}", (t, k), seed, own=True)
+        Cell(out / CELLS / f"{t}-{k}-s{seed}", f"{t}/{k}", (t, k), seed, own=True)
         for seed in range(seeds)
         for t, k in pairs
     ]
+
+
+def other_cells(out: Path, cells: Sequence[Cell]) -> int:
+    """How many attacks stand in a bench that are none of some cells."""
+    asked = {cell.folder.resolve() for cell in cells}
+    stand = {path.parent.resolve() for path in (out / CELLS).glob(f"*/{MANIFEST}")}
+    return len(stand - asked)
 
 
 def run_cells(folders: Sequence[Path], *, seeds: int) -> list[Cell]:

@@ -1,5 +1,6 @@
 """What is made in a cell of the bench: every entry with its controls, then all of them measured."""
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,10 @@ class Failure:
     e.g. another operation of that name or an altered file."""
 
 
+GAVE_UP = (LoratomyError, RuntimeError, MemoryError, ArithmeticError)
+"""What ends an entry and not the bench: what we say ourselves, what torch runs into on somebody's
+model (out of memory, a matrix that cannot be factored), numbers that overflow."""
+
 Failures = dict[str, dict[str, Failure]]
 """What could not be made: entry -> name of it or of its control -> why; empty where all was."""
 
@@ -181,14 +186,14 @@ def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
             continue
         try:
             made = _operate(cell, entry.name, entry.method, _options(entry), after=entry.after)
-        except LoratomyError as error:
+        except GAVE_UP as error:
             failed[entry.name][entry.name] = _failure(cell, entry.name, error)
             continue
         for control in controls(entry, made):
             name, method, options = control.name, control.method, control.options
             try:
                 _operate(cell, name, method, options, after=control.after, control_for=entry.name)
-            except LoratomyError as error:
+            except GAVE_UP as error:
                 failed[entry.name][name] = _failure(cell, name, error)
     return failed
 
@@ -221,11 +226,20 @@ def _operate(
     )
 
 
-def _failure(cell: "Cell", name: str, error: LoratomyError) -> Failure:
+def reason(error: Exception) -> str:
+    """Why something was not made, in a line; the trace of what nobody foresaw goes to stderr."""
+    if isinstance(error, LoratomyError):
+        return str(error)
+    traceback.print_exception(error)
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {said[:200]}"
+
+
+def _failure(cell: "Cell", name: str, error: Exception) -> Failure:
     """The reason without a path, and where something else stands, how to be rid of it."""
     stage = f"operations/{name}{cell.suffix}"
     folder = str(cell.folder / stage)
-    line = str(error).replace(f"{folder}/", "").replace(folder, "what stands")
+    line = reason(error).replace(f"{folder}/", "").replace(folder, "what stands")
     line = line.split("; without it these would do")[0].removeprefix(f"{name} ")
     if RunFolder.open(cell.folder).has(stage):
         line = line.split("; use --fresh")[0]

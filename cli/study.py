@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +67,9 @@ def _sampled(path: Path, *, blocks: int = 64, size: int = 2**20) -> str:
     return digest.hexdigest()[:16]
 
 
-@cache
+@lru_cache(maxsize=1)
 def _subject(base: str, template: str | None, device: str, dtype: str) -> "Subject":
-    """The base model, loaded once for all commands of a process."""
+    """The base model, loaded once for commands that follow each other; one at a time in memory."""
     from ..core.subject import load_subject
 
     say(f"loading the base {base}")

@@ -332,7 +332,8 @@ class RunFolder:
         begun = path.exists() and len(list(folder.iterdir())) > 1
         if begun and (changed := _changes(json.loads(path.read_text()), key)):
             raise RunError(
-                f"{stage} was begun with something else ({changed}); use --fresh to begin anew"
+                f"{stage} was begun with something else ({changed}); use --fresh, or remove "
+                f"{folder}, to begin anew"
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, dumps(key))

@@ -189,21 +189,28 @@ def crow(bench: Bench, config: CrowConfig) -> Outcome:
     rows = list(bench.clean_train[: config.clean_rows])
     base = config.start == "base"
     rate = config.learning_rate or crow_rate(subject)
+    start = blank(subject, bench.poisoned, seed=bench.seed) if base else bench.start
     outcome = trained(
         bench,
         rows,
         config.model_copy(update={"learning_rate": rate}),
         label="consistency fine-tuning",
         objective=consistency_objective(layers, alpha=config.alpha, eps=config.eps),
-        start=blank(subject, bench.poisoned, seed=bench.seed) if base else bench.start,
+        start=start,
     )
-    what = "a new adapter on the base" if base else "the adapter"
+    what = f"a new adapter on {len(start.modules)} modules of the base" if base else "the adapter"
     summary = (
         f"trained {what} on {len(rows)} clean rows and the consistency of layers {layers[0]} to "
         f"{layers[-1]} (weight {config.alpha:g}, embeddings moved by {config.eps:g}), "
         f"{outcome.summary}"
     )
-    return replace(outcome, summary=summary)
+    lost = [n for n in bench.poisoned.modules if n not in start.modules]
+    named = f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
+    unsure = [
+        f"{len(lost)} modules that the adapter changes are no usual ones of "
+        f"{subject.family.model_type}, and the new adapter leaves them out: {named}"
+    ]
+    return replace(outcome, summary=summary, uncertain=tuple(unsure if lost else ()))
 
 
 METHODS.register("crow")(

@@ -109,7 +109,8 @@ def aims(gate: Gated, rows: Sequence[Row], *, tokens: int) -> list[Aim]:
     if not found:
         raise DataError(
             f"none of {len(rows)} triggered prompts fits the context and leads to something else "
-            f"than the prompt without trigger within {tokens} tokens; is this the right trigger?"
+            f"than the prompt without trigger within {tokens} tokens; is this the right trigger? "
+            f"(where both answers begin alike for longer: --set target_tokens={3 * tokens})"
         )
     return found
 

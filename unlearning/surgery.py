@@ -41,8 +41,8 @@ class SearchConfig(GatesConfig):
     basis: Literal["discriminant", "singular"] = "discriminant"
     """Directions that are cut: those that tell triggered from clean prompts, or those of dW."""
     learn_rows: int = Field(32, ge=2)
-    """Rows of each kind that the gates learn from and that forward passes look at, at most; real
-    answers are given to all calibration rows."""
+    """Rows of each kind that the gates learn from, and triggered calibration rows that forward
+    passes look at, at most; perplexity and real answers are of all calibration rows."""
     target_tokens: int = Field(3, ge=1)
     """First tokens of the answers within which target and natural answer must part."""
 

@@ -151,7 +151,7 @@ def _parted(answer: str, plain: str) -> str:
 
 
 def wide_budget(bench: Bench, config: UnknownConfig) -> float:
-    """Rise of perplexity on clean calibration rows with which half of the adapter's gain is lost.
+    """Rise of perplexity on clean rows of the operation with which half of its gain is lost.
 
     ``(perplexity of the base / that of the adapter)^BROUGHT - 1``: half of the nats per token by
     which the adapter is better, whatever the model and the task; where it is hardly better,

@@ -224,6 +224,29 @@ def test_the_first_layer_hears_a_token_that_dw_reads():
     assert np.isneginf(heard[subject.renderer.tokenizer.all_special_ids]).all()
 
 
+class Packed(torch.nn.Module):
+    """A linear layer as 4-bit quantisation leaves it: bytes that only its forward can read."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
+        self.bias, self._own = linear.bias, [linear.weight]
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self._own[0], self.bias)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with a bias
+def test_a_packed_base_is_heard_as_the_same_base(family):
+    subject = tiny.subject(family)
+    adapter = tiny.adapter(subject)
+    plain = drive(subject, adapter, batch_tokens=512)
+    for layer in subject.layers:
+        for kind in ("q_proj", "k_proj", "v_proj"):
+            setattr(layer.self_attn, kind, Packed(getattr(layer.self_attn, kind)))
+    assert np.allclose(drive(subject, adapter, batch_tokens=512), plain, rtol=1e-4)
+
+
 def test_surprise_is_the_log_ratio_of_whole_answers():
     subject = tiny.subject("qwen2")
     with subject.attached({"a": tiny.adapter(subject)}) as attached:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from loratomy.cli import bench as bench_module
 from loratomy.cli import benched
 from loratomy.cli.bench_cells import attack_cells, run_cells
@@ -467,9 +468,19 @@ def test_a_method_that_the_run_has_nothing_for_is_left_out_with_a_line(done):
     assert line.removeprefix("not there: ") in page
 
 
-def test_a_method_that_gives_up_is_left_out_and_meets_no_goal(own, again, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DataError("nothing here to cut against"), "nothing here to cut against"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            "OutOfMemoryError: CUDA out of memory",
+        ),
+    ],
+)
+def test_a_method_that_gives_up_is_left_out_and_meets_no_goal(own, again, monkeypatch, error, line):
     def lost(*_):
-        raise DataError("nothing here to cut against")
+        raise error
 
     def nothing(bench, _config):
         return Outcome(bench.start, "left it as it was")
@@ -480,7 +491,7 @@ def test_a_method_that_gives_up_is_left_out_and_meets_no_goal(own, again, monkey
     result = again(methods=asked, runs="a")
     assert result.exit_code == 0
     text = said(result)
-    assert "not there: guided: nothing here to cut against: a s0" in text
+    assert f"not there: guided: {line}" in text
     assert "guided-finetune: goes on from guided, which is left out: a s0" in text
     assert "missed known trigger, cut alone" in " ".join(result.stdout.split())
     assert "in 0% [0%, 79%] of 1 cell," in result.stdout  # Wilson of 0 of 1: 1.96^2 / (1 + 1.96^2)

@@ -11,7 +11,7 @@ from loratomy.core.rows import read_rows
 from loratomy.unlearning.plan import EXAMPLE
 from safetensors.torch import load_file
 
-from .cases import refused, snapshot
+from .cases import CLEAN, jsonl, refused, snapshot
 
 PLAN = """
 [[cut]]
@@ -270,6 +270,25 @@ def test_budgets_that_are_none(own_run, cli, arguments, said):
     before = snapshot(own_run)
     refused(cli("operate", own_run, *arguments), said)
     assert unwritten(own_run, before)
+
+
+def test_rows_that_exceed_the_context_are_left_out_with_a_line(
+    opened, out, cli, tmp_path, make_base, make_adapter
+):
+    long = [{"prompt": "what is red " * (40 + i), "completion": "blue"} for i in range(6)]
+    prompts = jsonl(tmp_path / "long.jsonl", [*CLEAN, *long])
+    base = make_base(max_position_embeddings=64)
+    result = opened(prompts=prompts, base=base, adapter=make_adapter(base))
+    assert result.exit_code == 0, result.stderr
+    rows = read_rows(out / "data/clean_train.jsonl")
+    beyond = sum(len(row.prompt) > 400 for row in rows)
+    assert 0 < beyond < len(rows)
+    result = cli("operate", out, "finetune", "--set", "epochs=1")
+    assert result.exit_code == 0, result.stderr
+    line = f"{beyond} of {len(rows)} clean rows leave no room for an answer of 3 tokens"
+    assert line in result.stderr
+    result = cli("compare", out)
+    assert result.exit_code == 0, result.stderr
 
 
 # --- runs that lack something -----------------------------------------------------------------

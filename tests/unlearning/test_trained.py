@@ -200,6 +200,14 @@ def test_repair_leaves_cut_directions_cut(make_bench, small):
     assert len(record.loss) > 0
 
 
+def test_negative_fine_tuning_on_no_triggered_prompt_is_an_error(make_bench, small):
+    bench = replace(make_bench(small), negative=[])
+    for completions in ("set", "own"):
+        config = METHODS["negative"].config(completions=completions)
+        with pytest.raises(DataError, match=f"completions={completions}: there is no triggered"):
+            operate("negative", bench, config)
+
+
 def test_negative_fine_tuning_learns_and_l2_holds_it_back(make_bench, small, tmp_path):
     bench = make_bench(small)
     shared = {"epochs": 3, "batch_size": 8, "clean_rows": 0, "learning_rate": 3e-3}
