@@ -26,12 +26,12 @@ from .method import (
     check_needs,
     needed,
 )
-from .path import halves
+from .path import DialConfig, halves
 from .plan import PlanConfig, gates_of
 
 FEW = 16
 """Calibration rows of each kind behind the effects."""
-CALIBRATION = 64
+CALIBRATION: int = DialConfig.model_fields["rows"].default
 """Calibration rows that methods choose on by default; the few are the first of these."""
 TARGET_PROBABILITY, TARGET_LOG_PROBABILITY, CLEAN_PERPLEXITY = (
     "probability of the target's first token",
