@@ -103,6 +103,7 @@ def _expected(run: RunFolder, cell: "Cell", wanted: Sequence[Entry], there: set[
 def _made_by(run: RunFolder) -> tuple[tuple[str, str], ...]:
     found = {("machine", str(run.manifest.get("machine")))}
     for stage in run.manifest["stages"].values():
+        found.add(("code of the stages", str(stage.get("code", "not recorded"))))
         found |= {(f"version of {name}", str(value)) for name, value in stage["versions"].items()}
     return tuple(sorted(found))
 

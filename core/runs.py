@@ -303,6 +303,7 @@ class RunFolder:
                 "inputs": jsonable(dict(inputs)),
                 "files": files,
                 "seconds": round(seconds, 2),
+                "code": code_digest(),
                 "versions": versions(),
             }
             self.save()
