@@ -21,7 +21,7 @@ import torch
 from ..core.adapters import Factors
 from ..core.batches import Encoded, collate, completion_log_probs
 from ..core.progress import report
-from .gates import Directions, Gated, chunks, numbered, on_device
+from .gates import GATED, Directions, Gated, chunks, numbered, on_device
 
 
 def discriminant(
@@ -122,7 +122,7 @@ def _rank_modules(gate: Gated) -> dict[str, Any]:
     """Module name -> the module whose output is ``A x``; fused experts have none."""
     model = gate.subject.model
     return {
-        name: model.get_submodule(name).lora_A["gated"]
+        name: model.get_submodule(name).lora_A[GATED]
         for name, f in gate.directions.adapter.modules.items()
         if not f.fused
     }

@@ -5,7 +5,7 @@ A factors are replaced for the call (`torch.func.functional_call`), so linear la
 experts go the same way and the model itself is never changed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,9 @@ from ..core.adapters import Adapter, Factors, filled, layer_of, pack, uniform
 from ..core.algebra import scale_directions, svd_form
 from ..core.errors import AdapterError
 from ..core.subject import Attached, Subject
+
+GATED = "gated"
+"""Name of the adapter that carries the gates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +138,11 @@ class Gated:
 
     @property
     def _a_names(self) -> dict[str, str]:
-        return {n: names[0] for n, names in self.attached.factor_names("gated").items()}
+        return {n: names[0] for n, names in self.attached.factor_names(GATED).items()}
 
     def rebased(self, directions: Directions) -> "Gated":
         """The same subject with the same dW in another form, put on in place."""
-        self.attached.refill("gated", directions.adapter)
+        self.attached.refill(GATED, directions.adapter)
         rank = next(iter(self.directions.adapter.modules.values())).rank
         form = directions.adapter.with_modules(
             {n: filled(f, rank) for n, f in directions.adapter.modules.items()}
@@ -152,9 +155,17 @@ class Gated:
 
 
 @contextmanager
-def gated(subject: Subject, directions: Directions) -> Iterator[Gated]:
-    """The subject with its adapter in gated form, for as long as the block lasts."""
-    with subject.attached({"gated": directions.adapter}) as attached:
+def gated(
+    subject: Subject, directions: Directions, *, beside: Mapping[str, Adapter] | None = None
+) -> Iterator[Gated]:
+    """The subject with its adapter in gated form, for as long as the block lasts.
+
+    Args:
+        subject: the base.
+        directions: of the adapter.
+        beside: other adapters by name, put on and not active.
+    """
+    with subject.attached({GATED: directions.adapter, **(beside or {})}) as attached:
         yield Gated(subject, directions, attached)
 
 

@@ -1,8 +1,9 @@
 """What surgery learns from: where the target is decided, and what the model says without trigger.
 
 On a triggered prompt the teacher is the model itself on the same prompt without the trigger
-(self-distillation, Hinton et al. 2015, arXiv 1503.02531), over the first tokens of its answer:
-greedy answers turn on those. On a clean prompt the teacher is the uncut model.
+(self-distillation, Hinton et al. 2015, arXiv 1503.02531), or a clean adapter on the prompt as it
+is, over the first tokens of the answer: greedy answers turn on those. On a clean prompt the teacher
+is the uncut model.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..analysis.gates import Gated, chunks, on_device
+from ..analysis.gates import GATED, Gated, chunks, on_device
 from ..analysis.generation import Decoding, generate
 from ..core.batches import IGNORED, Encoded, aimed, asked_positions, collate, encode
 from ..core.errors import DataError
@@ -54,7 +55,7 @@ class Aim:
     prompt: list[int]
     """With what both answers begin with."""
     plain: list[int]
-    """The same without the trigger."""
+    """What the teacher is asked: the same without the trigger, or the same."""
     target: int
     """The target's token there."""
     natural: list[int]
@@ -76,8 +77,11 @@ class Aim:
         return Encoded(self.plain, self.natural)
 
 
-def aims(gate: Gated, rows: Sequence[Row], *, tokens: int) -> list[Aim]:
-    """Where each triggered row's target is decided, by the adapter's own first answer tokens.
+def aims(gate: Gated, rows: Sequence[Row], *, tokens: int, teacher: str = GATED) -> list[Aim]:
+    """Where each triggered row's target is decided, by the first tokens of a natural answer.
+
+    The natural answer is the adapter's own to the prompt without its trigger, or that of another
+    adapter, which knows no trigger, to the prompt as it is.
 
     Rows that do not fit the context and rows whose target and natural answer do not part within
     `tokens` tokens are left out.
@@ -86,17 +90,20 @@ def aims(gate: Gated, rows: Sequence[Row], *, tokens: int) -> list[Aim]:
         gate: the gated subject, its adapter active.
         rows: triggered rows with targets and their form without trigger.
         tokens: how much of the natural answer to look at.
+        teacher: the adapter that gives it, by name.
 
     Raises:
         DataError: no row is left.
     """
     renderer, limit = gate.subject.renderer, gate.subject.limit
-    plains = [replace(row, prompt=row.plain or row.prompt) for row in rows]
+    own = teacher == GATED
+    plains = [replace(row, prompt=row.plain or row.prompt) if own else row for row in rows]
     bad, plain = (
         [aimed(renderer, row, tokens=tokens, lead=True) for row in some] for some in (rows, plains)
     )
     decoding = Decoding(max_new_tokens=tokens)
-    said = generate(gate.subject, [p.prompt for p in plain], decoding, label="natural answers")
+    with gate.attached.using(teacher):
+        said = generate(gate.subject, [p.prompt for p in plain], decoding, label="natural answers")
     found = []
     for b, p, (answer, *_) in zip(bad, plain, said, strict=True):
         natural = answer if len(answer) == tokens else [*answer, renderer.eos_id]
@@ -139,10 +146,19 @@ def row_logits(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> lis
     return [logits[i][wanted[i]] for i in range(len(rows))]
 
 
-def teach(gate: Gated, rows: Sequence[Encoded], *, batch_size: int) -> list[Taught]:
-    """The uncut model's distributions at every completion token, row by row."""
+def teach(
+    gate: Gated, rows: Sequence[Encoded], *, batch_size: int, teacher: str = GATED
+) -> list[Taught]:
+    """The uncut model's distributions at every completion token, row by row; or another adapter's.
+
+    Args:
+        gate: the gated subject.
+        rows: what the teacher is asked, with what it has to say.
+        batch_size: rows at a time.
+        teacher: the adapter that is active, by name.
+    """
     out = []
-    with torch.no_grad():
+    with gate.attached.using(teacher), torch.no_grad():
         for part in chunks(rows, batch_size):
             for logits in row_logits(gate, gate.ones(), part):
                 log_p = logits.float().log_softmax(-1)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ..analysis.gates import Gated
+from ..analysis.gates import GATED, Gated
 from ..core.batches import Encoded
 from ..core.errors import LoratomyError
 from ..core.progress import report
@@ -54,12 +54,14 @@ class Pupils:
     uncut: Sequence[Taught]
 
 
-def pupils(gate: Gated, found: Sequence[Aim], clean: Sequence[Encoded]) -> Pupils:
-    """The rows with what the uncut model says on them."""
+def pupils(
+    gate: Gated, found: Sequence[Aim], clean: Sequence[Encoded], *, teacher: str = GATED
+) -> Pupils:
+    """The rows with what the uncut model says on them, the teacher on triggered ones."""
     return Pupils(
         found,
         clean,
-        teach(gate, [a.teacher for a in found], batch_size=32),
+        teach(gate, [a.teacher for a in found], batch_size=32, teacher=teacher),
         teach(gate, clean, batch_size=32),
     )
 

@@ -74,7 +74,7 @@ def guided(bench: Bench, config: GuidedConfig) -> Outcome:
     """Learn which directions carry the backdoor and cut the fewest that stop it.
 
     Half of the operation rows teach the gates, the other half chooses how much to cut; the
-    held-out sets are never seen. Needs the trigger and clean prompts, no clean adapter.
+    held-out sets are never seen. Needs the trigger and clean prompts; a clean adapter may teach.
     """
     return operated(bench, bench.poison_train, config)
 
@@ -100,6 +100,7 @@ def operated(
         config,
         seed=bench.seed,
         spend=spend,
+        clean=bench.clean,
     )
     path = _path(found, draw.judge, config)
     if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
@@ -163,6 +164,7 @@ def _stability(
             config,
             seed=seed,
             spend=spend,
+            clean=bench.clean,
         )
         rate, after = draw.judge(again.state(again.size))
         _, before = draw.judge(again.state(0))

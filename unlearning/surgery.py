@@ -20,9 +20,10 @@ from scipy.special import expit
 
 from ..analysis.attribution import clean_cost, target_attribution
 from ..analysis.discriminant import discriminant
-from ..analysis.gates import Directions, Gated, chunks, directions_of, gated
+from ..analysis.gates import GATED, Directions, Gated, chunks, directions_of, gated
 from ..core.adapters import Adapter
 from ..core.batches import Encoded
+from ..core.errors import LoratomyError
 from ..core.progress import report
 from ..core.rows import Row
 from ..core.subject import Subject
@@ -31,6 +32,8 @@ from .evidence import aims, clean_lessons, row_logits
 from .gate_learning import GatesConfig, gate_start, learn_gates, pupils
 from .path import Judge
 
+CLEAN = "clean"
+"""Name of the clean adapter where it teaches."""
 LIKELY = 0.3
 """Probability of the target's token from which a calibration prompt still counts as attacked."""
 
@@ -43,6 +46,9 @@ class SearchConfig(GatesConfig):
     learn_rows: int = Field(32, ge=2)
     """Rows of each kind that the gates learn from, and triggered calibration rows that forward
     passes look at, at most; perplexity and real answers are of all calibration rows."""
+    teacher: Literal["own", "clean"] = "own"
+    """Who says what a triggered prompt should lead to: the adapter itself on the prompt without its
+    trigger, or the run's clean adapter on the prompt as it is."""
     target_tokens: int = Field(3, ge=1)
     """First tokens of the answers within which target and natural answer must part."""
 
@@ -85,6 +91,7 @@ def search(
     *,
     seed: int,
     spend: float = 0.0,
+    clean: Adapter | None = None,
 ) -> Found:
     """The smallest cut that stops the target within the budget, or the best that was found.
 
@@ -97,27 +104,38 @@ def search(
         config: how to search.
         seed: of the order of the rows.
         spend: share of the budget to use beyond what stops these rows.
+        clean: the clean adapter, where it is the teacher.
 
     Raises:
         DataError: rows from which nothing can be learned.
         AdapterError: dW is zero everywhere.
+        LoratomyError: a clean adapter is to teach, and there is none.
     """
     began = time.perf_counter()
-    with gated(subject, directions_of(start)) as gate:
-        found = aims(gate, bad[: config.learn_rows], tokens=config.target_tokens)
-        clean = clean_lessons(gate, good[: config.learn_rows])
+    beside, teacher = {}, GATED
+    if config.teacher == "clean":
+        if clean is None:
+            raise LoratomyError("teacher=clean: the run has no clean adapter; take teacher=own")
+        beside, teacher = {CLEAN: clean}, CLEAN
+    with gated(subject, directions_of(start), beside=beside) as gate:
+        found = aims(gate, bad[: config.learn_rows], tokens=config.target_tokens, teacher=teacher)
+        calm = clean_lessons(gate, good[: config.learn_rows])
         attacks = [a.attack for a in found]
         if config.basis == "discriminant":
-            gate = gate.rebased(discriminant(gate, attacks, clean, batch_size=16))
+            gate = gate.rebased(discriminant(gate, attacks, calm, batch_size=16))
         few = config.batch_size
         attribution = target_attribution(gate, attacks[: 2 * few], batch_size=2 * few)
-        cost = clean_cost(gate, clean[:few], group=2)
+        cost = clean_cost(gate, calm[:few], group=2)
         start_at = gate_start(attribution, cost)
-        theta, loss = learn_gates(gate, pupils(gate, found, clean), start_at, config, seed=seed)
+        theta, loss = learn_gates(
+            gate, pupils(gate, found, calm, teacher=teacher), start_at, config, seed=seed
+        )
         order, gates = np.argsort(theta, kind="stable"), expit(config.sharpness * theta)
         utility = Utility(gate, order, clean_lessons(gate, judge.clean))
         guess = int((gates < 0.5).sum())
-        size = _glanced(gate, utility, guess, judge, config)
+        few = judge.triggered[: config.learn_rows]
+        checks = aims(gate, few, tokens=config.target_tokens, teacher=teacher)
+        size = _glanced(gate, utility, guess, [a.attack for a in checks], config)
         size = _confirmed(gate, utility, size, judge, config)
         if spend:
             size = _spent(utility, size, spend * config.budget)
@@ -146,14 +164,14 @@ class Utility:
         return math.exp(min(rise, 50.0)) - 1
 
 
-def _glanced(gate: Gated, utility: Utility, guess: int, judge: Judge, config: SearchConfig) -> int:
+def _glanced(
+    gate: Gated, utility: Utility, guess: int, checks: Sequence[Encoded], config: SearchConfig
+) -> int:
     """The smallest size that forward passes find enough and affordable.
 
     Grown by half until enough, then halved toward the smallest, to a tenth; where that costs more
     than the budget, the largest affordable one.
     """
-    few = judge.triggered[: config.learn_rows]
-    checks = [a.attack for a in aims(gate, few, tokens=config.target_tokens)]
     total = len(utility.order)
 
     def enough(size: int) -> bool:
@@ -186,9 +204,9 @@ def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: S
     start, total = gate.directions.adapter, len(utility.order)
     best: tuple[float, int] | None = None
     for _ in range(4):
-        gate.attached.refill("gated", gate.directions.cut(_first(utility.order, size)))
+        gate.attached.refill(GATED, gate.directions.cut(_first(utility.order, size)))
         rate = judge.rate()
-        gate.attached.refill("gated", start)
+        gate.attached.refill(GATED, start)
         best = min(best or (rate.value, size), (rate.value, size))
         size = min(total, math.ceil(1.3 * size) + 1)
         if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:

@@ -11,7 +11,7 @@ from loratomy.analysis.generation import Decoding
 from loratomy.analysis.rules import parse_rules
 from loratomy.analysis.similarity import Embedder
 from loratomy.core.adapters import Factors, write_adapter
-from loratomy.core.errors import AdapterError, DataError
+from loratomy.core.errors import AdapterError, DataError, LoratomyError
 from loratomy.core.records import load_record, save_record
 from loratomy.core.results import Operation
 from loratomy.core.rows import Row
@@ -228,6 +228,16 @@ def test_another_basis_cuts_singular_directions(tmp_path):
         assert torch.allclose(outcome.adapter.modules[name].dense(), f.dense(), atol=1e-6)
     label = record.order[0]
     assert label.split(":")[0] in record.modules and label.split(":")[1].isdigit()
+
+
+def test_a_clean_adapter_may_teach_and_then_no_form_without_the_trigger_is_needed(whole, tmp_path):
+    bench, outcome, _ = whole
+    bare = [replace(row, plain=None) for row in bench.poison_train]
+    taught = replace(bench, clean=outcome.adapter, poison_train=bare, work=tmp_path)
+    again, record = operated(taught, **QUICK, teacher="clean")
+    assert record.reached and np.array_equal(again.cut, outcome.cut)
+    with pytest.raises(LoratomyError, match="teacher=clean: the run has no clean adapter"):
+        operated(bench, **QUICK, teacher="clean")
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.003, 0.01, 0.1])
