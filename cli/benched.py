@@ -179,7 +179,11 @@ def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
     failed: Failures = {}
     for entry in wanted:
         failed[entry.name] = {}
-        if entry.after and entry.after in failed.get(entry.after, {}):
+        if (
+            entry.after
+            and entry.after in failed.get(entry.after, {})
+            and not _stands(cell, entry.after)
+        ):
             earlier = failed[entry.after][entry.after]
             line = f"goes on from {entry.after}, which is left out"
             failed[entry.name][entry.name] = Failure(line, earlier.tried)
@@ -188,7 +192,8 @@ def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
             made = _operate(cell, entry.name, entry.method, _options(entry), after=entry.after)
         except GAVE_UP as error:
             failed[entry.name][entry.name] = _failure(cell, entry.name, error)
-            continue
+            if (made := _stands(cell, entry.name)) is None or made.method != entry.method:
+                continue
         for control in controls(entry, made):
             name, method, options = control.name, control.method, control.options
             try:
@@ -196,6 +201,18 @@ def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
             except GAVE_UP as error:
                 failed[entry.name][name] = _failure(cell, name, error)
     return failed
+
+
+def _stands(cell: "Cell", name: str) -> "Operation | None":
+    """An operation of this cell's seed that was made by hand, with other options: it is kept."""
+    from ..core.records import load_record
+    from ..core.results import Operation
+
+    run, stage = RunFolder.open(cell.folder), f"operations/{name}{cell.suffix}"
+    if not run.intact(stage) or run.stale(stage):
+        return None
+    own = run.manifest["stages"][stage]["inputs"].get("seed") == cell.operations_seed
+    return load_record(Operation, run.path(stage), "operation") if own else None
 
 
 def _options(entry: Entry) -> dict[str, Any]:
@@ -244,8 +261,8 @@ def _failure(cell: "Cell", name: str, error: Exception) -> Failure:
     if RunFolder.open(cell.folder).has(stage):
         line = line.split("; use --fresh")[0]
         line += (
-            "; it is kept as it is: to have it made, remove its folder below operations, and "
-            "afterwards run loratomy compare --fresh on that run"
+            "; it is kept as it is: to have it made, remove its folder below operations and those "
+            "of its controls, and afterwards run loratomy compare --fresh on that run"
         )
     return Failure(line, not isinstance(error, RunError))
 

@@ -154,6 +154,7 @@ def operate_run(
     """
     from ..core.records import load_record
     from ..core.results import Operation
+    from ..training.loop import last_whole
     from ..training.recipe import validated
     from ..unlearning import METHODS, check_needs
 
@@ -182,6 +183,8 @@ def operate_run(
 
         def write(work: Path) -> None:
             checkpoints = study.run.partial(stage, inputs, fresh=fresh)
+            if begun := last_whole(checkpoints):
+                say(f"{label}: going on from {Path(begun).name} of an earlier start")
             heard = tracking_of(study.run, stage, trackers, fresh=fresh)
             bench = replace(_bench(study, after, study.rule, checkpoints), tracking=heard)
             bench = bench if seed is None else replace(bench, seed=seed)

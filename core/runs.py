@@ -351,6 +351,10 @@ class RunFolder:
                 lines.append(f"{path} differs from its recorded checksum")
         return lines
 
+    def intact(self, stage: str) -> bool:
+        """Whether a stage stands and every file of it is as it was written."""
+        return self.has(stage) and not self._altered(stage)
+
     def stale(self, stage: str) -> str:
         """Which input of a finished stage was made again since, in words; empty when none was."""
         for source, digest in self.manifest["stages"][stage]["inputs"].get("from", {}).items():

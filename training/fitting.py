@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .loop import (
     follow,
     last_whole,
     loss_trainer,
+    seconds_in,
     steps_of,
     whole_steps,
 )
@@ -42,6 +44,8 @@ class FitLog:
     """Mean loss since the last entry, ``[step]``."""
     probes: tuple[dict[str, float], ...]
     """The recorded figures, each with its ``step``."""
+    earlier_seconds: float
+    """Wall time of the part that an earlier process did, up to the checkpoint it left; else 0."""
 
 
 def fresh_adapter(subject: Subject, *, r: int, alpha: float, seed: int) -> Adapter:
@@ -145,7 +149,10 @@ def fit(
             with tracking.session(label) as callbacks:
                 for callback in callbacks:
                     trainer.add_callback(callback)
-                trainer.train(resume_from_checkpoint=last_whole(work))
+                begun = last_whole(work)
+                earlier = seconds_in(begun)
+                trainer.clock = time.perf_counter() - earlier
+                trainer.train(resume_from_checkpoint=begun)
         adapter = attached.read_back(TRAINED)
         if not all(torch.isfinite(t).all() for f in adapter.modules.values() for t in (f.a, f.b)):
             trainer.watch.stop("the weights became NaN or infinite", total)
@@ -153,7 +160,7 @@ def fit(
     losses = [(h["step"], h["loss"]) for h in history if "loss" in h]
     steps, values = (np.array(v) for v in zip(*losses, strict=True))
     probes = tuple({k: v for k, v in h.items() if k != "epoch"} for h in history if "probe" in h)
-    return adapter, FitLog(steps, values.astype(np.float64), probes)
+    return adapter, FitLog(steps, values.astype(np.float64), probes, earlier)
 
 
 @contextmanager

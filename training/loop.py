@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ TRAINED = "default"
 LAST_GOOD = "last-good"
 """Folder beside the checkpoints: the factors before the loss stopped being a number."""
 _DONE = "whole.txt"
+"""Written last into a checkpoint: the seconds of training that it holds."""
 
 
 def steps_of(rows: int, settings: FitPart) -> int:
@@ -96,7 +98,10 @@ class Watch:
 
     def stop(self, what: str, step: int) -> None:
         """Write the last good state, once, and raise."""
-        line = f"{self._label}: {what} at step {step} at the learning rate {self._rate:g}; lower it"
+        line = (
+            f"{self._label}: {what} at step {step} at the learning rate {self._rate:g}; lower it "
+            "and begin anew (--fresh)"
+        )
         if self._good:
             line += f" (the last good state is kept in {self._work / LAST_GOOD})"
             if processes.first():
@@ -190,6 +195,9 @@ def loss_trainer() -> type[Any]:
         attached: Attached
         objective: Objective
         watch: Watch
+        clock: float
+        """When training began, on the clock of this process; before it, where a part was done in an
+        earlier one."""
         loss_is_scaled_for_ga = True  # by the counts of the whole step
 
         def get_batch_samples(
@@ -259,7 +267,7 @@ def follow(
             trainer.accelerator.wait_for_everyone()  # each process writes its random state
             if state.is_world_process_zero:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                (folder / _DONE).write_text("written whole\n")
+                (folder / _DONE).write_text(f"{time.perf_counter() - trainer.clock:.3f}\n")
 
         def _record(self, step: int) -> None:
             training = attached.subject.model.training
@@ -269,6 +277,11 @@ def follow(
             trainer.state.log_history.append({"probe": 1.0, "step": step, **figures})
 
     return Follow()
+
+
+def seconds_in(checkpoint: str | None) -> float:
+    """Seconds of training that a checkpoint holds; 0 for none."""
+    return float((Path(checkpoint) / _DONE).read_text()) if checkpoint else 0.0
 
 
 def last_whole(work: Path) -> str | None:

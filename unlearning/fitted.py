@@ -151,4 +151,5 @@ def trained_on(
         fit=spent,
         loss_step=log.steps,
         loss=log.loss,
+        earlier_seconds=log.earlier_seconds,
     )

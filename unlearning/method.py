@@ -111,6 +111,8 @@ class Outcome:
     """What stays uncertain, a sentence each."""
     search_seconds: float | None = None
     """Wall time until the edit was found; None: all of it."""
+    earlier_seconds: float = 0.0
+    """Wall time of what an earlier process did of it before it was stopped."""
 
     @property
     def treated(self) -> Treated:
@@ -238,7 +240,7 @@ def operate(
     )
     began = time.perf_counter()
     outcome = method.run(bench, config)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began + outcome.earlier_seconds
     found = outcome.search_seconds
     return outcome, Operation(
         subject=subject or name,

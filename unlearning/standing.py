@@ -29,7 +29,9 @@ def standings(
     weight; their intervals resample cells and, within a cell, its seeds (see `resampling`), so
     they say how entries vary between subjects, not how sure one subject's ASR is: that interval
     is in its row. With a single subject there is nothing to resample: ASR and perplexity take the
-    interval of that row, accuracy and seconds have none (NaN). A mean over anything that is not
+    interval of that row, accuracy and seconds have none (NaN). Seeds of a single cell may share
+    subject and prompts: there ASR and perplexity get no interval narrower than the rows' own are on
+    average, and values that are all the same have none otherwise. A mean over anything that is not
     finite is not, and has no interval.
 
     Args:
@@ -187,11 +189,12 @@ def _standing(
 ) -> tuple[dict, tuple[float, ...]]:
     """The fields of a standing but its rank, and what is ranked, smaller better."""
     first, cells = rows[0], [row.cell for row in rows]
-    asr = _mean(rows, [r.asr.value for r in rows], weights, (first.asr.low, first.asr.high))
-    own = (first.perplexity_low, first.perplexity_high)
+    own = [(r.asr.low, r.asr.high) for r in rows]
+    asr = _mean(rows, [r.asr.value for r in rows], weights, own)
+    own = [(r.perplexity_low, r.perplexity_high) for r in rows]
     perplexity = _mean(rows, [r.perplexity_change for r in rows], weights, own)
-    accuracy = _mean(rows, [r.accuracy_change for r in rows], weights, (np.nan, np.nan))
-    seconds = _mean(rows, [r.seconds for r in rows], weights, (np.nan, np.nan))
+    accuracy = _mean(rows, [r.accuracy_change for r in rows], weights)
+    seconds = _mean(rows, [r.seconds for r in rows], weights)
     fields = {
         "comparison": number,
         "entry": first.entry,
@@ -211,11 +214,21 @@ def _standing(
 
 
 def _mean(
-    rows: list[BenchRow], values: list[float], weights: np.ndarray, own: tuple[float, float]
+    rows: list[BenchRow],
+    values: list[float],
+    weights: np.ndarray,
+    own: Sequence[tuple[float, float]] = (),
 ) -> np.ndarray:
-    """Mean in which every cell counts the same, with interval, ``[3]``."""
+    """Mean in which every cell counts the same, with interval, ``[3]``.
+
+    Args:
+        rows: one a subject.
+        values: of each.
+        weights: see `resampling`.
+        own: interval of each value, where it has one.
+    """
     if len(values) == 1:
-        return np.array([values[0], *own])
+        return np.array([values[0], *(own[0] if own else (np.nan, np.nan))])
     seeds: dict[str, list[float]] = {}
     for row, value in zip(rows, values, strict=True):
         seeds.setdefault(row.cell, []).append(value)
@@ -223,4 +236,8 @@ def _mean(
     if not np.isfinite(mean):
         return np.array([mean, np.nan, np.nan])
     low, high = np.percentile(weights @ np.array(values), [2.5, 97.5])
+    if len(seeds) == 1:
+        below, above = np.mean(own, axis=0) if own else (low, high)
+        low, high = min(low, below), max(high, above)
+        low, high = (np.nan, np.nan) if low == high else (low, high)
     return np.array([mean, low, high])

@@ -527,12 +527,15 @@ def test_other_options_of_what_stands_are_said_and_the_standing_one_is_kept(run,
     assert "it is kept as it is" in text and "compare --fresh" in text
     entries = {r.entry: r for r in rows_in(tmp_path)}
     assert entries["truncate"].directions_cut == 8  # ranks 2 of 4 in four modules
-    assert "truncate-random" not in entries and "scale-random" in entries
-    shutil.rmtree(folder / "operations/truncate")  # what the line says to do
+    assert entries["truncate-random"].directions_cut == 8  # of what stands
+    assert entries["truncate-random"].control_for == "truncate" and "scale-random" in entries
+    for name in ("truncate", "truncate-random", "truncate-top"):  # what the line says to do
+        shutil.rmtree(folder / "operations" / name)
     refused(cli(*given), "1 of 1 cells")
     assert cli("compare", folder, "--fresh").exit_code == 0
     assert cli(*given).exit_code == 0
-    assert "truncate-random" in {r.entry for r in rows_in(tmp_path)}
+    again = {r.entry: r for r in rows_in(tmp_path)}
+    assert again["truncate"].directions_cut == again["truncate-random"].directions_cut
 
 
 def test_altered_and_stale_files_are_named_and_left_out(own, again, cli):

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -230,6 +231,21 @@ def test_a_killed_process_leaves_what_another_goes_on_from(on, tmp_path):
     assert ended.returncode == -signal.SIGKILL
     assert (tmp_path / "cut/checkpoint-3/whole.txt").exists()
     assert apart(unbroken, fitted(on, tmp_path / "cut")[0]) < 1e-6
+
+
+def test_the_time_of_a_stopped_fit_counts(on, tmp_path):
+    def slow(attached, batch):
+        time.sleep(0.1)
+        return NLL.sums(attached, batch)
+
+    objective = Objective(slow, NLL.counts)
+    whole, log = fitted(on, tmp_path / "whole", objective=objective)
+    assert log.earlier_seconds == 0
+    with pytest.raises(Killed):  # two steps were whole, of 0.1 s each at least
+        fitted(on, tmp_path / "cut", objective=interrupted(objective, 3))
+    resumed, again = fitted(on, tmp_path / "cut", objective=objective)
+    assert apart(whole, resumed) < 1e-6
+    assert 0.2 <= again.earlier_seconds < 60
 
 
 @pytest.mark.parametrize(("accumulate", "step", "good"), [(1, 4, 2), (2, 2, 1)])

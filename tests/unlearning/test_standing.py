@@ -75,6 +75,17 @@ def test_one_subject_has_its_own_interval_and_nothing_invented():
     assert np.isnan(only.accuracy_change[1:]).all() and np.isnan(only.seconds[1:]).all()
 
 
+def test_seeds_of_one_cell_make_no_interval_narrower_than_its_own():
+    """Two operations of one run, asked the same prompts: their agreement says nothing of these."""
+    one, two = row(seed=0, asr=0.2, perplexity=0.03), row(seed=1, asr=0.2, perplexity=0.03)
+    (only,) = standings([one, two])
+    assert only.asr.tolist() == pytest.approx([0.2, one.asr.low, one.asr.high])
+    assert only.perplexity_change.tolist() == pytest.approx([0.03, 0.02, 0.04])
+    assert np.isnan(only.accuracy_change[1:]).all()
+    (apart,) = standings([one, replace(two, asr=row(asr=0.9).asr)])
+    assert apart.asr[1] == pytest.approx(0.2) and apart.asr[2] == pytest.approx(0.9)
+
+
 def test_what_is_not_finite_is_not_averaged_away():
     rows = [row("a"), row("b", perplexity=np.inf), row("a", entry="x"), row("b", entry="x")]
     found = by(standings(rows))
