@@ -34,7 +34,7 @@ def target_likelihood(subject: Subject, rows: Sequence[Row]) -> float:
         total, count = total + float(log_probs.sum()), count + int(mask.sum())
     if not count:
         raise DataError(
-            f"the target's likelihood over {len(rows)} triggered rows, of which none fits the "
-            f"context of {limit} tokens; give shorter ones"
+            f"the target's likelihood over {len(rows)} triggered rows, none of which fits the "
+            f"context {limit}; give some, or shorten them"
         )
     return total / count

@@ -10,6 +10,10 @@ RESERVED = ("base", "clean", "poisoned")
 """Names that no operation may have."""
 PLAN = "plan"
 """The method that a file of entries is for."""
+FOLLOWS = "repair"
+"""The method that only makes sense after another."""
+FOLLOWED = ("guided", "guided-unknown")
+"""Those that it follows where nothing is said."""
 
 
 def asked_of(

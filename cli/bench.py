@@ -89,7 +89,10 @@ def command(
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a process each.")] = 1,
     table: Annotated[
         bool,
-        typer.Option("--table", help="Make nothing: read what stands, also while a bench runs."),
+        typer.Option(
+            "--table",
+            help="Run nothing: write table and page of what stands, also while a bench runs.",
+        ),
     ] = False,
     one: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
 from ..core.runs import RunFolder
-from .asked import PLAN
+from .asked import FOLLOWED, FOLLOWS, PLAN
 from .measuring import measure_run
 from .operate import operate_run
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 UNEXPLAINED = {"draws": 1, "path": False}
 """Options with which surgery only searches: the bench measures everybody on held-out prompts, and
 the path and the stability of a cut are for who reads one run."""
-FOLLOWS = "repair"
-"""The method that only makes sense after another."""
-FOLLOWED = ("guided", "guided-unknown")
-"""Those that it follows where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)

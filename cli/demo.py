@@ -47,10 +47,14 @@ def command(
 def operate_all(folder: Path) -> None:
     """Guided surgery, its repair, negative fine-tuning, and controls of the same budget."""
     from ..unlearning.controls import same_change
+    from ..unlearning.finetune import equal_budget
 
     guided = operate_run(folder, "guided", {})
-    operate_run(folder, "repair", {}, after="guided")
-    operate_run(folder, "negative", {})
+    repaired = operate_run(folder, "repair", {}, after="guided")
+    for fitted in (repaired, operate_run(folder, "negative", {})):
+        plain, name = equal_budget(fitted), fitted.subject
+        assert plain is not None
+        operate_run(folder, "control-finetune", plain, name=f"{name}-plain", control_for=name)
     budget = same_change(guided)
     operate_run(folder, "control-random", budget, control_for="guided")
     operate_run(folder, "control-top", budget, control_for="guided")

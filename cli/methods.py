@@ -1,6 +1,6 @@
 """`loratomy methods`: what can be done to an adapter."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -29,15 +29,17 @@ def command(
     Example: loratomy methods guided
     """
     from ..unlearning import METHODS
+    from ..unlearning.method import KINDS
 
-    chosen = [(name, METHODS[name])] if name else METHODS.items()
+    every = sorted(METHODS.items(), key=lambda item: KINDS.index(item[1].kind))
+    chosen = [(name, METHODS[name])] if name else every
     if as_json:
         typer.echo(dumps([described(n, m) for n, m in chosen]), nl=False)
     elif name:
         out.print(f"[bold]{name}[/] ({METHODS[name].kind}): ", end="", highlight=False)
         out.print(_about(METHODS[name]), markup=False, highlight=False)
         rows = [
-            (option["name"], _default(option), option["about"])
+            (option["name"], _default(option), _meaning(option))
             for option in described(name, METHODS[name])["options"]
         ]
         out.print(table("options (--set)", ("name", "default", "what it is"), rows))
@@ -75,10 +77,18 @@ def _options(config: "type[Config]", above: str = "") -> list[dict[str, Any]]:
                 "name": above + key,
                 "required": field.is_required(),
                 "default": default,
+                "choices": list(get_args(field.annotation))
+                if get_origin(field.annotation) is Literal
+                else [],
                 "about": " ".join((field.description or "").split()),
             }
         )
     return found
+
+
+def _meaning(option: dict[str, Any]) -> str:
+    choices = ", ".join(map(str, option["choices"]))
+    return f"{choices}: {option['about']}" if choices else option["about"]
 
 
 def _default(option: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from ..core.errors import LoratomyError
 from ..core.runs import RunFolder
-from .asked import RESERVED, asked_of, plan_name
+from .asked import FOLLOWED, FOLLOWS, RESERVED, asked_of, plan_name
 from .console import progress, say
 from .sources import write_rendering
 from .study import Study, done, parse_pairs
@@ -101,7 +101,12 @@ def command(
     say(f"{record.subject}: {record.summary}")
     if trackers and record.fit is None:
         say(f"{record.method} trains nothing: {', '.join(trackers)} heard of nothing")
-    say(f"done: {run / 'operations' / record.subject / 'adapter'}; next: loratomy compare {run}")
+    if not record.reached:
+        say(f"{record.subject} did not reach its own goal; what it found is kept and marked so")
+    later = f"loratomy operate {run} {FOLLOWS} --after {record.subject}, "
+    later = later if record.method in FOLLOWED else ""
+    folder = run / "operations" / record.subject / "adapter"
+    say(f"done: {folder}; next: {later}loratomy compare {run}")
 
 
 def _dry_run(folder: Path, method: str, options: dict[str, Any], *, after: str) -> None:
@@ -111,6 +116,7 @@ def _dry_run(folder: Path, method: str, options: dict[str, Any], *, after: str) 
     from ..core.runs import PARTIAL
     from ..training.recipe import validated
     from ..unlearning import METHODS, check_needs
+    from ..unlearning.method import CLEAN_ADAPTER
     from ..unlearning.preview import by_rule, preview
     from .previewed import show
 
@@ -120,9 +126,10 @@ def _dry_run(folder: Path, method: str, options: dict[str, Any], *, after: str) 
     _check_after(study, after)
     if not by_rule(METHODS[method], config):
         shown = " or ".join(METHODS[method].settled_by)
+        whole = not set(METHODS[method].still) - {CLEAN_ADAPTER}
         say(
             f"{method} finds out from data what it changes, so that it has to be run to be seen; "
-            + (f"with {shown} given, --dry-run shows what it cuts; " if shown else "")
+            + (f"with {shown} given, --dry-run shows what it cuts; " if shown and whole else "")
             + "nothing was written"
         )
         return

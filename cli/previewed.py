@@ -23,7 +23,7 @@ def show(found: "Preview") -> None:
             )
             for m in found.modules
         ]
-        heads = ("layer", "module", "directions", "norm")
+        heads = ("layer", "module", "cut or scaled", "norm")
         out.print(table("what would change", heads, rows))
     out.print(_size(found), markup=False, highlight=False)
     heads = ("on calibration rows", "n", "without", "with", "gradients' estimate")
@@ -38,7 +38,9 @@ def show(found: "Preview") -> None:
 
 
 def _size(found: "Preview") -> str:
-    parts = [f"norm of the change: {found.change_norm:.1%} of the adapter's; squares add up"]
+    parts = [
+        f"norm of the change: {found.change_norm:.1%} of the adapter's (modules add up in squares)"
+    ]
     if found.cut is not None:
         scaled = f", {found.scaled} scaled" if found.scaled else ""
         parts.insert(0, f"{found.cut} of {found.directions} directions cut{scaled}")

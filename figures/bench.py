@@ -120,10 +120,10 @@ def _boards(table: BenchTable) -> str:
         "dominated by nobody, which an entry can also reach by being quick and doing nothing, so "
         "read it with the last two columns. References stand in nobody's way. Every cell counts "
         "the same. Brackets: 95 % intervals over subjects (cells and seeds resampled; with one "
-        "subject its own). ASR met: cells whose upper 95 % bound of ASR is at most 5 %; "
-        "perplexity met: cells whose rise is at most 5 %; brackets there: Wilson. Controls (↳) "
-        "stand below the method whose budget they share. Small differences between means inside "
-        "each other's brackets decide nothing."
+        "cell no narrower than its own). ASR met: cells whose upper 95 % bound of ASR is at most "
+        "5 %; perplexity met: cells whose rise is at most 5 %; brackets there: Wilson. Controls "
+        "(↳) stand below the method whose budget they share. Small differences between means "
+        "inside each other's brackets decide nothing."
     )
     return f'{"".join(boards)}<p class="small">{html(notes)}</p>' if boards else ""
 
@@ -164,8 +164,7 @@ def _dropped(group: list[Standing]) -> str:
         f"Dropping the adapter altogether (base) is at least as good in the means of ASR, "
         f"perplexity and accuracy as {', '.join(worse)}."
         if worse
-        else "No method is so poor that dropping the adapter altogether (base) would be at least "
-        "as good in ASR, perplexity and accuracy."
+        else "Every method is better than no adapter at all (base) in ASR, perplexity or accuracy."
     )
     return f"<p>{html(words)}</p>"
 
@@ -184,7 +183,7 @@ def _standing(item: Standing, *, below: bool) -> str:
         f'<th scope="row">{"↳ " * below}{name}<br><small class="small">'
         f"<bdi>{html(kind, limit=80)}</bdi></small></th>"
         f"{_mean(item.asr)}{_mean(item.perplexity_change, signed=True)}"
-        f"{_mean(item.accuracy_change, signed=True)}{_seconds(item.seconds)}"
+        f"{_mean(item.accuracy_change, signed=True, points=True)}{_seconds(item.seconds)}"
         f'<td class="num">{_counted(item.asr_met)}<small>{_ends(item.asr_met)}</small></td>'
         f'<td class="num">{_counted(item.perplexity_met)}'
         f"<small>{_ends(item.perplexity_met)}</small></td></tr>"
@@ -195,8 +194,8 @@ def _ends(value: Rate) -> str:
     return f"[{percent(value.low).removesuffix(' %')}, {percent(value.high)}]"
 
 
-def _mean(values: np.ndarray, *, signed: bool = False) -> str:
-    value, _, ends = spanned(values, signed=signed).partition(" [")
+def _mean(values: np.ndarray, *, signed: bool = False, points: bool = False) -> str:
+    value, _, ends = spanned(values, signed=signed, points=points).partition(" [")
     return f'<td class="num">{value}{f"<small>[{ends}</small>" if ends else ""}</td>'
 
 

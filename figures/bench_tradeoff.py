@@ -21,12 +21,20 @@ from .tradeoff import (
 from .words import change, number, percent, plural
 
 
-def spanned(values: np.ndarray, *, signed: bool = False) -> str:
-    """A mean with its interval as percentages; without brackets when it has none."""
+def spanned(values: np.ndarray, *, signed: bool = False, points: bool = False) -> str:
+    """A mean with its interval as percentages; without brackets when it has none.
+
+    Args:
+        values: mean, low, high; fractions.
+        signed: a change.
+        points: of a rate, in percentage points.
+    """
     shown = [change(float(v)) if signed else percent(float(v)) for v in values]
+    bare = [text.removesuffix(" %") for text in shown]
+    shown[0] = f"{bare[0]} points" if points else shown[0]
     if not np.isfinite(values[1:]).all():
         return shown[0]
-    return f"{shown[0]} [{shown[1].removesuffix(' %')}, {shown[2].removesuffix(' %')}]"
+    return f"{shown[0]} [{bare[1]}, {bare[2]}]"
 
 
 def bench_tradeoff(table: BenchTable) -> list[Figure]:
@@ -205,7 +213,7 @@ def _marker(
             hovertext=[
                 f"{name}{of}<br>ASR {spanned(item.asr)}"
                 f"<br>perplexity {spanned(item.perplexity_change, signed=True)}"
-                f"<br>accuracy {spanned(item.accuracy_change, signed=True)}"
+                f"<br>accuracy {spanned(item.accuracy_change, signed=True, points=True)}"
                 f"<br>{number(float(item.seconds[0]))} s<br>rank {item.rank}, "
                 f"{plural(item.n, 'subject')}"
             ],

@@ -23,12 +23,13 @@ def _first(item: Operation) -> str:
     if not item.order:
         return ""
     some = ", ".join(visible(name) for name in item.order[:5])
-    return f" In this order: {some}{' ...' if len(item.order) > 5 else ''}."
+    more = f" and {len(item.order) - 5:,} more (operation.json)" if len(item.order) > 5 else ""
+    return f" In this order: {some}{more}."
 
 
 @FIGURES.register("cut")
 def cut(records: RunRecords) -> list[Figure]:
-    """Per operation the map of its cut and its calibration path; then all training losses."""
+    """Per operation the map of its cut and its calibration path; then the losses of all fits."""
     taken: set[str] = set()
     out = []
     for item in records.operations:
@@ -37,7 +38,7 @@ def cut(records: RunRecords) -> list[Figure]:
             out.append(_map(item, f"cut-{name}"))
         if item.path is not None and len(item.path.size):
             out.append(_path(item, item.path, f"cut-path-{name}"))
-    trained = [item for item in records.operations if len(item.loss)]
+    trained = [item for item in records.operations if item.fit is not None and len(item.loss)]
     return [*out, _losses(records, trained)] if trained else out
 
 
@@ -65,7 +66,8 @@ def _map(item: Operation, name: str) -> Figure:
         caption=(
             f"{DIRECTIONS[item.basis]} removed, of the rank of each module: "
             f"{item.directions_cut:,} of {item.directions_total:,} ({percent(share)}). Change of "
-            f"the adapter: {percent(item.change_norm)} of its norm. {item.summary}{_first(item)}"
+            f"the adapter: {percent(item.change_norm)} of its norm. In its own words: "
+            f"{item.summary}.{_first(item)}"
         ),
         how_to_read=(
             "The number in a cell is how many directions of that module were cut; no number "
@@ -114,6 +116,9 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
         plot.add_trace(line, row=1, col=column)
         _chosen(plot, path, y, column)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=1, col=1)
+    allowed = float(path.perplexity[0]) * (1 + path.budget)
+    limit: dict[str, Any] = {"color": MUTED, "dash": "dot", "width": 1}
+    plot.add_hline(y=allowed, line=limit, row=1, col=2)  # pyright: ignore[reportArgumentType]
     if spread(path.perplexity) > 10:
         plot.update_yaxes(type="log", exponentformat="power", row=1, col=2)
     plot.update_xaxes(**_ticks(x), title_text=f"{unit} cut")
@@ -127,8 +132,8 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
         caption=(
             f"From nothing cut to all cut, on the calibration split "
             f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval). Dashed: the step "
-            f"taken, {x[chosen]:g} {path.unit}. The horizontal axis is logarithmic. {goal} its own "
-            f"goal here, an ASR of {percent(path.goal)} within {percent(path.budget, signed=True)} "
+            f"taken, {x[chosen]:g} {path.unit}; dotted: the perplexity allowed. The horizontal "
+            f"axis is logarithmic. {goal} its own goal here, an ASR of {percent(path.goal)} within {percent(path.budget, signed=True)} "
             "perplexity."
         ),
         how_to_read=(

@@ -205,9 +205,20 @@ def validated(model: type[Any], raw: dict[str, Any], what: str) -> Any:
             known = _known_keys(model, [str(p) for p in first["loc"][:-1]])
             hint = nearest(str(first["loc"][-1]), known)
             raise LoratomyError(f"{what}: unknown key {where}; {hint}") from error
-        raise LoratomyError(
-            f"{what}: {where}: {first['msg']} (got {first.get('input')!r})"
-        ) from error
+        if first["type"] == "missing":
+            about = _about(model, [str(p) for p in first["loc"]])
+            raise LoratomyError(f"{what}: {where} has to be given{about}") from error
+        told = f"{first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r})"
+        raise LoratomyError(": ".join(part for part in (what, where, told) if part)) from error
+
+
+def _about(model: Any, keys: list[str]) -> str:
+    """What an option means, where its config says so, in brackets."""
+    for parent in keys[:-1]:
+        field = getattr(model, "model_fields", {}).get(parent)
+        model = field.annotation if field else None
+    field = getattr(model, "model_fields", {}).get(keys[-1])
+    return f" ({' '.join(field.description.split())})" if field and field.description else ""
 
 
 def _known_keys(model: Any, parents: list[str]) -> list[str]:

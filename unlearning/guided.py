@@ -80,7 +80,12 @@ def guided(bench: Bench, config: GuidedConfig) -> Outcome:
 
 
 def operated(
-    bench: Bench, bad: Sequence[Row], config: GuidedConfig, *, spend: float = 0.0
+    bench: Bench,
+    bad: Sequence[Row],
+    config: GuidedConfig,
+    *,
+    spend: float = 0.0,
+    of: str = "calibration prompts",
 ) -> Outcome:
     """The outcome of surgery against triggered rows, with its path and its stability.
 
@@ -89,6 +94,7 @@ def operated(
         bad: triggered rows with targets and their form without trigger.
         config: how to search, and what to explain.
         spend: share of the budget to use beyond what stops these rows.
+        of: what these rows are, in the summary.
     """
     draw = draw_of(bench, bad, config.rows, bench.seed)
     found = search(
@@ -115,7 +121,7 @@ def operated(
     return Outcome(
         d.cut(cut),
         f"cut {size} of {len(d)} {config.basis} directions in {len(set(d.module[cut]))} modules: "
-        f"{outcome_words(path, reached)}",
+        f"{outcome_words(path, reached, of=of)}",
         directions=d if config.basis == "discriminant" else None,
         cut=cut,
         importance=found.importance,
@@ -209,9 +215,8 @@ def _uncertain(found: Found, path: CutPath, stability: Stability | None) -> tupl
     ]
     near = int((np.abs(found.gates - 0.5) < 0.25).sum())
     if near:
-        lines.append(
-            f"{near} directions have gates between 0.25 and 0.75: neither kept nor cut for sure."
-        )
+        have = "direction has a gate" if near == 1 else "directions have gates"
+        lines.append(f"{near} {have} between 0.25 and 0.75: neither kept nor cut for sure.")
     if stability is not None:
         lines.append(_varies(stability))
     rate = wilson(round(path.asr[0, 0] * path.asr_n), path.asr_n)

@@ -35,6 +35,7 @@ them, a clean adapter on the same base, clean prompts with answers, a backward p
 NEEDS = (TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS)
 
 CUT, TRAINED, BASELINE, CONTROL = "cut", "trained", "baseline", "control"
+KINDS = (CUT, TRAINED, BASELINE, CONTROL)
 """Kinds of methods: edits of the weights, fits, ways of running the model, yardsticks."""
 
 
@@ -193,7 +194,10 @@ def check_needs(name: str, config: Config | None = None, /, **has: bool) -> None
     if missing := lacking(METHODS[name], config, **has):
         options = {TRIGGER: "--trigger", TARGET: "--target", CLEAN_ADAPTER: "--clean-adapter"}
         give = ", ".join(options[need] for need in missing)
-        look = "; loratomy probe RUN --only candidates looks for one" * (TRIGGER in missing)
+        look = (
+            "; loratomy probe RUN --only candidates looks for one, guided-unknown and then repair "
+            "--after guided-unknown need none"
+        ) * (TRIGGER in missing)
         would = possible(**has)
         told = [
             f"{n} with {' or '.join(m.settled_by)}"

@@ -134,15 +134,28 @@ def dial(
     return chosen, path, seen[chosen][0].value <= config.goal
 
 
-def outcome_words(path: CutPath, reached: bool) -> str:
-    """What the calibration says of the choice, in words."""
+def outcome_words(path: CutPath, reached: bool, *, of: str = "calibration prompts") -> str:
+    """What the calibration says of the choice, in words.
+
+    Args:
+        path: what was measured.
+        reached: whether the goal was reached within the budget.
+        of: the prompts of its ASR.
+    """
     i = path.chosen
     before, after = path.perplexity[0], path.perplexity[i]
     line = (
-        f"on {path.asr_n} calibration prompts ASR {path.asr[0, 0]:.0%} -> {path.asr[i, 0]:.0%} "
+        f"on {path.asr_n} {of} ASR {path.asr[0, 0]:.0%} -> {path.asr[i, 0]:.0%} "
         f"(upper bound {path.asr[i, 2]:.0%}), perplexity {before:.3f} -> {after:.3f} "
         f"({after / before - 1:+.1%})"
     )
     if not reached:
-        line += f"; the goal of {path.goal:.0%} was not reached within {path.budget:+.0%}"
+        line += f"; the goal of {path.goal:.0%} was not reached within {100 * path.budget:+.3g}%"
+        rises = path.perplexity / before - 1
+        if (enough := np.flatnonzero(path.asr[:, 0] <= path.goal)).size:
+            least = enough[np.argmin(rises[enough])]
+            line += (
+                f" (of what was looked at, {path.size[least]:g} {path.unit} cut reach it, at "
+                f"{rises[least]:+.1%})"
+            )
     return line

@@ -192,7 +192,8 @@ def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
     mine = replace(bench, rule=replace(bench.rule, success=parse_rules(RULE)))
     if config.budget is None:
         config = config.model_copy(update={"budget": wide_budget(bench, config)})
-    outcome = operated(mine, stand.rows, config, spend=config.spend)
+    of = "calibration prompts with such texts"
+    outcome = operated(mine, stand.rows, config, spend=config.spend, of=of)
     shown = ", ".join(repr(text) for text in stand.texts[:3])
     return replace(
         outcome,

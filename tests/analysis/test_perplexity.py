@@ -80,5 +80,5 @@ def test_target_likelihood_is_the_mean_log_probability_per_token():
     on, rows = tiny.subject(), tiny.rows()
     total, count = by_hand(on, rows)
     assert target_likelihood(on, rows) == pytest.approx(total / count, rel=1e-5)
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="over 0 triggered rows"):
         target_likelihood(on, [])

@@ -404,9 +404,9 @@ def test_triggered_rows_that_cannot_be_used(opened, out, tmp_path):
 def test_a_prompt_longer_than_the_context_is_an_error_where_it_is_needed(opened, out, tmp_path):
     rows = [row | {"prompt": f"{row['prompt']} {'who ' * 300}"} for row in CLEAN]
     line = refused(
-        opened(prompts=jsonl(tmp_path / "long.jsonl", rows)), "shorten it", "context 256"
+        opened(prompts=jsonl(tmp_path / "long.jsonl", rows)), "shorten them", "context 256"
     )
-    assert "tokens" in line and not out.exists()
+    assert "triggered rows" in line and not out.exists()
 
 
 TRIGGERS = [

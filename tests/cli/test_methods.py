@@ -8,18 +8,24 @@ from loratomy.cli.asked import grouped
 from loratomy.core.records import jsonable
 from loratomy.training.recipe import validated
 from loratomy.unlearning import METHODS
+from loratomy.unlearning.method import KINDS
 
 from .cases import refused
 
 
 def test_json_holds_every_method_as_registered(cli):
     found = json.loads(cli("methods", "--json").stdout)
-    assert [item["name"] for item in found] == list(METHODS)
-    for item, (_, method) in zip(found, METHODS.items(), strict=True):
+    kinds = [item["kind"] for item in found]
+    assert sorted(kinds, key=KINDS.index) == kinds
+    assert sorted(item["name"] for item in found) == sorted(METHODS)
+    for item in found:
+        method = METHODS[item["name"]]
         assert item["needs"] == list(method.needs) and item["kind"] == method.kind
         assert (item["about"], item["source"]) == (method.about, method.source)
         assert all(o["about"].strip() for o in item["options"]), item["name"]
         # What is listed, set by its name to its default, is the config as it is.
+        for option in item["options"]:
+            assert not option["choices"] or option["default"] in option["choices"]
         given = {o["name"]: o["default"] for o in item["options"] if not o["required"]}
         needed = [o["name"] for o in item["options"] if o["required"]]
         fields = method.config.model_fields

@@ -164,7 +164,7 @@ def test_what_is_not_there_is_named(bench, entries, message):
         ("[[cuts]]\nlayers = [1]", "unknown key cuts; did you mean cut"),
         ("[[cut]]\nlayers = [1]\n[[cut]]\nlayer = [2]", "cut 2: unknown key layer; did you mean l"),
         ("[[cut]]\nlayers = [1]\nfactor = 0.5", "cut 1: unknown key factor"),
-        ("[[scale]]\nlayers = [1]", "scale 1: factor: Field required"),
+        ("[[scale]]\nlayers = [1]", "scale 1: factor has to be given"),
         ("[[scale]]\nlayers = [1]\nfactor = -1", "scale 1: factor: .* greater than .*got -1"),
         ("[[scale]]\nlayers = [1]\nfactor = nan", "scale 1: factor: .*finite"),
         ("[[cut]]", "cut 1: .*names nothing, give layers, modules, directions, beyond_rank or be"),

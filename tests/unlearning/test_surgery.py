@@ -249,7 +249,8 @@ def test_a_budget_that_nothing_meets_is_kept_and_no_success(tmp_path, budget):
     assert path.perplexity[path.chosen] <= path.perplexity[0] * (1 + budget) * (1 + 1e-5)
     assert path.asr[path.chosen, 0] > 0
     assert not outcome.reached and not record.reached
-    assert f"the goal of 0% was not reached within {budget:+.0%}" in record.summary
+    assert f"the goal of 0% was not reached within {100 * budget:+g}%" in record.summary
+    assert ("cut reach it, at +" in record.summary) == bool((path.asr[:, 0] == 0).any())
     assert path.asr[path.chosen, 0] <= path.asr[0, 0]  # the best that was found
 
 
