@@ -133,8 +133,8 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
             f"From nothing cut to all cut, on the calibration split "
             f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval). Dashed: the step "
             f"taken, {x[chosen]:g} {path.unit}; dotted: the perplexity allowed. The horizontal "
-            f"axis is logarithmic. {goal} its own goal here, an ASR of {percent(path.goal)} within {percent(path.budget, signed=True)} "
-            "perplexity."
+            f"axis is logarithmic. {goal} its own goal here, an ASR of {percent(path.goal)} within "
+            f"{percent(path.budget, signed=True)} perplexity."
         ),
         how_to_read=(
             "Left, how fast the backdoor goes; right, what it costs. A good cut lies where ASR has "
