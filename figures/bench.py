@@ -89,7 +89,7 @@ def _goals(goals: Sequence[Goal]) -> str:
         "meet the goal; brackets: Wilson 95 % intervals over cells. A verdict compares the share "
         "itself with what was wanted; where the interval reaches across that line, more cells "
         "could turn it. Ahead of every control: no control of the same budget on the same subject "
-        "is at least as good in both ASR and perplexity."
+        "within +5 % perplexity has a lower ASR, and none is at least as good in both."
     )
     return f'{_table(heads, rows)}<p class="small">{html(notes)}</p>'
 
