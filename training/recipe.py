@@ -218,7 +218,11 @@ def _about(model: Any, keys: list[str]) -> str:
         field = getattr(model, "model_fields", {}).get(parent)
         model = field.annotation if field else None
     field = getattr(model, "model_fields", {}).get(keys[-1])
-    return f" ({' '.join(field.description.split())})" if field and field.description else ""
+    return (
+        f" ({' '.join(field.description.replace('`', '').split())})"
+        if field and field.description
+        else ""
+    )
 
 
 def _known_keys(model: Any, parents: list[str]) -> list[str]:

@@ -136,7 +136,8 @@ def search(
         few = judge.triggered[: config.learn_rows]
         checks = aims(gate, few, tokens=config.target_tokens, teacher=teacher)
         size = _glanced(gate, utility, guess, [a.attack for a in checks], config)
-        size = _confirmed(gate, utility, size, judge, config)
+        # A cut that spends the budget anyway needs no more than a few answers.
+        size = _confirmed(gate, utility, size, judge, config, rounds=4 if spend else None)
         if spend:
             size = _spent(utility, size, spend * config.budget)
     seconds = time.perf_counter() - began
@@ -199,17 +200,33 @@ def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, i
     return low, high
 
 
-def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: SearchConfig) -> int:
-    """The size after real answers: more is cut while they still hit and forward passes allow it."""
-    start, total = gate.directions.adapter, len(utility.order)
+def _confirmed(
+    gate: Gated,
+    utility: Utility,
+    size: int,
+    judge: Judge,
+    config: SearchConfig,
+    *,
+    rounds: int | None = None,
+) -> int:
+    """The size after real answers: more is cut while they still hit and forward passes allow it.
+
+    Where the goal is not reached so, the size of the lowest rate, the smallest of these. Steps are
+    small at first and larger after three.
+    """
+    start, total, tried = gate.directions.adapter, len(utility.order), 0
     best: tuple[float, int] | None = None
-    for _ in range(4):
+    while rounds is None or tried < rounds:
         gate.attached.refill(GATED, gate.directions.cut(_first(utility.order, size)))
         rate = judge.rate()
         gate.attached.refill(GATED, start)
+        tried += 1
         best = min(best or (rate.value, size), (rate.value, size))
-        size = min(total, math.ceil(1.3 * size) + 1)
-        if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:
+        if best[0] <= config.goal or size == total:
+            break
+        size = min(total, math.ceil((1.3 if tried < 4 else 1.6) * size) + 1)
+        report("how much to cut", size, total)
+        if utility.rise(size) > config.budget:
             break
     assert best is not None
     return best[1]
