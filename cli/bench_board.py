@@ -24,7 +24,8 @@ def show(table: "BenchTable") -> None:
     stdout.print(
         f"held out: {table.held_out}; every cell counts the same; below a mean its 95 % interval "
         "over subjects (with one cell no narrower than its own); changes are against the poisoned "
-        "adapter, accuracy in points; rank: Pareto, by the four columns; ↳ control of the same budget",
+        "adapter, accuracy in points; rank: Pareto, by the four columns; ↳ control of the same "
+        "budget",
         markup=False,
         soft_wrap=False,
     )

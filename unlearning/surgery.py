@@ -34,6 +34,9 @@ from .path import Judge
 
 CLEAN = "clean"
 """Name of the clean adapter where it teaches."""
+ROUNDS = 4
+"""Cuts that are tried by real answers, at most, each larger by a third: going on for the last
+prompts that hit was seen to cut ten times as much for nothing on held-out prompts."""
 LIKELY = 0.3
 """Probability of the target's token from which a calibration prompt still counts as attacked."""
 
@@ -136,8 +139,7 @@ def search(
         few = judge.triggered[: config.learn_rows]
         checks = aims(gate, few, tokens=config.target_tokens, teacher=teacher)
         size = _glanced(gate, utility, guess, [a.attack for a in checks], config)
-        # A cut that spends the budget anyway needs no more than a few answers.
-        size = _confirmed(gate, utility, size, judge, config, rounds=4 if spend else None)
+        size = _confirmed(gate, utility, size, judge, config)
         if spend:
             size = _spent(utility, size, spend * config.budget)
     seconds = time.perf_counter() - began
@@ -200,33 +202,17 @@ def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, i
     return low, high
 
 
-def _confirmed(
-    gate: Gated,
-    utility: Utility,
-    size: int,
-    judge: Judge,
-    config: SearchConfig,
-    *,
-    rounds: int | None = None,
-) -> int:
-    """The size after real answers: more is cut while they still hit and forward passes allow it.
-
-    Where the goal is not reached so, the size of the lowest rate, the smallest of these. Steps are
-    small at first and larger after three.
-    """
-    start, total, tried = gate.directions.adapter, len(utility.order), 0
+def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: SearchConfig) -> int:
+    """The size after real answers: more is cut while they still hit and forward passes allow it."""
+    start, total = gate.directions.adapter, len(utility.order)
     best: tuple[float, int] | None = None
-    while rounds is None or tried < rounds:
+    for _ in range(ROUNDS):
         gate.attached.refill(GATED, gate.directions.cut(_first(utility.order, size)))
         rate = judge.rate()
         gate.attached.refill(GATED, start)
-        tried += 1
         best = min(best or (rate.value, size), (rate.value, size))
-        if best[0] <= config.goal or size == total:
-            break
-        size = min(total, math.ceil((1.3 if tried < 4 else 1.6) * size) + 1)
-        report("how much to cut", size, total)
-        if utility.rise(size) > config.budget:
+        size = min(total, math.ceil(1.3 * size) + 1)
+        if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:
             break
     assert best is not None
     return best[1]

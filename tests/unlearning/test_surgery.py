@@ -1,7 +1,6 @@
 """Guided surgery on a planted backdoor: what is cut, what is said of it, and what is never done."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from loratomy.core.results import Operation
 from loratomy.core.rows import Row
 from loratomy.unlearning import METHODS, Bench, operate
 from loratomy.unlearning.guided import cosine, draw_of
-from loratomy.unlearning.surgery import _confirmed, search
+from loratomy.unlearning.surgery import search
 
 from .. import planted, tiny
 
@@ -259,28 +258,6 @@ def test_a_goal_beyond_zero_counts_as_reached_where_it_is_met(tmp_path):
     bench = bench_of(planted.planted().among(), tmp_path)
     outcome, record = operated(bench, goal=1.0, **QUICK)
     assert outcome.reached and record.path.asr[record.path.chosen, 0] <= 1.0
-
-
-@pytest.mark.parametrize(
-    ("stops", "allowed", "sizes", "found"),
-    [
-        (10, 1000, [10], 10),
-        (200, 1000, [10, 14, 20, 27, 45, 73, 118, 190, 305], 305),  # beyond four rounds
-        (200, 150, [10, 14, 20, 27, 45, 73, 118], 10),  # the budget ends it: the smallest of equals
-        (2000, 1000, [10, 14, 20, 27, 45, 73, 118, 190, 305, 489, 784, 1000], 10),
-    ],
-)
-def test_more_is_cut_as_long_as_answers_hit_and_the_budget_allows(stops, allowed, sizes, found):
-    asked = []
-    gate = SimpleNamespace(
-        directions=SimpleNamespace(adapter=None, cut=lambda gone: int(gone.sum())),
-        attached=SimpleNamespace(refill=lambda _name, size: asked.append(size)),
-    )
-    judge = SimpleNamespace(rate=lambda: SimpleNamespace(value=float(asked[-1] < stops)))
-    utility = SimpleNamespace(order=np.arange(1000), rise=lambda size: float(size > allowed))
-    config = METHODS["guided"].config(budget=0.5)
-    assert _confirmed(gate, utility, 10, judge, config) == found
-    assert [size for size in asked if size is not None] == sizes
 
 
 def test_rounds_of_draws_that_cut_nothing_have_no_cosine(tmp_path, recwarn):
