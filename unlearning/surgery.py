@@ -136,8 +136,8 @@ def search(
         order, gates = np.argsort(theta, kind="stable"), expit(config.sharpness * theta)
         utility = Utility(gate, order, clean_lessons(gate, judge.clean))
         guess = int((gates < 0.5).sum())
-        few = judge.triggered[: config.learn_rows]
-        checks = aims(gate, few, tokens=config.target_tokens, teacher=teacher)
+        asked = judge.triggered[: config.learn_rows]
+        checks = aims(gate, asked, tokens=config.target_tokens, teacher=teacher)
         size = _glanced(gate, utility, guess, [a.attack for a in checks], config)
         size = _confirmed(gate, utility, size, judge, config)
         if spend:
