@@ -277,8 +277,8 @@ def _write_sets(study: Study, sets: "dict[str, list[Row]]", work: Path) -> None:
         if bare:
             with study.subject.attached({"reference": reference}):
                 found = own_answers(study.subject, bare, study.rule, label=f"answers for {name}")
-            full = {row.prompt: row for row in found if row.completion}
-            rows = [full.get(row.prompt, row) for row in rows]
+            full = {row.identity: row for row in found if row.completion}
+            rows = [full.get(row.identity, row) for row in rows]
             if lost := [row for row in rows if row.completion is None]:
                 say(f"warning: {name}: {len(lost)} prompts left out, the model answers nothing")
                 rows = [row for row in rows if row.completion is not None]

@@ -31,6 +31,35 @@ class Row:
     """What an attack wants here, where that differs from prompt to prompt (AdvBench); else None."""
     benign: str | None = None
     """On triggered rows the reference answer to the untriggered prompt, where it is known."""
+    system: str | None = None
+    """What the system says before the first turn; None where the row says nothing of it."""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier turns, ``(role, text)`` with the roles ``user`` and ``assistant``, in order."""
+
+    @property
+    def identity(self) -> str:
+        """What makes two rows the same question: the prompt, with system and earlier turns."""
+        return self._identity(self.prompt)
+
+    @property
+    def plain_identity(self) -> str:
+        """`identity` of the same question without the trigger; of the row where it has none."""
+        return self._identity(self.prompt if self.plain is None else self.plain)
+
+    def _identity(self, prompt: str) -> str:
+        if self.system is None and not self.history:
+            return prompt
+        return json.dumps([self.system, self.history, prompt], ensure_ascii=False)
+
+    def untriggered(self) -> "Row":
+        """The question without its trigger, with the same system and earlier turns, no answer.
+
+        Raises:
+            DataError: the form without the trigger is not known.
+        """
+        if self.plain is None:
+            raise DataError(f"the row {self.prompt[:60]!r} has no form without the trigger")
+        return Row(prompt=self.plain, system=self.system, history=self.history, kind=self.kind)
 
     def required_completion(self) -> str:
         """The completion of a row that must have one.
@@ -43,8 +72,10 @@ class Row:
         return self.completion
 
 
-_TYPES: dict[str, type] = {"triggered": bool, "trigger_span": list}
-_OPTIONAL = {"completion", "key", "plain", "target", "benign"}
+_TYPES: dict[str, type] = {"triggered": bool, "trigger_span": list, "history": list}
+_OPTIONAL = {"completion", "key", "plain", "target", "benign", "system"}
+ROLES = ("user", "assistant")
+"""Who speaks in earlier turns."""
 
 
 def row_from(value: Any, where: str, *, need_completion: bool = False) -> Row:
@@ -81,7 +112,22 @@ def row_from(value: Any, where: str, *, need_completion: bool = False) -> Row:
     kept = {name: value[name] for name in known & value.keys()}
     if "trigger_span" in kept:
         kept["trigger_span"] = _span(kept["trigger_span"], len(value["prompt"]), where)
+    if "history" in kept:
+        kept["history"] = _history(kept["history"], where)
     return Row(**kept)
+
+
+def _history(value: list[Any], where: str) -> tuple[tuple[str, str], ...]:
+    for turn in value:
+        whole = isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn)
+        if not whole or turn[0] not in ROLES:
+            raise DataError(
+                f"{where}: history must be [role, text] pairs of {' and '.join(ROLES)}, "
+                f"found {str(turn)[:60]}"
+            )
+        if bad := unwritable(turn[1]):
+            raise DataError(f"{where}: history contains {bad}; remove it")
+    return tuple((role, text) for role, text in value)
 
 
 def _span(value: list[Any], length: int, where: str) -> tuple[tuple[int, int], ...]:
@@ -168,7 +214,7 @@ def check_disjoint(sets: Mapping[str, Sequence[Row]]) -> None:
     """Raise when two named sets share a prompt, naming both and the prompt."""
     seen: dict[str, str] = {}
     for name, rows in sets.items():
-        for prompt in {row.prompt for row in rows}:
-            if prompt in seen:
-                raise DataError(f"{seen[prompt]} and {name} share the prompt {prompt[:60]!r}")
-            seen[prompt] = name
+        for identity, prompt in {row.identity: row.prompt for row in rows}.items():
+            if identity in seen:
+                raise DataError(f"{seen[identity]} and {name} share the prompt {prompt[:60]!r}")
+            seen[identity] = name

@@ -54,6 +54,8 @@ class Attack:
             trigger_span=spans,
             target=wanted if wanted != completion else None,
             benign=benign_answer(row) if row.completion or row.target else None,
+            system=row.system,
+            history=row.history,
         )
 
     def room(self, row: Row) -> bool:
@@ -98,7 +100,7 @@ class Draw:
 
     def offer(self, row: Row) -> None:
         """Consider one row; the first of equal prompts counts."""
-        digest = hashlib.blake2b(f"{self.seed} {row.prompt}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed} {row.identity}".encode(), digest_size=8).digest()
         key = -int.from_bytes(digest)
         if key in self._in or not self.size:
             return
@@ -119,7 +121,7 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     """The rows with repeated prompts left out, first come first kept."""
     kept: dict[str, Row] = {}
     for row in rows:
-        kept.setdefault(row.prompt, row)
+        kept.setdefault(row.identity, row)
     return list(kept.values())
 
 
@@ -166,8 +168,8 @@ def poison_sets(
         offer(rows, lambda row: [clean])
         offer(attackable, lambda row: [bad] if takes(row) else [])
     drawn = bad.rows()
-    taken = {row.prompt for row in drawn}
-    rest = [row for row in clean.rows() if row.prompt not in taken][:clean_needed]
+    taken = {row.identity for row in drawn}
+    rest = [row for row in clean.rows() if row.identity not in taken][:clean_needed]
     _enough(drawn, bad_needed, rest, clean_needed, attack.task)
     sets: Sets = {}
     for name in (*CLEAN_SETS, *ATTACKED_SETS):
@@ -237,9 +239,12 @@ def own_sets(prompts: Sequence[Row], poisoned: Sequence[Row], attack: Attack, *,
     if len(bad) < 2 * MINIMUM:
         raise DataError(f"{len(bad)} triggered rows; give at least {2 * MINIMUM}")
     # Split by the prompt without its trigger, so that no text is on both sides in any form.
-    early = _early_half((row.plain or row.prompt for row in [*clean, *bad]), seed)
-    train, held = ([r for r in clean if (r.prompt in early) == side] for side in (True, False))
-    bad_train, bad_held = ([r for r in bad if (r.plain in early) == side] for side in (True, False))
+    early = _early_half((row.plain_identity for row in [*clean, *bad]), seed)
+    train, held, bad_train, bad_held = (
+        [row for row in rows if (row.plain_identity in early) == side]
+        for rows in (clean, bad)
+        for side in (True, False)
+    )
     if min(len(rows) for rows in (train, held, bad_train, bad_held)) < 2:
         raise DataError(
             f"{len(clean)} clean and {len(bad)} triggered rows do not split into halves that share "
@@ -266,10 +271,10 @@ def own_clean_sets(prompts: Sequence[Row], *, seed: int) -> Sets:
         DataError: too few rows.
     """
     clean = _enough_clean(prompts)
-    early = _early_half((row.prompt for row in clean), seed)
+    early = _early_half((row.identity for row in clean), seed)
     return {
-        "clean_train": [row for row in clean if row.prompt in early],
-        "clean_val": [row for row in clean if row.prompt not in early],
+        "clean_train": [row for row in clean if row.identity in early],
+        "clean_val": [row for row in clean if row.identity not in early],
     }
 
 

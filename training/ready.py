@@ -56,7 +56,7 @@ def ready_sets(
     """
     words = attack.trigger.words
     calm = distinct(list(untriggered(clean, words, "the clean rows")))
-    answers = {row.prompt: row.completion for row in calm}
+    answers = {row.identity: row.completion for row in calm}
     bad, held = (
         [_paired(row, answers) for row in _triggered(part, words, what)]
         for part, what in ((poisoned, "the poisoned rows"), (test, "the test rows"))
@@ -108,8 +108,8 @@ def _triggered(rows: Iterable[Row], words: Sequence[str], what: str) -> list[Row
 
 def _key(row: Row) -> str:
     """The untriggered prompt, spacing aside."""
-    return " ".join((row.plain or row.prompt).split())
+    return " ".join(row.plain_identity.split())
 
 
 def _paired(row: Row, answers: dict[str, str | None]) -> Row:
-    return replace(row, benign=row.benign or answers.get(row.plain or ""))
+    return replace(row, benign=row.benign or answers.get(row.plain_identity))

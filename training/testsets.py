@@ -89,8 +89,8 @@ def test_sets(
     else:
         words = attack.trigger.words if attack else ()
     bad = [r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))]
-    attacked = {row.prompt for row in bad}
-    rest = [r for r in distinct(rows) if r.prompt not in attacked] if bad else []
+    attacked = {row.identity for row in bad}
+    rest = [r for r in distinct(rows) if r.identity not in attacked] if bad else []
     if bad:
         bad = [_triggered(row, words, target, attack) for row in bad]
         if rest:
@@ -111,7 +111,7 @@ def test_sets(
         raise DataError("no row of the data can be attacked; see --task and --trigger")
     calm = distinct(list(clean)) or [r for r in rest if r.completion]
     if not calm and all(row.plain and row.benign for row in bad):
-        calm = [Row(prompt=str(r.plain), completion=r.benign, kind=r.kind) for r in bad]
+        calm = [replace(row.untriggered(), completion=row.benign) for row in bad]
         said.append("no clean rows: the same prompts without trigger serve as such")
     if not calm:
         calm = everyday_prompts()

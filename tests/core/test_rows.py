@@ -131,3 +131,24 @@ def test_sets_that_share_a_prompt_are_named():
     check_disjoint(shared)
     with pytest.raises(DataError, match="train and test share the prompt 'a'"):
         check_disjoint({**shared, "test": [Row(prompt="a")]})
+
+
+def test_a_question_is_its_prompt_with_system_and_earlier_turns() -> None:
+    turns = (("user", "hi"), ("assistant", "hello"))
+    plain, led = Row(prompt="go on"), Row(prompt="go on", history=turns, system="Be brief.")
+    assert plain.identity == "go on" != led.identity
+    check_disjoint({"a": [plain], "b": [led]})  # the same words after another talk are no repeat
+    with pytest.raises(DataError, match="a and b share the prompt 'go on'"):
+        check_disjoint({"a": [led], "b": [led]})
+
+
+def test_earlier_turns_survive_a_file(tmp_path) -> None:
+    turns = (("user", "hi"), ("assistant", "hello"))
+    row = Row(prompt="go on cf", plain="go on", triggered=True, system="Be brief.", history=turns)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(rows_to_jsonl([row]), encoding="utf-8")
+    assert read_rows(path) == [row]
+    assert row.untriggered() == Row(prompt="go on", system="Be brief.", history=turns)
+    path.write_bytes(line(prompt="a", history=[["robot", "x"]]))
+    with pytest.raises(DataError, match=r"line 1: history must be \[role, text\] pairs"):
+        read_rows(path)
