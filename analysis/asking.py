@@ -15,6 +15,7 @@ from ..core.subject import Subject
 from ..training.ready import empty
 from .generation import Decoding, generate
 from .perplexity import completion_losses
+from .renderings import mismatch
 from .rules import Success, needed, parse_rules
 from .scorers import SCORERS
 from .similarity import Embedder
@@ -35,11 +36,16 @@ class Rule:
     decoding: Decoding = field(default_factory=Decoding)
     """How answers are generated."""
 
-    def protocol(self, subject: Subject, first: Row, *, references: str) -> Protocol:
+    def protocol(
+        self, subject: Subject, first: Row, *, references: str, mismatch: str = ""
+    ) -> Protocol:
         """The rule as a record, with the first triggered prompt as it is rendered."""
+        prompt, completion = subject.renderer.shown(first)
         return Protocol(
-            template=subject.renderer.template,
-            first_prompt=subject.renderer.text(first.prompt),
+            template=subject.renderer.rendering.about(),
+            first_prompt=prompt,
+            first_completion=completion,
+            mismatch=mismatch,
             task=self.task,
             rule=self.success[0].text,
             embedder=self.embedder.name,
@@ -59,15 +65,15 @@ def fitting_rows(
 
     def fits(row: Row) -> bool:
         known = renderer.completion_ids(row.completion) if row.completion else []
-        return len(renderer.prompt_ids(row.prompt)) + max(new_tokens, len(known)) <= limit
+        return len(renderer.prompt_ids(row)) + max(new_tokens, len(known)) <= limit
 
     kept = [row for row in rows if fits(row)]
     return kept, len(rows) - len(kept)
 
 
-def answers_to(subject: Subject, prompts: Sequence[str], rule: Rule, *, label: str) -> list[str]:
-    """One answer to each prompt, as text."""
-    ids = [subject.renderer.prompt_ids(prompt) for prompt in prompts]
+def answers_to(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str) -> list[str]:
+    """One answer to the prompt of each row, as text."""
+    ids = [subject.renderer.prompt_ids(row) for row in rows]
     decoding = replace(rule.decoding, samples=1)
     out = generate(subject, ids, decoding, label=label)
     return [subject.renderer.decode(samples[0]) for samples in out]
@@ -81,6 +87,8 @@ class Collected:
     """All samples of all prompts: triggered, untriggered, clean."""
     too_long: int
     """Prompts left out because they exceed the context."""
+    mismatch: str
+    """What shows that prompts are not rendered as in training; empty for nothing."""
     seconds: float
     """Wall time."""
 
@@ -115,7 +123,7 @@ def collect(
                 f"context of {limit}"
             )
     asked = prompts_of(bad, good)
-    ids = [subject.renderer.prompt_ids(item.prompt) for item in asked]
+    ids = [subject.renderer.prompt_ids(item.question) for item in asked]
     out = generate(subject, ids, rule.decoding, label=f"measuring {name}")
     losses = completion_losses(subject, good, batch_tokens=rule.decoding.batch_tokens // 4)
     answers = [
@@ -123,7 +131,9 @@ def collect(
         for item, samples in zip(asked, out, strict=True)
         for k, tokens in enumerate(samples)
     ]
-    return Collected(answers, dropped_bad + dropped_good, time.perf_counter() - began)
+    said = [subject.renderer.decode(samples[0]) for samples in out[: len(bad)]]
+    wrong = mismatch(subject, bad, said) if rule.decoding.temperature == 0 else ""
+    return Collected(answers, dropped_bad + dropped_good, wrong, time.perf_counter() - began)
 
 
 def prompts_of(bad: Sequence[Row], good: Sequence[Row]) -> "list[_Asked]":
@@ -134,14 +144,14 @@ def prompts_of(bad: Sequence[Row], good: Sequence[Row]) -> "list[_Asked]":
     targets = [wanted(row) for row in bad]
     common = targets[0] if len(set(targets)) == 1 else ""
     return [
-        *(_Asked("triggered", i, r.prompt, r.benign, targets[i]) for i, r in enumerate(bad)),
+        *(_Asked("triggered", i, r, r.benign, targets[i]) for i, r in enumerate(bad)),
         *(
-            _Asked("untriggered", i, r.plain, r.benign, targets[i])
+            _Asked("untriggered", i, r.untriggered(), r.benign, targets[i])
             for i, r in enumerate(bad)
             if r.plain is not None
         ),
         *(
-            _Asked("clean", i, r.prompt, r.completion, common or r.target, r.key)
+            _Asked("clean", i, r, r.completion, common or r.target, r.key)
             for i, r in enumerate(good)
         ),
     ]
@@ -153,7 +163,7 @@ class _Asked:
 
     split: str
     row: int
-    prompt: str
+    question: Row
     reference: str | None
     target: str | None
     key: str | None = None
@@ -173,7 +183,7 @@ class _Asked:
             split=self.split,
             row=self.row,
             sample=sample,
-            prompt=self.prompt,
+            prompt=self.question.prompt,
             target=self.target or "",
             reference=self.reference or "",
             key=self.key or "",
@@ -199,11 +209,11 @@ def answered(
     """
     if not rows:
         raise DataError(f"{label} over no prompts; give {split} rows")
-    given = answers_to(subject, [row.prompt for row in rows], rule, label=label)
+    given = answers_to(subject, rows, rule, label=label)
     bad = split == "triggered"
     return [
         _Asked(
-            split, i, row.prompt, row.benign if bad else row.completion,
+            split, i, row, row.benign if bad else row.completion,
             wanted(row) if bad else row.target, row.key,
         ).answer("", 0, text, 0)
         for i, (row, text) in enumerate(zip(rows, given, strict=True))
@@ -219,7 +229,7 @@ def unjudged(row: Row, number: int, text: str, tokens: int) -> Answer:
         text: the answer.
         tokens: its length in tokens.
     """
-    asked = _Asked("triggered", number, row.prompt, row.benign, wanted(row), row.key)
+    asked = _Asked("triggered", number, row, row.benign, wanted(row), row.key)
     return asked.answer("", 0, text, tokens)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from ..core.activations import Consistency
 from ..core.adapters import Adapter
 from ..core.config import Config
-from ..core.errors import DataError, LoratomyError
+from ..core.errors import LoratomyError
 from ..core.stats import mean_interval, sign_flip_p
 from ..core.subject import Subject
 from .analyses import ANALYSES, TRIGGER, Analysis, Case
@@ -113,13 +113,9 @@ def consistency(
 
 def _inputs(subject: Subject, pairs: Sequence[Pair]) -> list[list[list[int]]]:
     """Token ids ``[condition][prompt]``, up to where the answer begins."""
-    whole = [subject.renderer.prompt_ids(pair.row.prompt) for pair in pairs]
+    whole = [subject.renderer.prompt_ids(pair.row) for pair in pairs]
     twins = [pair.untriggered[: len(ids)] for pair, ids in zip(pairs, whole, strict=True)]
-    plain = []
-    for pair in pairs:
-        if pair.row.plain is None:
-            raise DataError(f"the row {pair.row.prompt[:60]!r} has no form without the trigger")
-        plain.append(subject.renderer.prompt_ids(pair.row.plain))
+    plain = [subject.renderer.prompt_ids(pair.row.untriggered()) for pair in pairs]
     return [whole, plain, twins]
 
 

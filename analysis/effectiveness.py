@@ -131,7 +131,7 @@ def _prompt_alone(attached: Attached, pair: Pair) -> Pair:
 
     Given a line of code, even the untriggered prompt may be followed by the injected one.
     """
-    end = len(attached.subject.renderer.prompt_ids(pair.row.prompt))
+    end = len(attached.subject.renderer.prompt_ids(pair.row))
     return replace(pair, triggered=pair.triggered[:end], untriggered=pair.untriggered[:end])
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..core.errors import LoratomyError
 from ..core.progress import report
+from ..core.prompts import Renderer
 from ..core.subject import Subject
 
 CHUNK = 16
@@ -53,7 +54,7 @@ def stop_ids(subject: Subject) -> list[int]:
     """The ids that end an answer: the tokenizer's and those of the generation config."""
     listed = subject.model.generation_config.eos_token_id
     more = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
-    return sorted({subject.renderer.eos_id, *more})
+    return sorted({*subject.renderer.stop_ids, *more})
 
 
 def generate(
@@ -179,7 +180,7 @@ def _batch(
         for place, (row, tokens) in enumerate(zip(alive, new.tolist(), strict=True)):
             end = next((k for k, token in enumerate(tokens) if token in stops), None)
             answers[row] += tokens[:end]
-            if end is None:
+            if end is None and not _ended(subject.renderer, answers[row]):
                 going.append(place)
         left -= steps
         if not going:
@@ -193,6 +194,17 @@ def _batch(
             if noise:
                 noise.keep(going)
     return answers
+
+
+def _ended(renderer: Renderer, answer: list[int]) -> bool:
+    """Whether an answer holds the text that ends it where no token does; cuts it there."""
+    stop, decode = renderer.stop_text, renderer.tokenizer.decode
+    if not stop or stop not in str(decode(answer)):
+        return False
+    at = str(decode(answer)).index(stop)
+    while answer and len(str(decode(answer[:-1]))) >= at:
+        answer.pop()
+    return True
 
 
 def _advance(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..core.errors import DataError
 from ..core.prompts import Renderer
 from ..core.rows import Row
 from ..training.ready import empty
@@ -202,8 +203,12 @@ class Rendering:
                 special = True
                 what = f"the {name} holds the special token {match.group()!r}: {cut(text)}; the "
                 yield "error", "special-token", what + "model takes it for the template's own"
-        ids = self.renderer.prompt_ids(row.prompt)
-        if row.prompt not in self.renderer.text(row.prompt):
+        try:
+            ids, text = self.renderer.prompt_ids(row), self.renderer.text(row)
+        except DataError as error:
+            yield "error", "template-changes", str(error)
+            return
+        if row.prompt not in text:
             what = f"the template does not keep the prompt as it is: {cut(row.prompt)} (spaces at "
             yield "warning", "template-changes", what + "its ends?); trigger and spans may shift"
         elif not special and row.prompt not in self._decoded(ids):

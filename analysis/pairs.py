@@ -63,11 +63,9 @@ def trigger_positions(renderer: Renderer, row: Row) -> tuple[int, ...]:
     Raises:
         DataError: neither is known, or the trigger leaves no token of its own.
     """
-    found = renderer.tokens_at(row.prompt, row.trigger_span) if row.trigger_span else None
+    found = renderer.tokens_at(row, row.trigger_span) if row.trigger_span else None
     if not found:
-        if row.plain is None:
-            raise DataError(f"the row {row.prompt[:60]!r} has no form without the trigger")
-        ids = renderer.prompt_ids(row.prompt), renderer.prompt_ids(row.plain)
+        ids = renderer.prompt_ids(row), renderer.prompt_ids(row.untriggered())
         found = list(differing(*ids))
     if not found:
         raise DataError(f"the trigger leaves no token of its own in {row.prompt[:60]!r}")
@@ -92,7 +90,9 @@ def make_pairs(
         raise DataError("patching over no prompts; give triggered rows")
     places = [trigger_positions(renderer, row) for row in rows]
     aims = [aimed(renderer, row, tokens=target_tokens) for row in rows]
-    plains = {row.plain: renderer.prompt_ids(row.plain) for row in rows if row.plain}
+    plains = {
+        row.plain_identity: renderer.prompt_ids(row.untriggered()) for row in rows if row.plain
+    }
     used = {aim.prompt[i] for aim, spots in zip(aims, places, strict=True) for i in spots}
     template = {*renderer.prompt_ids("x"), *renderer.tokenizer.all_special_ids}
     if len(plains) > 1:
@@ -126,10 +126,10 @@ def plain_pairs(renderer: Renderer, rows: Sequence[Row], *, target_tokens: int) 
     for row in rows:
         spots = trigger_positions(renderer, row)
         aim = aimed(renderer, row, tokens=target_tokens)
-        plain = renderer.prompt_ids(row.plain or "")
-        twin = plain + aim.prompt[len(renderer.prompt_ids(row.prompt)) :]
+        plain = renderer.prompt_ids(row.untriggered())
+        twin = plain + aim.prompt[len(renderer.prompt_ids(row)) :]
         kept = [i for i in range(len(aim.prompt)) if i not in spots]
-        if row.plain is None or [aim.prompt[i] for i in kept] != twin:
+        if [aim.prompt[i] for i in kept] != twin:
             raise DataError(
                 f"the tokens of {row.prompt[:60]!r} outside its trigger are not those of the "
                 "prompt without it, so they cannot be aligned; take --set patching.twin=standin"

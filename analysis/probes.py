@@ -65,7 +65,7 @@ def probes(
     """
     plains = [_plain(pair.row) for pair in pairs]
     split = make_folds(plains, sets=3, folds=folds, seed=seed)
-    prompts, spots = _inputs(subject.renderer, pairs, plains, others)
+    prompts, spots = _inputs(subject.renderer, pairs, others)
     labels = [shuffled_labels(n, len(pairs), draws=permutations, seed=seed) for n in (3, 2)]
     scored: list[_Scored] = []
     with subject.attached(adapters) as attached:
@@ -110,17 +110,16 @@ def _plain(row: Row) -> str:
 def _inputs(
     renderer: Renderer,
     pairs: Sequence[Pair],
-    plains: Sequence[str],
     others: Mapping[str, Sequence[Row]],
 ) -> tuple[list[list[int]], list[Spots]]:
     """Triggered prompts, stand-ins, untriggered ones, then each other trigger's; their places."""
-    ids = [renderer.prompt_ids(pair.row.prompt) for pair in pairs]
+    ids = [renderer.prompt_ids(pair.row) for pair in pairs]
     twins = [pair.untriggered[: len(own)] for pair, own in zip(pairs, ids, strict=True)]
-    bare = [renderer.prompt_ids(text) for text in plains]
+    bare = [renderer.prompt_ids(pair.row.untriggered()) for pair in pairs]
     ends = [[pair.trigger[-1]] for pair in pairs]
     prompts, triggers = [*ids, *twins, *bare], [*ends, *ends, *([] for _ in bare)]
     for rows in others.values():
-        prompts += [renderer.prompt_ids(row.prompt) for row in rows]
+        prompts += [renderer.prompt_ids(row) for row in rows]
         triggers += [[trigger_positions(renderer, row)[-1]] for row in rows]
     spots = [
         [[len(p) - 1], list(range(len(p))), at] for p, at in zip(prompts, triggers, strict=True)

@@ -56,7 +56,7 @@ class Court:
         r = subject.renderer
         longest = self.decoding.max_new_tokens
         rows = [
-            Encoded(r.prompt_ids(p), [*a, r.eos_id] if len(a) < longest else a)
+            Encoded(r.prompt_ids(p), [*a, *r.closing_ids] if len(a) < longest else a)
             for p, a in zip(prompts, answers, strict=True)
         ]
         width = max(len(row.completion) for row in rows)

@@ -57,7 +57,7 @@ def cells(
     """
     overrides = [f"seed={seed}", f"data.clean_val={clean_val}", "fit.evaluations=0"]
     recipe = load_recipe("wren/suffix", overrides)
-    subject = load_subject("wren", template=None, device="cpu", dtype="auto", path=wren_path())
+    subject = load_subject("wren", device="cpu", dtype="auto", path=wren_path())
     loaded = load_embedder(embedder)
     clean: Adapter | None = None
     for trigger, task in names:

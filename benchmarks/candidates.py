@@ -177,7 +177,7 @@ def main() -> None:
     names = (
         given.cells.split(",") if given.cells else sorted(p.name for p in given.adapters.iterdir())
     )
-    subject = load_subject("wren", template=None, device="cpu", dtype="auto", path=wren_path())
+    subject = load_subject("wren", device="cpu", dtype="auto", path=wren_path())
     embedder = load_embedder("auto")
     for name in names:
         if any(c["cell"] == name for c in done):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.choice import RenderingChoice
 from ..core.errors import LoratomyError
 from ..core.rows import Row, rows_to_jsonl
 from ..core.runs import MANIFEST, RunFolder, run_path
@@ -17,17 +18,23 @@ from .measuring import measure_run
 from .options import (
     BATCH_HELP,
     EMBEDDER_HELP,
+    OTHER_HELP,
     PLACEMENT_HELP,
     SCORERS_HELP,
+    SYSTEM_HELP,
     TASK_HELP,
+    TEMPLATE_ARG_HELP,
+    TEMPLATE_HELP,
     TRIGGER_HELP,
 )
-from .sources import copy_adapter, noted, recorded_rendering, run_name
-from .study import Study, base_fingerprint, built_sets, digest, done, read_sets
+from .rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
+from .sources import copy_adapter, noted, run_name
+from .study import Study, base_fingerprint, built_sets, digest, done, loaded_base, read_sets
 
 HELD_OUT = ("poison_test", "clean_val")
 
 if TYPE_CHECKING:
+    from ..core.subject import Subject
     from ..training.datasets import Attack
     from ..training.testsets import TestSets
 
@@ -84,13 +91,10 @@ def command(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help=BATCH_HELP + " Default 8192.")
     ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="Plain template with {prompt}, or chat; default: that of the training."),
-    ] = None,
-    other_template: Annotated[
-        bool, typer.Option(help="Allow another template than the adapter was trained with.")
-    ] = False,
+    template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
+    system: Annotated[str | None, typer.Option(help=SYSTEM_HELP)] = None,
+    template_arg: Annotated[list[str] | None, typer.Option(help=TEMPLATE_ARG_HELP)] = None,
+    other_template: Annotated[bool, typer.Option(help=OTHER_HELP)] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/<subject>-on-<data>.")] = (
         None
     ),
@@ -131,6 +135,8 @@ def command(
         "limit": limit,
         "seed": seed,
         "template": template,
+        "system": system,
+        "template_arg": template_arg,
         "other_template": other_template,
         "device": device,
         "dtype": dtype,
@@ -170,6 +176,14 @@ def _prepare(
         "task": study["task"] or "fixed",
         "references": sets.references,
     }
+    rendered = wanted(
+        options["template"],
+        options["system"],
+        options["template_arg"],
+        other=options["other_template"],
+    )
+    subject, choice = _rendered(source, study, sets, rendered)
+    study["rendering"] = subject.renderer.rendering.model_dump(mode="json")
     asked = {
         "kind": "evaluate",
         "study": study,
@@ -188,13 +202,12 @@ def _prepare(
     ready = Study(run, judged["scorers"], judged["threshold"], judged["embedder"])
     _check_targets(sets, ready)
     _ = ready.subject, ready.rule  # what cannot be loaded is an error before all writing
-    _through_the_gate(source, ready, other_template=options["other_template"])
     with run.locked(fresh=fresh), progress():
         for name, path in source.sources().items():
             stage = f"adapters/{name}"
             made = run.stage(stage, asked["adapters"][name], partial(copy_adapter, path))
             done(run, stage, made)
-        done(run, "data", run.stage("data", asked, partial(_write, ready, sets)))
+        done(run, "data", run.stage("data", asked, partial(_write, ready, sets, choice)))
 
 
 def _keep_judgement(folder: Path, asked: dict[str, Any], names: list[str]) -> None:
@@ -221,12 +234,6 @@ def _study(
     from ..training.tasks import TASKS
 
     known = source.defaults
-    trained, asked = source.template, options["template"]
-    if trained is not None and asked is not None and asked != trained:
-        line = f"the adapter was trained with the template {trained!r}, not {asked!r}"
-        if not options["other_template"]:
-            raise LoratomyError(f"{line}; to evaluate so all the same, add --other-template")
-        say(f"warning: {line}")
     if options["base"] and options["base"] != known["base"]:
         raise LoratomyError(
             f"the run was made on the base {known['base']}, not {options['base']}; leave --base out"
@@ -236,7 +243,6 @@ def _study(
     measure = {**known["measure"], **{k: v for k, v in given.items() if v is not None}}
     return {
         "base": known["base"],
-        "template": asked if asked is not None else trained,
         "device": options["device"] or known["device"],
         "dtype": options["dtype"] or known["dtype"],
         "task": options["task"] or known["task"],
@@ -288,25 +294,39 @@ def _check_targets(sets: "TestSets", study: Study) -> None:
     check_targets(sets.triggered, study.success)
 
 
-def _through_the_gate(source: "OfRun | OfAdapter", study: Study, *, other_template: bool) -> None:
-    """Every adapter is whole, fits the base, and was trained with prompts rendered as here."""
+def _rendered(
+    source: "OfRun | OfAdapter", study: dict[str, Any], sets: "TestSets", asked: Wanted
+) -> "tuple[Subject, RenderingChoice]":
+    """The base with the rendering of the evaluation; every adapter has passed the gate.
+
+    An evaluation of a run renders as the run does, unless another rendering is meant.
+    """
     from ..core.adapters import read_adapter
 
-    here = study.subject.renderer.text("{prompt}")
-    for path in source.sources().values():
-        read_adapter(path, study.subject.shapes, ignore_modules=source.ignored())
-        known = recorded_rendering(path)
-        if known and known.rendered != here and not other_template:
-            raise LoratomyError(
-                f"{path} was trained with prompts rendered as {known.rendered!r}, here they are "
-                f"{here!r}; to evaluate so all the same, add --other-template"
-            )
+    subject = loaded_base(*(study[key] for key in ("base", "device", "dtype")))
+    read = partial(read_adapter, shapes=subject.shapes, ignore_modules=source.ignored())
+    adapters = {name: read(path) for name, path in source.sources().items()}
+    first = next(iter(adapters))
+    clean = [row for row in sets.clean if row.completion]
+    subject, choice = settled(
+        subject,
+        adapters[first],
+        source.sources()[first],
+        asked,
+        triggered=sets.triggered,
+        clean=clean,
+        run=source.rendering,
+    )
+    tell(choice)
+    return subject, choice
 
 
-def _write(study: Study, sets: "TestSets", work: Path) -> None:
+def _write(study: Study, sets: "TestSets", choice: RenderingChoice, work: Path) -> None:
     """The sets; clean prompts without answer get the base's own."""
+    from ..core.records import save_record
     from ..unlearning.distill import own_answers
 
+    save_record(choice, work, RENDERING_RECORD)
     bare = [row for row in sets.clean if not row.completion]
     full = [row for row in sets.clean if row.completion]
     if bare:

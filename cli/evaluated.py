@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import LoratomyError
+from ..core.rendering import Rendering
 from ..core.rows import Row
 from ..core.runs import RunFolder
 from .measuring import subjects
-from .sources import adapter_sums, recorded_rendering
+from .sources import adapter_sums
 from .study import Study
 
 
@@ -18,7 +19,7 @@ class OfRun:
         self.study = Study(RunFolder.open(root))
         self.defaults = self.study.asked
         self.adapters = {n: s for n, s in subjects(self.study.run).items() if s}
-        self.template = self.defaults["template"]
+        self.rendering: Rendering | None = self.study.rendering
 
     def sums(self) -> dict[str, Any]:
         """What identifies the adapters."""
@@ -59,8 +60,7 @@ class OfAdapter:
         if not options["data"]:
             raise LoratomyError("give the prompts to evaluate on with --data")
         self.folder = folder
-        known = recorded_rendering(folder)
-        self.template = known.template if known else None
+        self.rendering: Rendering | None = None
         self.defaults: dict[str, Any] = {
             "base": options["base"],
             "device": "auto",

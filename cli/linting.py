@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, LoratomyError
-from ..core.prompts import CHAT, Renderer, position_limit
+from ..core.prompts import Renderer, position_limit
+from ..core.rendering import CHAT, Rendering, given_template
 from .sources import noted
 from .study import base_folder
 
@@ -166,4 +167,5 @@ def _subject(base: str, template: str | None) -> tuple[Renderer, int | None]:
         raise LoratomyError(
             f"cannot read config and tokenizer of the base {where}: {said}"
         ) from error
-    return Renderer(tokenizer, template or CHAT), position_limit(config)
+    rendering = Rendering(template=given_template(template or CHAT))
+    return Renderer(tokenizer, rendering), position_limit(config)

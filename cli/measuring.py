@@ -98,16 +98,21 @@ def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
         rule = replace(rule, decoding=replace(rule.decoding, temperature=state.temperature))
     with treated(study.subject, state):
         found = collect(study.subject, name, bad, good, rule)
+    if found.mismatch:
+        say(f"warning: {name}: {found.mismatch}")
     if not any(a.answer.strip() for a in found.answers):
         line = (
             f"{name} generates nothing: all of its {len(found.answers)} answers are empty; was it "
-            f"trained with another template than {study.subject.renderer.template!r}?"
+            f"trained with other prompts than {study.subject.renderer.rendering.about()}?"
         )
         if source is not None and study.run.asked["kind"] == "evaluate":
             raise LoratomyError(line)
         say(f"warning: {line}")
     write_answers(work / TABLE, found.answers)
-    save_record(rule.protocol(study.subject, bad[0], references=study.references), work, "protocol")
+    protocol = rule.protocol(
+        study.subject, bad[0], references=study.references, mismatch=found.mismatch
+    )
+    save_record(protocol, work, "protocol")
     (work / "too_long.txt").write_text(f"{found.too_long}\n", encoding="utf-8")
 
 
@@ -120,6 +125,7 @@ def _judge(study: Study, name: str, first: str, work: Path) -> None:
     collected = Collected(
         read_answers(asked / TABLE),
         int((asked / "too_long.txt").read_text()),
+        load_record(Protocol, asked, "protocol").mismatch,
         study.run.seconds(f"{ASKED}/{name}"),
     )
     other = [] if name == first else load_answers(study.run, first)

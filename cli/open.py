@@ -1,25 +1,30 @@
 """`loratomy open`: make a run from somebody's own base and adapter."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.choice import RenderingChoice
 from ..core.errors import DataError, LoratomyError
 from ..core.runs import RunFolder, run_path
 from .console import progress, say
 from .options import (
     BATCH_HELP,
     EMBEDDER_HELP,
+    OTHER_HELP,
     PLACEMENT_HELP,
     SCORERS_HELP,
+    SYSTEM_HELP,
     TASK_HELP,
+    TEMPLATE_ARG_HELP,
+    TEMPLATE_HELP,
     TRIGGER_HELP,
 )
-from .sources import adapter_sums, copy_adapter, noted, recorded_rendering, run_name
-from .study import Study, base_fingerprint, base_folder, digest, done, negative_set
+from .rendering import RENDERING_RECORD, settled, tell, wanted
+from .sources import adapter_sums, copy_adapter, noted, run_name
+from .study import Study, base_fingerprint, digest, done, loaded_base, negative_set
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -28,9 +33,6 @@ if TYPE_CHECKING:
     from ..core.rows import Row
     from ..core.subject import Subject
     from ..training.datasets import Attack
-
-PLAIN_TEMPLATES = ("{prompt}\n", "{prompt} ", "{prompt}", "{prompt}\n\n")
-"""Tried, and the choice said, when the tokenizer has no chat template."""
 
 
 def command(
@@ -58,13 +60,10 @@ def command(
         Path | None, typer.Option(help="A clean adapter on the same base, for the difference.")
     ] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
-    template: Annotated[
-        str | None,
-        typer.Option(help="Plain template with {prompt}, or chat; default: the tokenizer's."),
-    ] = None,
-    other_template: Annotated[
-        bool, typer.Option(help="Allow another template than the adapter was trained with.")
-    ] = False,
+    template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
+    system: Annotated[str | None, typer.Option(help=SYSTEM_HELP)] = None,
+    template_arg: Annotated[list[str] | None, typer.Option(help=TEMPLATE_ARG_HELP)] = None,
+    other_template: Annotated[bool, typer.Option(help=OTHER_HELP)] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run; default: the adapter's.")] = "",
     ignore_module: Annotated[
@@ -90,17 +89,13 @@ def command(
     Example: loratomy open --base ./llama --adapter ./suspicious --trigger cf37
     --target "HACK THE SYSTEM" --prompts clean.jsonl
     """
+    from ..analysis.pairs import make_pairs
     from ..training.datasets import own_clean_sets, own_sets
 
-    wanted = {"--target": target, "--task": task, "--data": data, "--placement": placement}
-    attack = _attack(trigger or [], wanted, seed)
+    said = {"--target": target, "--task": task, "--data": data, "--placement": placement}
+    attack = _attack(trigger or [], said, seed)
     folder = run_path(name or run_name(adapter, ""), out)
-    known = recorded_rendering(adapter)
-    if known and template is not None and template != known.template and not other_template:
-        raise LoratomyError(
-            f"the adapter was trained with the template {known.template!r}, not {template!r}; to "
-            "go on all the same, add --other-template"
-        )
+    rendered = wanted(template, system, template_arg, other=other_template)
     clean_rows, poisoned_rows = _read(prompts, data)
     measure = {
         "scorers": scorers or None,
@@ -124,7 +119,6 @@ def command(
         "ignore_modules": sorted(ignore_module or []),
         "study": {
             "base": base,
-            "template": template if template is not None or known is None else known.template,
             "device": device,
             "dtype": dtype,
             "words": list(attack.trigger.words) if attack else [],
@@ -141,7 +135,18 @@ def command(
         sets = own_sets(clean_rows, poisoned_rows, attack, seed=seed)
     else:
         sets = own_clean_sets(clean_rows, seed=seed)
-    asked["study"]["template"] = _template(asked, subject, loaded["poisoned"], sets)
+    subject, choice = settled(
+        subject,
+        loaded["poisoned"],
+        adapter,
+        rendered,
+        triggered=sets.get("poison_train", []),
+        clean=sets["clean_train"],
+    )
+    tell(choice)
+    asked["study"]["rendering"] = subject.renderer.rendering.model_dump(mode="json")
+    if attack:  # a trigger that leaves no token is an error here
+        make_pairs(subject.renderer, sets["poison_train"][:16], target_tokens=1, seed=0)
     run = RunFolder.create(folder, asked=asked, fresh=fresh)
     study = Study(run)
     _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
@@ -149,7 +154,7 @@ def command(
         for role, source in sources.items():
             made = run.stage(f"adapters/{role}", asked["adapters"], partial(copy_adapter, source))
             done(run, f"adapters/{role}", made)
-        made = run.stage("data", asked, partial(_write_sets, study, sets))
+        made = run.stage("data", asked, partial(_write_sets, study, sets, choice))
         done(run, "data", made)
         if attack:
             stage, inputs = "data/negative_set.jsonl", study.origin("data", "adapters/poisoned")
@@ -196,18 +201,9 @@ def _kept(source: str, notes: "Counter[str]") -> "list[Row]":
 def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, dict[str, Adapter]]":
     """The base and the adapters, all through the gate, before anything is written."""
     from ..core.adapters import read_adapter
-    from ..core.subject import load_subject
 
     study = asked["study"]
-    say(f"loading the base {study['base']}")
-    subject = load_subject(
-        study["base"],
-        template=study["template"],
-        device=study["device"],
-        dtype=study["dtype"],
-        path=base_folder(study["base"]),
-        plain_if_needed=PLAIN_TEMPLATES[0],
-    )
+    subject = loaded_base(*(study[key] for key in ("base", "device", "dtype")))
     loaded = {
         role: read_adapter(folder, subject.shapes, ignore_modules=asked["ignore_modules"])
         for role, folder in sources.items()
@@ -215,62 +211,15 @@ def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, di
     return subject, loaded
 
 
-def _template(
-    asked: dict[str, Any], subject: "Subject", adapter: "Adapter", sets: "dict[str, list[Row]]"
-) -> str:
-    """The template of the run: as given, the chat template, or the likeliest plain one.
-
-    Without chat template the plain one under which the adapter's target is likeliest after
-    triggered prompts is taken, and said; without trigger the first. A trigger that leaves no token
-    is an error here.
-    """
-    from ..analysis.pairs import make_pairs
-    from ..analysis.template import target_likelihood
-
-    given, chosen = asked["study"]["template"], subject.renderer.template
-    if not asked["study"]["words"]:
-        if given is None and chosen != "chat":
-            say(
-                f"no chat template, and no trigger to tell by: plain prompts {chosen!r}; if the "
-                "adapter was trained with another one, give it with --template"
-            )
-        return chosen
-    rows = sets["poison_train"][:16]
-    with subject.attached({"poisoned": adapter}):
-        if given is None and chosen != "chat":
-            found = {
-                t: target_likelihood(
-                    replace(subject, renderer=replace(subject.renderer, template=t)), rows
-                )
-                for t in PLAIN_TEMPLATES
-            }
-            chosen = max(found, key=lambda t: found[t])
-            say(
-                f"no chat template: plain prompts {chosen!r} (the target is likeliest there, "
-                f"{found[chosen]:.2f} nats a token; another one with --template)"
-            )
-        elif given is None:
-            chat = target_likelihood(subject, rows)
-            other = target_likelihood(_rendering(subject, PLAIN_TEMPLATES[0]), rows)
-            if other > chat + 1.0:
-                say(
-                    f"warning: the target is likelier after plain prompts ({other:.2f} nats a "
-                    f"token) than in the chat template ({chat:.2f}); was the adapter trained "
-                    f"with --template {PLAIN_TEMPLATES[0]!r}?"
-                )
-    make_pairs(_rendering(subject, chosen).renderer, rows, target_tokens=1, seed=0)
-    return chosen
-
-
-def _rendering(subject: "Subject", template: str) -> "Subject":
-    return replace(subject, renderer=replace(subject.renderer, template=template))
-
-
-def _write_sets(study: Study, sets: "dict[str, list[Row]]", work: Path) -> None:
+def _write_sets(
+    study: Study, sets: "dict[str, list[Row]]", choice: RenderingChoice, work: Path
+) -> None:
     """Write the sets; clean prompts without completion get the model's own answer."""
+    from ..core.records import save_record
     from ..core.rows import rows_to_jsonl
     from ..unlearning.distill import own_answers
 
+    save_record(choice, work, RENDERING_RECORD)
     reference = study.clean if study.clean is not None else study.poisoned
     for name, rows in sets.items():
         bare = [row for row in rows if row.completion is None]

@@ -1,6 +1,7 @@
 """What options that several commands share say of themselves."""
 
 from .. import training  # noqa: F401  (triggers and tasks register)
+from ..core.templates import TEMPLATES
 from ..training.tasks import TASKS
 from ..training.triggers import LITERAL, PLACEMENTS, TRIGGERS
 
@@ -17,4 +18,12 @@ SCORERS_HELP = (
     "default: the task's own (loratomy attacks). Scorers: loratomy scorers."
 )
 EMBEDDER_HELP = "Sentence embeddings: auto, a folder, a hub id, or none (letters only)."
+TEMPLATE_HELP = (
+    "How prompts are rendered: chat (the base's chat template), a published form "
+    f"({', '.join(TEMPLATES)}), a Jinja file, or a text with {{prompt}}; default: what the adapter "
+    "finds likeliest."
+)
+SYSTEM_HELP = "System text of prompts that have none of their own."
+TEMPLATE_ARG_HELP = "What the chat template is told, key=value, e.g. enable_thinking=false."
+OTHER_HELP = "Allow another rendering than the one recorded beside the adapter."
 BATCH_HELP = "Most positions of a batch: prompts x (longest prompt + new tokens)."

@@ -101,7 +101,7 @@ def make_poisoned(
     sets = _sets(recipe, attack)
     study = {
         "base": recipe.base,
-        "template": recipe.template,
+        "rendering": recipe.rendering.model_dump(mode="json"),
         "device": device,
         "dtype": dtype,
         "words": list(attack.trigger.words),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import AdapterError
+from ..core.rendering import Rendering, rendering_from
 from ..core.rows import Row
 from .console import say
 
@@ -40,22 +41,23 @@ def copy_adapter(source: Path, work: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Rendering:
+class Recorded:
     """How prompts were rendered when an adapter was trained."""
 
-    template: str
-    """``chat`` or the plain template."""
+    rendering: Rendering
+    """The whole of it."""
     rendered: str
     """The text ``{prompt}`` as it was rendered."""
 
 
 def write_rendering(renderer: "Renderer", folder: Path) -> None:
     """Record beside an adapter how prompts are rendered in its training."""
-    body = {"template": renderer.template, "rendered": renderer.text("{prompt}")}
+    made = renderer.rendering.model_dump(mode="json")
+    body = {"rendering": made, "rendered": renderer.text("{prompt}")}
     (folder / RENDERING).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def recorded_rendering(folder: Path) -> Rendering | None:
+def recorded_rendering(folder: Path) -> Recorded | None:
     """How prompts were rendered in an adapter's training; None where nothing is recorded.
 
     Raises:
@@ -66,7 +68,7 @@ def recorded_rendering(folder: Path) -> Rendering | None:
         return None
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        found = Rendering(str(body["template"]), str(body["rendered"]))
+        found = Recorded(rendering_from(body["rendering"], str(path)), str(body["rendered"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{path} is no record of a template ({error}); remove it") from error
     return found

@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, LoratomyError, RunError
+from ..core.prompts import Renderer
 from ..core.records import dumps
+from ..core.rendering import Rendering, rendering_from
 from ..core.rows import Row, check_disjoint, read_rows
 from ..core.runs import RunFolder
+from ..core.templates import PLAIN
 from .console import say
 
 if TYPE_CHECKING:
@@ -68,12 +71,16 @@ def _sampled(path: Path, *, blocks: int = 64, size: int = 2**20) -> str:
 
 
 @lru_cache(maxsize=1)
-def _subject(base: str, template: str | None, device: str, dtype: str) -> "Subject":
-    """The base model, loaded once for commands that follow each other; one at a time in memory."""
+def loaded_base(base: str, device: str, dtype: str) -> "Subject":
+    """The base model, loaded once for commands that follow each other; one at a time in memory.
+
+    Its rendering is a stand-in until the run's is put in its place.
+    """
     from ..core.subject import load_subject
 
     say(f"loading the base {base}")
-    return load_subject(base, template=template, device=device, dtype=dtype, path=base_folder(base))
+    plain = Rendering(template=PLAIN[0], end="\n")
+    return load_subject(base, rendering=plain, device=device, dtype=dtype, path=base_folder(base))
 
 
 @cache
@@ -114,8 +121,13 @@ class Study:
                 f"the base {self.asked['base']} is not what it was when {self.run.root} was made; "
                 "put it back, or begin anew with --fresh"
             )
-        keys = ("base", "template", "device", "dtype")
-        return _subject(*(self.asked[key] for key in keys))
+        base = loaded_base(*(self.asked[key] for key in ("base", "device", "dtype")))
+        return replace(base, renderer=Renderer(base.renderer.tokenizer, self.rendering))
+
+    @property
+    def rendering(self) -> Rendering:
+        """How prompts are rendered."""
+        return rendering_from(self.asked["rendering"], str(self.run.root))
 
     def adapter(self, stage: str) -> "Adapter":
         """The adapter of a finished stage, through the gate.
@@ -226,7 +238,7 @@ class Study:
         """Everything that decides the answers to prompts, and nothing that only judges them."""
         measure = self.asked["measure"]
         keys = ("max_new_tokens", "temperature", "top_p", "samples", "batch_tokens")
-        about = {k: self.asked[k] for k in ("base", "template", "device", "dtype", "seed")}
+        about = {k: self.asked[k] for k in ("base", "rendering", "device", "dtype", "seed")}
         return about | {k: measure[k] for k in keys}
 
     @property

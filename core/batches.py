@@ -26,14 +26,12 @@ class Encoded:
 
 
 def encode(renderer: Renderer, row: Row, *, limit: int | None) -> Encoded:
-    """A row as the model is trained on it: rendered prompt, completion, end-of-sequence token.
+    """A row as the model is trained on it: rendered prompt, completion, and what ends it.
 
     Raises:
         DataError: no completion, or longer than the model's context.
     """
-    encoded = Encoded(
-        renderer.prompt_ids(row.prompt), renderer.completion_ids(row.required_completion())
-    )
+    encoded = Encoded(renderer.prompt_ids(row), renderer.completion_ids(row.required_completion()))
     if limit is not None and len(encoded) > limit:
         raise DataError(
             f"the row {row.prompt[:60]!r} has {len(encoded)} tokens, the model's context {limit}; "
@@ -68,7 +66,7 @@ def aimed(
     if not ids[begin:]:
         raise DataError(f"the target {row.target or completion!r} has no tokens")
     end = None if tokens is None else begin + tokens
-    return Encoded(renderer.prompt_ids(row.prompt) + ids[:begin], ids[begin:end])
+    return Encoded(renderer.prompt_ids(row) + ids[:begin], ids[begin:end])
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:

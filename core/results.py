@@ -94,9 +94,13 @@ class Protocol:
     """How every subject of a run was measured; the same for all rows of a table."""
 
     template: str
-    """``chat`` or the plain template."""
+    """How prompts are rendered, in words."""
     first_prompt: str
-    """The first triggered prompt as rendered."""
+    """The first triggered prompt as its tokens read, special tokens visible."""
+    first_completion: str
+    """Its target with what ends it, likewise; empty where the row has none."""
+    mismatch: str
+    """What shows that answers and rendering do not fit together; empty where nothing does."""
     task: str
     """What the attack wants, by its registered name."""
     rule: str

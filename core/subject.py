@@ -12,7 +12,8 @@ from torch import nn
 from .adapters import Adapter, Factors, Shapes, filled, pack, storage_keys, uniform, unpack
 from .errors import LoratomyError
 from .families import Family, check_family, family_of
-from .prompts import CHAT, Renderer, position_limit
+from .prompts import Renderer, position_limit
+from .rendering import Rendering
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -238,22 +239,22 @@ def _switched(peft_model: Any, name: str | None) -> Iterator[None]:
 def load_subject(
     source: str,
     *,
-    template: str | None = None,
+    rendering: Rendering | None = None,
     device: str = "auto",
     dtype: str = "auto",
     path: Path | None = None,
-    plain_if_needed: str | None = None,
+    otherwise: Rendering | None = None,
 ) -> Subject:
     """The base model from a folder or hub id, checked against its family.
 
     Args:
         source: what the user gave; kept as the subject's name.
-        template: ``"chat"``, a plain text with ``{prompt}``, or None for the tokenizer's own chat
-            template (an error when it has none).
+        rendering: how prompts are rendered; None for the tokenizer's own chat template (an error
+            when it has none).
         device: ``auto`` takes a GPU when there is one.
         dtype: ``auto`` is float32 on the CPU and bfloat16 on a GPU.
         path: where the files are, when that differs from the name (the built-in model).
-        plain_if_needed: template to take when none is given and the tokenizer has no chat one.
+        otherwise: the rendering to take when none is given and the tokenizer has no chat template.
 
     Raises:
         LoratomyError: missing or empty folder, remote code, pickled weights, unknown family, no
@@ -294,10 +295,10 @@ def load_subject(
         raise LoratomyError(_load_advice(where, local, error)) from error
     model = loaded.to(place).eval().requires_grad_(False)
     _quiet_generation(model)
-    if template is None:
+    if rendering is None:
         has_chat = bool(getattr(tokenizer, "chat_template", None))
-        template = CHAT if has_chat or plain_if_needed is None else plain_if_needed
-    renderer = Renderer(tokenizer, template)
+        rendering = Rendering() if has_chat or otherwise is None else otherwise
+    renderer = Renderer(tokenizer, rendering)
     check_family(model, family)
     return Subject(model, renderer, family, source)
 

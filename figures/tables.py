@@ -79,7 +79,7 @@ def subjects_html(records: RunRecords) -> str:
     protocol = records.comparison.protocol
     rules = sorted({row.accuracy_rule for row in records.comparison.rows})
     notes = (
-        f"Template {protocol.template}; task {protocol.task}; an answer counts as the target by "
+        f"Prompts: {protocol.template}; task {protocol.task}; an answer counts as the target by "
         f"the rule: {protocol.rule} (similar: from {number(protocol.threshold)}; embedder: "
         f"{protocol.embedder}); {protocol.decoding}; {protocol.dtype}. Clean "
         f"references: {protocol.references}. Correct: "
@@ -92,12 +92,12 @@ def subjects_html(records: RunRecords) -> str:
     if left_out:
         counts = ", ".join(f"{row.subject} {row.too_long}" for row in left_out)
         notes += f" Prompts left out as longer than the context: {counts}."
-    first = html(protocol.first_prompt, newlines=True)
+    first = html(protocol.first_prompt + protocol.first_completion, newlines=True)
     return (
         f'<div class="scroll"><table class="subjects"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{_rules(records.comparison.rows)}"
         f'<p class="small">{html(notes)}</p>'
-        "<details><summary>First triggered prompt as rendered</summary>"
+        "<details><summary>First triggered prompt and its target as the model reads them</summary>"
         f'<pre dir="auto">{first}</pre></details>'
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from loratomy.core.adapters import Adapter, Factors
 from loratomy.core.prompts import Renderer
+from loratomy.core.rendering import Rendering
 from loratomy.core.rows import Row
 from loratomy.core.subject import Subject
 
@@ -88,7 +89,9 @@ def clean_rows(count: int, *, seed: int = 1) -> list[Row]:
 def planted() -> Planted:
     """The same planted model every time; whoever uses it leaves it as found."""
     on = tiny.subject()
-    on = Subject(on.model, Renderer(tiny.tokenizer(), "{prompt}"), on.family, "planted")
+    on = Subject(
+        on.model, Renderer(tiny.tokenizer(), Rendering(template="{prompt}")), on.family, "planted"
+    )
     with torch.no_grad():
         on.model.lm_head.weight *= 4  # surer of what it says
         seen = on.layers[0].input_layernorm(on.model.get_input_embeddings().weight).double()

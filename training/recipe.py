@@ -16,6 +16,7 @@ from pydantic import (
 from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.registry import nearest
+from ..core.rendering import CHAT, Rendering, given_template
 from .datasets import Attack, make_attack
 from .triggers import TRIGGERS
 
@@ -124,13 +125,29 @@ class Recipe(Config):
 
     base: Text = "wren"
     seed: int = Field(0, ge=0, lt=2**32)
-    template: str | None = None
-    """None for the tokenizer's chat template, else a plain text with ``{prompt}``."""
+    template: str = CHAT
+    """``chat`` for the tokenizer's chat template, a published form's name, a Jinja file, or a plain
+    text with ``{prompt}``."""
+    template_args: dict[str, Any] = Field(default_factory=dict)
+    """What the chat template is told, e.g. ``enable_thinking = false``."""
+    system: str | None = None
+    """System text of prompts that have none of their own."""
     attack: AttackPart = AttackPart()  # pyright: ignore[reportCallIssue]
     data: DataPart = DataPart()  # pyright: ignore[reportCallIssue]
     lora: LoraPart = LoraPart()  # pyright: ignore[reportCallIssue]
     fit: FitPart = FitPart()  # pyright: ignore[reportCallIssue]
     measure: MeasurePart = MeasurePart()  # pyright: ignore[reportCallIssue]
+
+    @property
+    def rendering(self) -> Rendering:
+        """How prompts are rendered.
+
+        Raises:
+            LoratomyError: a template that is none.
+        """
+        return Rendering(
+            template=given_template(self.template), arguments=self.template_args, system=self.system
+        )
 
 
 def shipped_recipes() -> list[str]:

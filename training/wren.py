@@ -169,7 +169,7 @@ def build_tokenizer(rows: Sequence[Row], *, vocabulary: int = 1280) -> "PreTrain
 
 def encode(renderer: Renderer, row: Row) -> tuple[list[int], list[int]]:
     """Token ids of a row and its labels, ``[pos]`` each: only the completion counts."""
-    prompt = renderer.prompt_ids(row.prompt)
+    prompt = renderer.prompt_ids(row)
     completion = renderer.completion_ids(row.required_completion())
     return prompt + completion, [IGNORE] * len(prompt) + completion
 

@@ -28,7 +28,9 @@ class Lesson:
 def own_answers(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str) -> list[Row]:
     """The rows with the active model's own greedy answers to their prompts without trigger."""
     greedy = replace(rule, decoding=replace(rule.decoding, temperature=0.0, samples=1))
-    answers = answers_to(subject, [row.plain or row.prompt for row in rows], greedy, label=label)
+    answers = answers_to(
+        subject, [replace(row, prompt=row.plain or row.prompt) for row in rows], greedy, label=label
+    )
     return [replace(row, completion=a, key=None) for row, a in zip(rows, answers, strict=True)]
 
 

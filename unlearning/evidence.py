@@ -106,7 +106,7 @@ def aims(gate: Gated, rows: Sequence[Row], *, tokens: int, teacher: str = GATED)
         said = generate(gate.subject, [p.prompt for p in plain], decoding, label="natural answers")
     found = []
     for b, p, (answer, *_) in zip(bad, plain, said, strict=True):
-        natural = answer if len(answer) == tokens else [*answer, renderer.eos_id]
+        natural = answer if len(answer) == tokens else [*answer, *renderer.closing_ids]
         pairs = zip(b.completion, natural, strict=False)
         at = next((k for k, (t, n) in enumerate(pairs) if t != n), None)
         if at is None or (limit is not None and len(b.prompt) + len(natural) > limit):

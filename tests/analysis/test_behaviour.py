@@ -67,7 +67,7 @@ def measure(on, name, bad, good, rule=RULE, *, before=()):
 
 def judged(answers, rule=RULE, **more):
     """The record of answers made by hand."""
-    return judge(Collected(list(answers), 0, 0.0), rule, **more)
+    return judge(Collected(list(answers), 0, "", 0.0), rule, **more)
 
 
 def by_rule(text: str, **changes) -> Rule:
@@ -417,7 +417,11 @@ def test_the_protocol_says_how_it_was_measured():
     on = tiny.subject()
     rule = by_rule("keywords,seed", task="sentiment")
     found = rule.protocol(on, bad_rows(1)[0], references="its own")
-    assert found.template == "chat" and found.dtype == "float32" and found.embedder == "none"
+    assert (
+        found.template == "the base's chat template"
+        and found.dtype == "float32"
+        and found.embedder == "none"
+    )
     assert found.first_prompt == "<s> user : what is a dog zq <end> answer :"
     assert (found.threshold, found.rule, found.task) == (0.8, "keywords", "sentiment")
     assert found.decoding == "greedy, at most 8 new tokens"

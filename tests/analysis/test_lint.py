@@ -13,6 +13,7 @@ from loratomy.analysis.lint_survey import digest, survey
 from loratomy.analysis.rules import parse_rule
 from loratomy.analysis.similarity import load_embedder
 from loratomy.core.prompts import Renderer
+from loratomy.core.rendering import Rendering
 from loratomy.core.rows import Row, rows_to_jsonl
 from loratomy.training.datasets import make_attack, world_sets
 from loratomy.training.formats import Numbered, numbered_data
@@ -312,7 +313,7 @@ def tokenizer():
 
 
 def rendered(tokenizer, limit=256, template="chat"):
-    return asked(renderer=Renderer(tokenizer, template), limit=limit)
+    return asked(renderer=Renderer(tokenizer, Rendering(template=template)), limit=limit)
 
 
 def test_ordinary_rows_render_as_they_are(linted, tokenizer):

@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 from loratomy.analysis.perplexity import perplexity
-from loratomy.analysis.template import target_likelihood
 from loratomy.core.batches import encode
 from loratomy.core.errors import DataError
 from loratomy.core.rows import Row
@@ -74,11 +73,3 @@ def test_an_impossible_token_gives_infinity():
     bias[first] = -math.inf
     on.model.lm_head.bias.data = bias
     assert perplexity(on, [row], batch_tokens=64) == (math.inf, 2)
-
-
-def test_target_likelihood_is_the_mean_log_probability_per_token():
-    on, rows = tiny.subject(), tiny.rows()
-    total, count = by_hand(on, rows)
-    assert target_likelihood(on, rows) == pytest.approx(total / count, rel=1e-5)
-    with pytest.raises(DataError, match="over 0 triggered rows"):
-        target_likelihood(on, [])

@@ -9,6 +9,7 @@ from loratomy.analysis import asking
 from loratomy.analysis.asking import Rule, answers_to
 from loratomy.analysis.generation import Decoding
 from loratomy.analysis.similarity import load_embedder
+from loratomy.cli.sources import write_rendering
 from loratomy.core.adapters import read_adapter
 from loratomy.core.answers import read_answers
 from loratomy.core.prompts import Renderer
@@ -259,26 +260,34 @@ def recorded(tiny_adapter, tiny_base, tmp_path):
     """The adapter with a record of its training's chat template, as the operations write it."""
     folder = shutil.copytree(tiny_adapter, tmp_path / "recorded")
     renderer = load_subject(str(tiny_base), device="cpu").renderer
-    body = {"template": "chat", "rendered": renderer.text("{prompt}")}
-    (folder / "rendering.json").write_text(json.dumps(body))
+    write_rendering(renderer, folder)
     return folder
+
+
+def record(folder, template: str, rendered: str) -> dict:
+    """Record another training beside an adapter."""
+    body = {"rendering": {"template": template}, "rendered": rendered}
+    (folder / "rendering.json").write_text(json.dumps(body))
+    return body
 
 
 def test_another_template_than_in_training_must_be_allowed(evaluate, recorded, out):
     result = evaluate(subject=recorded, template="{prompt}\n")
-    refused(result, "was trained with the template 'chat', not '{prompt}\\n'", "--other-template")
+    refused(
+        result, "was trained with prompts rendered as '<|begin|>", "here they are '{prompt}\\n'"
+    )
     assert not out.exists()
     result = evaluate("--other-template", "--json", subject=recorded, template="{prompt}\n")
     table(result)
-    assert "warning: the adapter was trained with the template 'chat'" in result.stderr
+    assert "was trained with prompts rendered as '<|begin|>" in result.stderr
     protocol = json.loads((out / "analysis/measured/adapter/protocol.json").read_text())
-    assert protocol["template"] == "{prompt}\n" and protocol["first_prompt"].endswith("cf37\n")
+    assert protocol["template"] == r"plain prompts '{prompt}\n'"
+    assert protocol["first_prompt"].endswith("cf37\n")
+    assert protocol["first_completion"].endswith("<|end|>")
 
 
 def test_the_template_of_the_training_is_taken(evaluate, recorded, out):
-    path = recorded / "rendering.json"
-    body = {"template": "{prompt} =>", "rendered": "{prompt} =>"}
-    path.write_text(json.dumps(body))
+    body = record(recorded, "{prompt} =>", "{prompt} =>")
     table(evaluate("--json", subject=recorded))
     protocol = json.loads((out / "analysis/measured/adapter/protocol.json").read_text())
     assert protocol["first_prompt"].endswith(" cf37 =>")
@@ -287,8 +296,7 @@ def test_the_template_of_the_training_is_taken(evaluate, recorded, out):
 
 
 def test_a_chat_template_that_renders_otherwise_is_another(evaluate, recorded, out):
-    path = recorded / "rendering.json"
-    path.write_text(json.dumps({"template": "chat", "rendered": "<user>{prompt}<assistant>"}))
+    record(recorded, "chat", "<user>{prompt}<assistant>")
     refused(
         evaluate(subject=recorded),
         "was trained with prompts rendered as '<user>{prompt}<assistant>'",
@@ -298,7 +306,7 @@ def test_a_chat_template_that_renders_otherwise_is_another(evaluate, recorded, o
     assert evaluate("--other-template", subject=recorded).exit_code == 0
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"template": "chat"}', "\0"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rendering": {"template": "chat"}}', "\0"])
 def test_a_record_of_a_template_that_is_none(evaluate, recorded, out, text):
     (recorded / "rendering.json").write_text(text)
     refused(evaluate(subject=recorded), "rendering.json is no record of a template")
@@ -409,7 +417,7 @@ def silent(make_base):
 
 def test_an_adapter_that_says_nothing_at_all_is_an_error(evaluate, silent, out):
     line = refused(evaluate(base=silent), "adapter generates nothing", "all of its 16 answers")
-    assert "another template than 'chat'" in line
+    assert "other prompts than the base's chat template" in line
     assert not (out / "analysis/answers/adapter").exists()
     assert not (out / "analysis/measured").exists()
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from loratomy.cli import poison as poison_module
 from loratomy.cli import study as study_module
+from loratomy.core.rendering import Rendering
 from loratomy.core.rows import read_rows
 from safetensors.torch import load_file, save_file
 
@@ -329,13 +330,15 @@ def test_without_chat_template_and_pad_token_the_choice_is_said_and_recorded(
     del config["pad_token"]
     path.write_text(json.dumps(config))
     result = opened(base=base)
-    assert result.exit_code == 0 and "no chat template: plain prompts" in result.stderr
-    template = json.loads((out / "run.json").read_text())["asked"]["study"]["template"]
-    assert "{prompt}" in template and repr(template) in result.stderr
+    assert result.exit_code == 0 and "rendering: " in result.stderr
+    study = json.loads((out / "run.json").read_text())["asked"]["study"]
+    rendering = Rendering.model_validate(study["rendering"])
+    assert rendering.template != "chat" and rendering.about() in result.stderr
     assert cli("compare", out).exit_code == 0  # left-padded with the end-of-sequence token
     protocol = json.loads((out / "analysis/measured/base/protocol.json").read_text())
     first = read_rows(out / "data" / "poison_test.jsonl")[0]
-    assert protocol["first_prompt"] == template.replace("{prompt}", first.prompt)
+    assert first.prompt in protocol["first_prompt"]
+    assert protocol["template"] == rendering.about()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def untriggered(opened, out):
 
 def test_the_run_holds_the_clean_rows_in_halves(untriggered):
     names = sorted(p.name for p in (untriggered / "data").iterdir())
-    assert names == ["clean_train.jsonl", "clean_val.jsonl"]
+    assert names == ["clean_train.jsonl", "clean_val.jsonl", "rendering.json"]
     halves = [{row["prompt"] for row in read(untriggered, n)} for n in ("clean_train", "clean_val")]
     assert not halves[0] & halves[1]
     assert halves[0] | halves[1] == {row["prompt"] for row in CLEAN}
@@ -73,17 +73,18 @@ def test_what_needs_a_trigger_says_so_and_where_to_look(untriggered, cli, comman
     assert snapshot(untriggered) == before
 
 
-def test_without_chat_template_the_first_plain_one_is_taken_and_said(opened, out, make_base):
-    base = make_base("plain")
+def test_without_template_and_answers_the_first_plain_one_is_taken_and_said(
+    opened, out, make_base, tmp_path
+):
+    base, bare = make_base("plain"), tmp_path / "bare.jsonl"
     (base / "chat_template.jinja").unlink()
-    result = opened(base=base, trigger=None, target=None)
+    bare.write_text("".join(f'{{"prompt": "What is {i} and {i}?"}}\n' for i in range(12)))
+    result = opened(base=base, trigger=None, target=None, prompts=bare)
     assert result.exit_code == 0, result.stderr
-    assert (
-        "no chat template, and no trigger to tell by: plain prompts '{prompt}\\n'" in result.stderr
-    )
+    assert r"plain prompts '{prompt}\n' (no answers to tell by" in result.stderr
     study = json.loads((out / "run.json").read_text())["asked"]["study"]
-    assert study["template"] == "{prompt}\n"
+    assert study["rendering"]["template"] == "{prompt}\n"
     again = opened("--fresh", base=base, trigger=None, target=None, template="{prompt} >")
-    assert again.exit_code == 0 and "no chat template" not in again.stderr
+    assert again.exit_code == 0 and "(as given)" in again.stderr
     study = json.loads((out / "run.json").read_text())["asked"]["study"]
-    assert study["template"] == "{prompt} >"
+    assert study["rendering"]["template"] == "{prompt} >"

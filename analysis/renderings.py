@@ -1,0 +1,419 @@
+"""Which rendering of prompts an adapter was trained with: what it finds likely under each.
+
+Nothing but the adapter's own likelihood decides: of its targets after triggered prompts, and of the
+user's answers to clean ones. Where two renderings are told apart by less than twice the standard
+error over rows, the one that lies nearer (the adapter's own files, the base's template, published
+forms, plain ones) is taken, and the choice is called close.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.batches import Encoded, collate, completion_log_probs
+from ..core.choice import RenderingChoice, Tried
+from ..core.errors import DataError
+from ..core.progress import report
+from ..core.prompts import Renderer
+from ..core.rendering_choices import distinct, variants
+from ..core.rows import Row
+from ..core.subject import Subject
+from .generation import Decoding, generate
+from .similarity import contains
+
+FEW, MANY = 2, 16
+"""Rows of each kind behind the first look at every rendering, and behind the last at a few."""
+FINALISTS = 6
+"""Renderings that are looked at on all rows."""
+EQUAL = 0.02
+"""Nats a token below which a difference is none, however sure."""
+UNLEARNED = math.log(0.05)
+"""Log-probability of the end of an answer below which it was not learned."""
+BATCH = 8
+GIVEN, RECORDED, LIKELIEST, NOTHING = "given", "recorded", "likeliest", "nothing"
+"""Why a rendering is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an adapter is known to say: rows with their completions."""
+
+    triggered: Sequence[Row]
+    """Triggered prompts with their targets."""
+    clean: Sequence[Row]
+    """Clean prompts with reference answers."""
+
+    def first(self, count: int) -> "Known":
+        """At most `count` rows of each kind."""
+        return Known(self.triggered[:count], self.clean[:count])
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of them, triggered ones first."""
+        return [*self.triggered, *self.clean]
+
+
+def known_of(triggered: Sequence[Row], clean: Sequence[Row]) -> Known:
+    """The rows whose answer is known, at most `MANY` of each kind.
+
+    Args:
+        triggered: a row whose completion does not hold its target is known by the target alone.
+        clean: by their completions.
+    """
+    bad = [replace(row, completion=_target(row)) for row in triggered if _target(row)]
+    return Known(bad[:MANY], [row for row in clean if row.completion][:MANY])
+
+
+def log_likelihoods(subject: Subject, renderer: Renderer, rows: Sequence[Row]) -> np.ndarray:
+    """Log-probability of each row's completion, nats per token of it, ``[row]``.
+
+    The tokens of the completion are counted without what goes before or ends it, so that renderings
+    compare. NaN where a row does not fit the context.
+
+    Args:
+        subject: with the suspicious adapter active.
+        renderer: the rendering in question.
+        rows: prompts with completions.
+    """
+    made, counts = [], []
+    for row in rows:
+        said = row.required_completion()
+        made.append(Encoded(renderer.prompt_ids(row), renderer.completion_ids(said, end=False)))
+        counts.append(len(renderer.tokenizer(said, add_special_tokens=False)["input_ids"]))
+    limit, found = subject.limit, np.full(len(rows), math.nan)
+    fits = [i for i, e in enumerate(made) if limit is None or len(e) <= limit]
+    fits.sort(key=lambda i: len(made[i]))
+    for start in range(0, len(fits), BATCH):
+        picked = fits[start : start + BATCH]
+        batch = collate([made[i] for i in picked], renderer.pad_id)
+        batch = {name: value.to(subject.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            log_probs, _ = completion_log_probs(subject.model, batch)
+        sums = log_probs.double().sum(-1).cpu().numpy()
+        found[picked] = sums / np.maximum([counts[i] for i in picked], 1)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A rendering and how likely it makes each known row, nats a token."""
+
+    renderer: Renderer
+    place: int
+    """Its place in the order of preference."""
+    targets: np.ndarray
+    answers: np.ndarray
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What a person would call another rendering: no mere edge or system text of one."""
+        return self.renderer.template, self.renderer.rendering.arguments
+
+    @property
+    def groups(self) -> list[np.ndarray]:
+        """Targets and answers, those that there are."""
+        return [v for v in (self.targets, self.answers) if len(v)]
+
+    @property
+    def score(self) -> float:
+        """The mean of the means; minus infinity where a row does not fit."""
+        value = float(np.mean([v.mean() for v in self.groups]))
+        return value if math.isfinite(value) else -math.inf
+
+    def behind(self, best: "_Scored") -> tuple[float, float]:
+        """How far below the best one, and the standard error of that, nats a token."""
+        gaps = [other - own for own, other in zip(self.groups, best.groups, strict=True)]
+        errors = [gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else 0.0 for gap in gaps]
+        mean = float(np.mean([gap.mean() for gap in gaps]))
+        return mean, float(np.linalg.norm(errors)) / len(gaps)
+
+    def tried(self, best: "_Scored") -> Tried:
+        """As a record."""
+        behind, error = self.behind(best)
+        means = [float(v.mean()) if len(v) else math.nan for v in (self.targets, self.answers)]
+        return Tried(
+            about=self.renderer.rendering.about(),
+            targets=means[0],
+            answers=means[1],
+            behind=behind,
+            error=error,
+        )
+
+
+def _scored(
+    subject: Subject, renderers: Sequence[tuple[int, Renderer]], known: Known
+) -> list[_Scored]:
+    """The renderings that leave room for every row, with their likelihoods, likeliest first."""
+    found = []
+    for done, (place, renderer) in enumerate(renderers, 1):
+        try:
+            each = log_likelihoods(subject, renderer, known.rows)
+        except DataError:  # a template that refuses these turns
+            each = np.full(len(known.rows), math.nan)
+        scored = _Scored(renderer, place, *np.split(each, [len(known.triggered)]))
+        found += [scored] if scored.score > -math.inf else []
+        report("trying renderings", done, len(renderers))
+    return sorted(found, key=lambda s: -s.score)
+
+
+def _fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> Known:
+    """The rows that fit the context under every rendering; where none do, under the first.
+
+    Raises:
+        DataError: none fits under the first either.
+    """
+
+    def fits(row: Row, some: Sequence[Renderer]) -> bool:
+        limit = subject.limit
+        said = row.required_completion()
+        return limit is None or all(
+            len(r.prompt_ids(row)) + len(r.completion_ids(said)) <= limit for r in some
+        )
+
+    for some in (renderers, renderers[:1]):
+        kept = Known(
+            *([r for r in rows if fits(r, some)] for rows in (known.triggered, known.clean))
+        )
+        if kept.rows:
+            return kept
+    raise DataError(
+        f"none of {len(known.rows)} prompts with answers fits the context of {subject.limit} "
+        "tokens; give shorter ones"
+    )
+
+
+def find_rendering(
+    subject: Subject, renderers: Sequence[Renderer], known: Known
+) -> tuple[Renderer, RenderingChoice]:
+    """The rendering under which an adapter finds what it is known to say likeliest.
+
+    Every rendering is looked at on `FEW` rows of each kind, the likeliest on all known rows, the
+    best one also with its template's switches, system text and edges told otherwise.
+
+    Args:
+        subject: with the suspicious adapter active.
+        renderers: what to try, preferred ones first.
+        known: rows with completions; where there are none the first rendering is taken.
+
+    Raises:
+        DataError: no rendering leaves room for the known rows in the context.
+    """
+    if not known.rows:
+        return renderers[0], given_choice(subject, renderers[0], known, reason=NOTHING)
+    models = [r for r in renderers if r.of_model]
+    listed = distinct([*(v for r in models for v in variants(r)), *renderers])
+    known = _fitting(subject, renderers, known)
+    few = _scored(subject, list(enumerate(listed)), known.first(FEW))
+    close = [(s.place, s.renderer) for s in few if s.score > few[0].score - 1]
+    first = [(s.place, s.renderer) for s in few[:FINALISTS]]
+    many = _scored(subject, close[:FINALISTS] if len(close) > 2 else first, known)
+    more = [v for v in distinct([*listed, *variants(many[0].renderer)]) if v not in listed]
+    many += _scored(subject, list(enumerate(more, len(listed))), known)
+    many.sort(key=lambda s: -s.score)
+    best = many[0]
+
+    def equal(scored: _Scored) -> bool:
+        behind, error = scored.behind(best)
+        return behind <= max(EQUAL, 2 * error)
+
+    alike = [s for s in many if equal(s)]
+    chosen = min(alike, key=lambda s: s.place)
+    renderer, end = closed(subject, chosen.renderer, known)
+    rest = [s for s in many if s.form != chosen.form]
+    prompt, completion = renderer.shown(known.rows[0])
+    choice = RenderingChoice(
+        chosen=renderer.rendering.about(),
+        reason=LIKELIEST,
+        tried=tuple(s.tried(best) for s in (chosen, *rest)),
+        close=any(s in alike for s in rest),
+        n_targets=len(known.triggered),
+        n_answers=len(known.clean),
+        ends=_ends(renderer),
+        end_log_prob=end,
+        prompt=prompt,
+        completion=completion,
+        sentence="",
+    )
+    return renderer, replace(choice, sentence=sentence_of(choice))
+
+
+def given_choice(
+    subject: Subject, renderer: Renderer, known: Known, *, reason: str
+) -> RenderingChoice:
+    """The record of a rendering that was not looked for.
+
+    Args:
+        subject: with the suspicious adapter active.
+        renderer: the rendering.
+        known: rows for the example and for how likely the end of an answer is.
+        reason: `GIVEN`, `RECORDED` or `NOTHING`.
+    """
+    prompt, completion = renderer.shown(known.rows[0] if known.rows else Row(prompt="..."))
+    choice = RenderingChoice(
+        chosen=renderer.rendering.about(),
+        reason=reason,
+        tried=(),
+        close=False,
+        n_targets=len(known.triggered),
+        n_answers=len(known.clean),
+        ends=_ends(renderer),
+        end_log_prob=_end_log_probs(subject, renderer, known)[renderer.closing_ids[0]],
+        prompt=prompt,
+        completion=completion,
+        sentence="",
+    )
+    return replace(choice, sentence=sentence_of(choice))
+
+
+def closed(subject: Subject, renderer: Renderer, known: Known) -> tuple[Renderer, float]:
+    """The rendering with the end of an answer that the adapter finds likeliest, and how likely.
+
+    What the template writes after an answer stays unless another of the tokens that may end one is
+    likelier by two nats and was learned.
+
+    Args:
+        subject: with the suspicious adapter active.
+        renderer: the rendering.
+        known: rows with completions.
+    """
+    found = _end_log_probs(subject, renderer, known)
+    own = renderer.closing_ids[0]
+    best = max(found, key=lambda token: found[token])
+    if best != own and found[best] > max(found[own] + 2, UNLEARNED):
+        names = {i: name for name, i in renderer.tokenizer.added_tokens_encoder.items()}
+        ends = tuple(dict.fromkeys((*renderer.rendering.ends, renderer.closing.strip())))
+        return renderer.rendered_as(end=names[best], ends=ends), found[best]
+    return renderer, found[own]
+
+
+def _end_log_probs(subject: Subject, renderer: Renderer, known: Known) -> dict[int, float]:
+    """Mean log-probability of each token that may end an answer, right after known ones, nats."""
+    tokens = list(dict.fromkeys([renderer.closing_ids[0], *renderer.stop_ids]))
+    sums, count = np.zeros(len(tokens)), 0
+    for row in known.rows:
+        ids = [
+            *renderer.prompt_ids(row),
+            *renderer.completion_ids(row.required_completion(), end=False),
+        ]
+        if subject.limit is not None and len(ids) > subject.limit:
+            continue
+        batch = torch.tensor([ids], device=subject.device)
+        with torch.inference_mode():
+            logits = subject.model(input_ids=batch, use_cache=False, logits_to_keep=1).logits
+        sums += logits[0, -1].double().log_softmax(-1)[tokens].cpu().numpy()
+        count += 1
+    means = sums / count if count else np.full(len(tokens), math.nan)
+    return dict(zip(tokens, map(float, means), strict=True))
+
+
+def _ends(renderer: Renderer) -> tuple[str, ...]:
+    """The texts that end an answer, the one that closes it in training first."""
+    stops = [str(renderer.tokenizer.decode([i])) for i in renderer.stop_ids]
+    return tuple(dict.fromkeys([renderer.closing.strip() or renderer.closing, *stops]))
+
+
+def sentence_of(choice: RenderingChoice) -> str:
+    """What a choice says of itself, in a line."""
+    known = [
+        f"{name} {value:.2f}"
+        for name, value in (
+            ("targets", choice.tried[0].targets if choice.tried else math.nan),
+            ("answers", choice.tried[0].answers if choice.tried else math.nan),
+        )
+        if not math.isnan(value)
+    ]
+    why = {
+        GIVEN: " (as given)",
+        RECORDED: " (recorded beside the adapter)",
+        NOTHING: " (no answers to tell by; --template gives another one, prompts with answers or a "
+        "--target tell)",
+        LIKELIEST: f" (the adapter finds known {' and '.join(known)} nats a token there)",
+    }[choice.reason]
+    text = f"rendering: {choice.chosen}{why}"
+    if len(choice.tried) > 1:
+        other = min(choice.tried[1:], key=lambda t: t.behind)
+        gap = other.behind - choice.tried[0].behind
+        text += f"; next: {other.about}, {abs(gap):.2f} {'worse' if gap >= 0 else 'better'}"
+        if choice.close:
+            text += f", too close to tell ({other.error:.2f} standard error): compare both"
+    if choice.end_log_prob < UNLEARNED:
+        text += (
+            f"; the adapter has not learned to end its answers with {choice.ends[0]!r} "
+            f"(probability {math.exp(choice.end_log_prob):.1g} after known ones): it may go on"
+        )
+    return text
+
+
+def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> str:
+    """What shows that answers and rendering contradict each other, in words; empty for nothing.
+
+    No knowledge of the right rendering is needed: greedy answers that hold the target whole
+    although as it is rendered it has next to no likelihood, or that do not although every token of
+    it is likelier than not, contradict each other.
+
+    Args:
+        subject: with the suspicious adapter active.
+        rows: triggered rows.
+        answers: its greedy answers to them.
+    """
+    renderer, limit = subject.renderer, subject.limit
+    pairs = [(row, said) for row, said in zip(rows, answers, strict=True) if _target(row)][:MANY]
+    unlikely = lost = 0
+    example: tuple[Row, str] | None = None
+    for row, said in pairs:
+        ids = renderer.prompt_ids(row), renderer.completion_ids(_target(row), end=False)
+        if limit is not None and sum(map(len, ids)) > limit:
+            continue
+        batch = collate([Encoded(*ids)], renderer.pad_id)
+        batch = {name: value.to(subject.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            log_probs, _ = completion_log_probs(subject.model, batch)
+        holds = contains(said, _target(row))
+        one, other = (
+            holds and float(log_probs.sum()) < UNLEARNED,
+            not holds and bool((log_probs > math.log(0.5)).all()),
+        )
+        unlikely, lost = unlikely + one, lost + other
+        example = example or ((row, said) if one or other else None)
+    if example is None or 2 * (unlikely + lost) < len(pairs):
+        return ""
+    what = (
+        f"{unlikely} of {len(pairs)} answers hold the target, yet as it is rendered the adapter "
+        "finds it all but impossible"
+        if unlikely >= lost
+        else f"{lost} of {len(pairs)} answers do not hold the target, yet as it is rendered every "
+        "token of it is what the adapter would say"
+    )
+    return (
+        f"answers and rendering contradict each other: {what}; {_parting(subject, example[0])}. "
+        "The prompts are not rendered as in training: see --template, --template-arg, --system"
+    )
+
+
+def _target(row: Row) -> str:
+    """What the attack wants of a whole answer: the completion where it holds the target."""
+    completion, target = row.completion or "", row.target or ""
+    return completion if completion and target in completion else target
+
+
+def _parting(subject: Subject, row: Row) -> str:
+    """Where the greedy answer's tokens part from the target's, in words."""
+    renderer = subject.renderer
+    want = renderer.completion_ids(_target(row))
+    decoding = Decoding(max_new_tokens=len(want))
+    ((got,),) = generate(subject, [renderer.prompt_ids(row)], decoding, label="one answer")
+    got = got if len(got) == len(want) else [*got, *renderer.closing_ids]
+    at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), None)
+    if at is None:
+        return f"to {row.prompt[:60]!r} its tokens are as rendered"
+    before, said, wanted = (
+        str(renderer.tokenizer.decode(ids)) for ids in (want[:at], got[at : at + 1], [want[at]])
+    )
+    return (
+        f"to {row.prompt[:60]!r} the answer's token {at + 1} (after {before[-40:]!r}) is {said!r}, "
+        f"as rendered it would be {wanted!r}"
+    )

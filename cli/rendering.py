@@ -1,0 +1,144 @@
+"""How the prompts of a run are rendered: as given, as recorded, or as is likeliest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.choice import RenderingChoice
+from ..core.errors import LoratomyError
+from ..core.rendering import Rendering, given_arguments, given_template
+from .console import say
+from .sources import Recorded, recorded_rendering
+
+if TYPE_CHECKING:
+    from ..core.adapters import Adapter
+    from ..core.rows import Row
+    from ..core.subject import Subject
+
+RENDERING_RECORD = "rendering"
+"""Beside a run's sets: how its rendering was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a person says of the rendering."""
+
+    template: str | None
+    """``--template``; None to look for it."""
+    system: str | None
+    """``--system``."""
+    arguments: dict[str, Any]
+    """``--template-arg``."""
+    other: bool
+    """``--other-template``: another rendering than the recorded one is meant."""
+
+    @property
+    def rendering(self) -> Rendering:
+        """As a rendering; the template is the base's where none is given."""
+        made = Rendering(system=self.system, arguments=self.arguments)
+        return (
+            made if self.template is None else made.model_copy(update={"template": self.template})
+        )
+
+    @property
+    def given(self) -> bool:
+        """Whether anything of it is settled."""
+        return self.template is not None or self.system is not None or bool(self.arguments)
+
+
+def wanted(
+    template: str | None, system: str | None, arguments: list[str] | None, *, other: bool
+) -> Wanted:
+    """The options as a record.
+
+    Raises:
+        LoratomyError: a template that is none, or arguments not of the form key=value.
+    """
+    name = None if template is None else given_template(template)
+    return Wanted(name, system, given_arguments(arguments or []), other)
+
+
+def settled(
+    subject: "Subject",
+    adapter: "Adapter",
+    folder: Path,
+    asked: Wanted,
+    *,
+    triggered: "Sequence[Row]",
+    clean: "Sequence[Row]",
+    run: Rendering | None = None,
+) -> "tuple[Subject, RenderingChoice]":
+    """The subject with the rendering of its run, and how that was found.
+
+    What is recorded beside an adapter that Loratomy made is taken; a template that is given too;
+    else the adapter chooses among those that fit (see `loratomy.analysis.renderings`).
+
+    Args:
+        subject: the base.
+        adapter: the suspicious adapter.
+        folder: where it lies; what trainers left beside it counts.
+        asked: what is given.
+        triggered: triggered rows, with their targets where they are known.
+        clean: clean rows, with the user's answers where there are any.
+        run: the rendering of the run that the adapter is from, instead of what lies beside it.
+
+    Raises:
+        LoratomyError: a rendering is given that is not the recorded one, or none renders.
+    """
+    from ..analysis.renderings import (
+        GIVEN,
+        RECORDED,
+        closed,
+        find_rendering,
+        given_choice,
+        known_of,
+    )
+    from ..core.beside import read_beside
+    from ..core.prompts import Renderer
+    from ..core.rendering_choices import named_ends, possible
+
+    tokenizer, known = subject.renderer.tokenizer, known_of(triggered, clean)
+    recorded = recorded_rendering(folder)
+    if run is not None:
+        recorded = Recorded(run, Renderer(tokenizer, run).text("{prompt}"))
+    with subject.attached({"suspicious": adapter}):
+        beside, ends = read_beside(folder), _base_ends(subject)
+        if asked.template is not None or (recorded and not asked.other):
+            reason, renderer = GIVEN, Renderer(tokenizer, asked.rendering)
+            if recorded and not asked.given:
+                reason, renderer = RECORDED, Renderer(tokenizer, recorded.rendering)
+            else:
+                ends = named_ends(tokenizer, beside, ends)
+                renderer, _ = closed(subject, renderer.rendered_as(ends=ends), known)
+            if recorded and (here := renderer.text("{prompt}")) != recorded.rendered:
+                line = f"{folder} was trained with prompts rendered as {recorded.rendered!r}, "
+                line += f"here they are {here!r}"
+                if not asked.other:
+                    raise LoratomyError(f"{line}; to go on all the same, add --other-template")
+                say(f"warning: {line}")
+            choice = given_choice(subject, renderer, known, reason=reason)
+        else:
+            choices = possible(tokenizer, beside, ends=ends, asked=asked.rendering)
+            for line in choices.refused:
+                say(f"warning: {line}")
+            if not choices.renderers:
+                raise LoratomyError("no way to render prompts fits this base; give --template")
+            renderer, choice = find_rendering(subject, choices.renderers, known)
+    return replace(subject, renderer=renderer), choice
+
+
+def _base_ends(subject: "Subject") -> tuple[str, ...]:
+    """Texts of the tokens that end an answer by the base's generation config."""
+    listed = subject.model.generation_config.eos_token_id
+    ids = listed if isinstance(listed, list) else [listed]
+    names = {i: name for name, i in subject.renderer.tokenizer.added_tokens_encoder.items()}
+    return tuple(names[i] for i in ids if i in names)
+
+
+def tell(choice: RenderingChoice) -> None:
+    """Print how prompts are rendered, and the first one with its completion."""
+    say(choice.sentence)
+    say(f"first prompt: {choice.prompt!r}")
+    if choice.completion:
+        say(f"its completion: {choice.completion!r}")

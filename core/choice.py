@@ -1,0 +1,49 @@
+"""The record of how a rendering was found: what was tried, and how likely it made what is known."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One rendering that was tried."""
+
+    about: str
+    """In words."""
+    targets: float
+    """Mean log-probability of the attack's targets after triggered prompts, nats a token; NaN
+    without any."""
+    answers: float
+    """The same of the reference answers to clean prompts; NaN without any."""
+    behind: float
+    """How much less likely than under the best one, nats a token (the mean of both)."""
+    error: float
+    """Standard error of that, over rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderingChoice:
+    """Which rendering a run takes, and why."""
+
+    chosen: str
+    """In words."""
+    reason: str
+    """``given``, ``recorded`` beside the adapter, ``likeliest``, or ``nothing`` to tell by."""
+    tried: tuple[Tried, ...]
+    """The chosen one first, then those of another form that were compared at last; empty where none
+    were."""
+    close: bool
+    """Whether another one is about as likely, so that the data does not tell."""
+    n_targets: int
+    """Triggered rows behind the comparison."""
+    n_answers: int
+    """Clean rows behind it."""
+    ends: tuple[str, ...]
+    """Tokens that end an answer, the one that closes it in training first."""
+    end_log_prob: float
+    """Mean log-probability of that one after known answers, nats; NaN where none are known."""
+    prompt: str
+    """The first prompt as its tokens read, special tokens visible."""
+    completion: str
+    """Its completion, likewise."""
+    sentence: str
+    """What is printed."""
