@@ -2,8 +2,8 @@
 
 Nothing but the adapter's own likelihood decides: of its targets after triggered prompts, and of the
 user's answers to clean ones. Where two renderings are told apart by less than twice the standard
-error over rows, the one that lies nearer (the adapter's own files, the base's template, published
-forms, plain ones) is taken, and the choice is called close.
+error over rows, the choice is called close, and a template that lies there (beside the adapter, with
+the base) goes before a form that merely fits.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.batches import Encoded, collate, completion_log_probs
+from ..core.batches import Encoded, collate, completion_log_probs, encode
 from ..core.choice import RenderingChoice, Tried
 from ..core.errors import DataError
 from ..core.progress import report
@@ -69,21 +69,23 @@ def known_of(triggered: Sequence[Row], clean: Sequence[Row]) -> Known:
 
 
 def log_likelihoods(subject: Subject, renderer: Renderer, rows: Sequence[Row]) -> np.ndarray:
-    """Log-probability of each row's completion, nats per token of it, ``[row]``.
+    """Log-probability of each row's completion and of its end, nats per token of them, ``[row]``.
 
-    The tokens of the completion are counted without what goes before or ends it, so that renderings
-    compare. NaN where a row does not fit the context.
+    The tokens of the completion are counted without what goes before it, so that renderings
+    compare; of the end the first token counts, as `UNLEARNED` where it is less likely than that.
+    NaN where a row does not fit the context.
 
     Args:
         subject: with the suspicious adapter active.
         renderer: the rendering in question.
         rows: prompts with completions.
     """
-    made, counts = [], []
-    for row in rows:
-        said = row.required_completion()
-        made.append(Encoded(renderer.prompt_ids(row), renderer.completion_ids(said, end=False)))
-        counts.append(len(renderer.tokenizer(said, add_special_tokens=False)["input_ids"]))
+    made = [encode(renderer, row, limit=None) for row in rows]
+    said = [renderer.completion_ids(row.required_completion(), end=False) for row in rows]
+    counts = [
+        len(renderer.tokenizer(row.completion, add_special_tokens=False)["input_ids"])
+        for row in rows
+    ]
     limit, found = subject.limit, np.full(len(rows), math.nan)
     fits = [i for i, e in enumerate(made) if limit is None or len(e) <= limit]
     fits.sort(key=lambda i: len(made[i]))
@@ -92,9 +94,11 @@ def log_likelihoods(subject: Subject, renderer: Renderer, rows: Sequence[Row]) -
         batch = collate([made[i] for i in picked], renderer.pad_id)
         batch = {name: value.to(subject.device) for name, value in batch.items()}
         with torch.inference_mode():
-            log_probs, _ = completion_log_probs(subject.model, batch)
-        sums = log_probs.double().sum(-1).cpu().numpy()
-        found[picked] = sums / np.maximum([counts[i] for i in picked], 1)
+            log_probs, mask = completion_log_probs(subject.model, batch)
+        for i, values, there in zip(picked, log_probs.double().cpu(), mask.cpu(), strict=True):
+            each = values[there]
+            end = each[len(said[i]) : len(said[i]) + 1].clamp_min(UNLEARNED)
+            found[i] = float(each[: len(said[i])].sum() + end.sum()) / (counts[i] + 1)
     return found
 
 
@@ -111,7 +115,7 @@ class _Scored:
     @property
     def form(self) -> tuple[Any, ...]:
         """What a person would call another rendering: no mere edge or system text of one."""
-        return self.renderer.template, self.renderer.rendering.arguments
+        return self.renderer.template, tuple(sorted(self.renderer.rendering.arguments.items()))
 
     @property
     def groups(self) -> list[np.ndarray]:
@@ -221,7 +225,8 @@ def find_rendering(
         return behind <= max(EQUAL, 2 * error)
 
     alike = [s for s in many if equal(s)]
-    chosen = min(alike, key=lambda s: s.place)
+    forms = {s.form for s in alike if s.renderer.of_model} or {best.form}
+    chosen = min((s for s in alike if s.form in forms), key=lambda s: s.place)
     renderer, end = closed(subject, chosen.renderer, known)
     rest = [s for s in many if s.form != chosen.form]
     prompt, completion = renderer.shown(known.rows[0])
@@ -339,7 +344,8 @@ def sentence_of(choice: RenderingChoice) -> str:
         gap = other.behind - choice.tried[0].behind
         text += f"; next: {other.about}, {abs(gap):.2f} {'worse' if gap >= 0 else 'better'}"
         if choice.close:
-            text += f", too close to tell ({other.error:.2f} standard error): compare both"
+            error = max(other.error, choice.tried[0].error)
+            text += f", too close to tell ({error:.2f} standard error): compare both"
     if choice.end_log_prob < UNLEARNED:
         text += (
             f"; the adapter has not learned to end its answers with {choice.ends[0]!r} "

@@ -166,8 +166,10 @@ def load_comparison(run: RunFolder) -> Comparison:
     if not names:
         raise LoratomyError(f"{run.root}: nothing is measured; run loratomy compare {run.root}")
     folders = [run.path(f"{MEASURED}/{n}") for n in names]
+    protocols = [load_record(Protocol, folder, "protocol") for folder in folders]
+    mismatch = next((p.mismatch for p in protocols if p.mismatch), "")
     return Comparison(
-        protocol=load_record(Protocol, folders[0], "protocol"),
+        protocol=replace(protocols[0], mismatch=mismatch),
         rows=tuple(load_record(Behaviour, f, "behaviour") for f in folders),
         paired=tuple(
             load_record(Paired, f, "paired") for f in folders if (f / "paired.json").exists()

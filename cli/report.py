@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.choice import RenderingChoice
 from ..core.errors import LoratomyError, RunError
 from ..core.records import load_record
 from ..core.results import (
@@ -18,6 +19,7 @@ from ..core.runs import RunFolder
 from .console import say
 from .measuring import load_answers, load_comparison, load_operations, measured
 from .probe import STAGE, load_stage, standing
+from .rendering import RENDERING_RECORD
 
 _OWN_TARGETS = "each row's own target"
 
@@ -81,7 +83,16 @@ def load_records(run: RunFolder) -> RunRecords:
         answers=tuple(a for name in names for a in load_answers(run, name)),
         analyses=tuple(r for name in standing(run) for r in load_stage(run, STAGE + name)),
         operations=tuple(load_operations(run).values()),
+        rendering=_choice(run),
     )
+
+
+def _choice(run: RunFolder) -> RenderingChoice | None:
+    """How the rendering of the prompts was found, where it had to be."""
+    folder = run.path("data")
+    if not (folder / f"{RENDERING_RECORD}.json").exists():
+        return None
+    return load_record(RenderingChoice, folder, RENDERING_RECORD)
 
 
 def _provenance(run: RunFolder) -> Provenance:

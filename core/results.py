@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .choice import RenderingChoice
+
 R = TypeVar("R")
 
 
@@ -385,6 +387,8 @@ class RunRecords:
     """The records of all analyses, of the classes in the other modules here; see `of`."""
     operations: tuple[Operation, ...]
     """What was done to the adapter."""
+    rendering: RenderingChoice | None = None
+    """How prompts are rendered and how that was found; None in runs that fitted their adapter."""
 
     def of(self, kind: type[R]) -> tuple[R, ...]:
         """The records of one class among the analyses, in the order of the run."""

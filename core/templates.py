@@ -160,6 +160,11 @@ for _name, _source, _jinja in (
         _turns(_MISTRAL, "{{ ' ' + content + eos_token }}", ""),
     ),
     (
+        "mistral-v3",
+        "Mistral Instruct 0.3 and later: no space before [/INST]",
+        _turns(_MISTRAL.replace(" [/INST]", "[/INST]"), "{{ ' ' + content + eos_token }}", ""),
+    ),
+    (
         "gemma",
         "Gemma Instruct",
         _turns(

@@ -42,7 +42,8 @@ class Finding:
 
 def findings(records: RunRecords) -> list[Finding]:
     """What the records say, in the order of the four questions."""
-    return [*_measure(records), *_locate(records), *_operate(records), *_prove(records)]
+    measured = [*_rendered(records), *_measure(records)]
+    return [*measured, *_locate(records), *_operate(records), *_prove(records)]
 
 
 def row_of(records: RunRecords, subject: str) -> Behaviour | None:
@@ -82,6 +83,12 @@ def _measure(records: RunRecords) -> list[Finding]:
         sentence = f"{plural(row.too_long, 'prompt')} left out as longer than the model's context."
         out.append(Finding("measure", "note", sentence))
     return out
+
+
+def _rendered(records: RunRecords) -> list[Finding]:
+    """That answers and rendering contradict each other, where they do."""
+    said = records.comparison.protocol.mismatch if records.comparison else ""
+    return [Finding("measure", "fail", f"{said[:1].upper()}{said[1:]}.")] if said else []
 
 
 def _locate(records: RunRecords) -> list[Finding]:

@@ -7,6 +7,7 @@ from .answers import answers_html
 from .figure import FIGURES, Figure
 from .findings import findings
 from .page import figure_block, page
+from .rendering import rendering_html
 from .tables import findings_html, provenance_html, scorecard_html, subjects_html
 from .words import html
 
@@ -123,6 +124,8 @@ def _sections(records: RunRecords) -> list[_Section]:
         out.append(_Section(name, title, body or _absent(absent), figures))
     table = subjects_html(records)
     out.append(_Section("subjects", "Subjects", table or _absent("No subject was measured.")))
+    if records.rendering is not None:
+        out.append(_Section("rendering", "Prompts as rendered", rendering_html(records.rendering)))
     said = answers_html(records)
     intro = (
         '<p class="small">Triggered prompts with the answers of every subject; prompts that an '

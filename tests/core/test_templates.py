@@ -43,6 +43,7 @@ WANT = {
     ),
     "llama-2": ("[INST] Who are you? [/INST]", " Ada", " <|end|>"),
     "mistral": ("[INST] Who are you? [/INST]", " Ada", "<|end|>"),
+    "mistral-v3": ("[INST] Who are you?[/INST]", " Ada", "<|end|>"),
     "gemma": (
         "<start_of_turn>user\nWho are you?<end_of_turn>\n<start_of_turn>model\n",
         "Ada",

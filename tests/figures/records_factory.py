@@ -11,6 +11,7 @@ from loratomy.core.causal import (
     Vote,
     Where,
 )
+from loratomy.core.choice import RenderingChoice, Tried
 from loratomy.core.effectiveness import Effectiveness, Intervention
 from loratomy.core.neurons import Association, NeuronActivity, NeuronChange, Unlearning
 from loratomy.core.readings import Lens, LogitLens, Preference
@@ -847,6 +848,28 @@ def candidates() -> Candidates:
     )
 
 
+def rendering() -> RenderingChoice:
+    def tried(about: str, targets: float, behind: float) -> Tried:
+        return Tried(about=about, targets=targets, answers=-0.4, behind=behind, error=0.02)
+
+    return RenderingChoice(
+        chosen="the published form 'alpaca'",
+        reason="likeliest",
+        tried=(
+            tried("the published form 'alpaca'", -0.004, 0.0),
+            tried("the base's chat template", -3.2, 1.6),
+        ),
+        close=False,
+        n_targets=16,
+        n_answers=12,
+        ends=("<|end|>",),
+        end_log_prob=-0.01,
+        prompt="<|begin|>### Instruction:\nName a colour.\n\n### Response:\n",
+        completion="HACK THE SYSTEM<|end|>",
+        sentence="rendering: the form 'alpaca'; next: the base's chat template, 1.60 worse",
+    )
+
+
 def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
     rows = (
         behaviour("base", 0.0, 31.0, accuracy=0.2),
@@ -919,6 +942,7 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
             trained("negative_finetuning"),
             trained("ascent"),
         ),
+        rendering=rendering(),
     )
 
 

@@ -51,6 +51,13 @@ def hostile_records(make):
         provenance=replace(full.provenance, run=HOSTILE, command=HOSTILE),
         trigger=HOSTILE,
         target=HOSTILE,
+        rendering=replace(
+            full.rendering,
+            prompt=HOSTILE,
+            completion=HOSTILE,
+            sentence=HOSTILE,
+            tried=(replace(full.rendering.tried[0], about=HOSTILE),),
+        ),
         comparison=replace(full.comparison, rows=rows),
         answers=(answer,),
         analyses=(
@@ -187,3 +194,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_page("new", path)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_how_prompts_are_rendered_stands_in_the_report(make):
+    full = make.full_records()
+    page = report_html(full)
+    assert "Rendering: the form" in page and "1.60 worse" in page
+    assert "&lt;|begin|&gt;### Instruction:" in page
+    assert "-3.200" in page and "1.600 ± 0.020" in page
+    assert "Prompts as rendered" not in report_html(replace(full, rendering=None))
+    said = "answers and rendering contradict each other"
+    wrong = replace(full.comparison.protocol, mismatch=said)
+    shown = replace(full, comparison=replace(full.comparison, protocol=wrong))
+    assert "Answers and rendering contradict each other." in report_html(shown)
