@@ -12,7 +12,7 @@ from ..core.errors import RunError
 from ..core.files import write_atomic
 from ..core.records import SCHEMA, dumps
 from ..core.results import Setting
-from ..core.runs import code_digest, machine, versions
+from ..core.provenance import code_digest, machine, versions
 
 FILE = "bench.json"
 _TIMES = ("started", "versions")
