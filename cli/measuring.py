@@ -116,7 +116,7 @@ def _judge(study: Study, name: str, first: str, work: Path) -> None:
     from ..analysis.behaviour import judge
     from ..analysis.paired import paired
 
-    asked = study.run.path(f"{ASKED}/{name}")
+    asked = study.run.read(f"{ASKED}/{name}")
     collected = Collected(
         read_answers(asked / TABLE),
         int((asked / "too_long.txt").read_text()),
@@ -139,7 +139,7 @@ def _judge(study: Study, name: str, first: str, work: Path) -> None:
 
 def load_answers(run: RunFolder, name: str) -> list[Answer]:
     """The judged answers behind one subject's figures."""
-    return read_answers(run.path(f"{MEASURED}/{name}") / TABLE)
+    return read_answers(run.read(f"{MEASURED}/{name}") / TABLE)
 
 
 def measured(run: RunFolder) -> list[str]:
@@ -159,12 +159,14 @@ def load_comparison(run: RunFolder) -> Comparison:
     names = measured(run)
     if not names:
         raise LoratomyError(f"{run.root}: nothing is measured; run loratomy compare {run.root}")
-    folders = [run.path(f"{MEASURED}/{n}") for n in names]
+    folders = [run.read(f"{MEASURED}/{n}") for n in names]
     return Comparison(
         protocol=load_record(Protocol, folders[0], "protocol"),
         rows=tuple(load_record(Behaviour, f, "behaviour") for f in folders),
         paired=tuple(
-            load_record(Paired, f, "paired") for f in folders if (f / "paired.json").exists()
+            load_record(Paired, folder, "paired")
+            for name, folder in zip(names, folders, strict=True)
+            if "paired" in run.records(f"{MEASURED}/{name}")
         ),
     )
 
@@ -172,7 +174,7 @@ def load_comparison(run: RunFolder) -> Comparison:
 def load_operations(run: RunFolder) -> dict[str, Operation]:
     """The records of all operations by name."""
     stages = [s for s in run.manifest["stages"] if s.startswith("operations/")]
-    return {s.split("/", 1)[1]: load_record(Operation, run.path(s), "operation") for s in stages}
+    return {s.split("/", 1)[1]: load_record(Operation, run.read(s), "operation") for s in stages}
 
 
 def as_objects(

@@ -4,13 +4,14 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import AdapterError
+from ..core.jsonfiles import Outside, checked, read_json
 from ..core.rows import Row
 from .console import say
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..core.prompts import Renderer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CHANGED = "{} changed while the adapter was read; run the command again when nobody writes to it"
 RENDERING = "rendering.json"
 """Beside an adapter: the template that it was trained with."""
 
@@ -28,15 +30,30 @@ def adapter_sums(folder: Path) -> dict[str, str]:
     from ..core.gate import check_folder
 
     check_folder(folder)
-    return {name: sha256(folder / name) for name in ADAPTER_FILES}
+    recorded = [RENDERING] if (folder / RENDERING).is_file() else []
+    return {name: sha256(folder / name) for name in (*ADAPTER_FILES, *recorded)}
 
 
-def copy_adapter(source: Path, work: Path) -> None:
-    """Copy an adapter, and what is recorded of its template."""
-    for name in ADAPTER_FILES:
-        shutil.copyfile(source / name, work / name)
-    if (source / RENDERING).is_file():
-        shutil.copyfile(source / RENDERING, work / RENDERING)
+def copy_adapter(source: Path, sums: Mapping[str, str], work: Path) -> None:
+    """Copy an adapter, and what is recorded of its template.
+
+    Args:
+        source: the adapter's folder.
+        sums: what `adapter_sums` said of it.
+        work: folder for the copy.
+
+    Raises:
+        AdapterError: a file is not what it was when it was looked at.
+    """
+    from ..core.files import sha256
+
+    for name, known in sums.items():
+        try:
+            shutil.copyfile(source / name, work / name)
+        except FileNotFoundError as error:
+            raise AdapterError(_CHANGED.format(source / name)) from error
+        if sha256(work / name) != known:
+            raise AdapterError(_CHANGED.format(source / name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,11 @@ class Rendering:
     """``chat`` or the plain template."""
     rendered: str
     """The text ``{prompt}`` as it was rendered."""
+
+
+class _Rendering(Outside):
+    template: str
+    rendered: str
 
 
 def write_rendering(renderer: "Renderer", folder: Path) -> None:
@@ -64,12 +86,10 @@ def recorded_rendering(folder: Path) -> Rendering | None:
     path = folder / RENDERING
     if not path.is_file():
         return None
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        found = Rendering(str(body["template"]), str(body["rendered"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path} is no record of a template ({error}); remove it") from error
-    return found
+    remedy = "it is no record of a template: remove it"
+    body = read_json(path, remedy=remedy, error=AdapterError)
+    found = checked(_Rendering, body, path, remedy=remedy, error=AdapterError)
+    return Rendering(found.template, found.rendered)
 
 
 def run_name(subject: Path, data: str) -> str:

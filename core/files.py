@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,11 +160,20 @@ def own_files(target: Path, *, own: Collection[str], last: str) -> Iterator[Path
         shutil.rmtree(work, ignore_errors=True)
 
 
-def sweep_temporaries(folder: Path, names: Collection[str] = ()) -> None:
-    """Remove what a killed process left half-written in a folder and below its named entries."""
+def sweep_temporaries(folder: Path, names: Collection[str] = (), *, older: float = 0) -> None:
+    """Remove what a killed process left half-written in a folder and below its named entries.
+
+    Args:
+        folder: held by this process, or `older` is given.
+        names: of entries in it.
+        older: seconds; above 0, only single files that old go, which nobody writes any more.
+    """
     left = [folder / name for name in os.listdir(folder) if _HALF.fullmatch(name)]
     for name in names:
         left += [path for path in everything_below(folder / name) if _HALF.fullmatch(path.name)]
+    if older:
+        began = time.time() - older
+        left = [p for p in left if p.is_file() and p.lstat().st_mtime < began]
     for path in left:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,12 +146,23 @@ def read_manifest(root: Path) -> dict[str, Any]:
     asked = checked(_Asked, found["asked"], path, remedy=remedy)
     if asked.kind in _KINDS:
         checked(_KINDS[asked.kind], found["asked"], path, remedy=remedy)
+    _check_origins(found["stages"], path, remedy)
     if sealed(found)[CHECKSUM] != found.get(CHECKSUM):
         raise RunError(
             f"{path} was changed since it was written (its checksum differs): what it says of "
             f"trigger, settings and results cannot be relied on; {remedy}"
         )
     return found
+
+
+def _check_origins(stages: dict[str, Any], path: Path, remedy: str) -> None:
+    """Raise where stages are made from each other in a circle."""
+    graph = {stage: list(entry["inputs"].get("from", {})) for stage, entry in stages.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = " from ".join(error.args[1])
+        raise RunError(f"{path}: stages are made in a circle, {circle}; {remedy}") from error
 
 
 def claimed(root: Path) -> dict[str, Any] | None:

@@ -14,6 +14,8 @@ from .errors import RunError
 
 DEPTH = 32
 """Most folders in each other below an entry of a run; what trackers write is the deepest."""
+REPORT = "report.html"
+"""The only page that a run holds under a name of its own."""
 _PART = re.compile(r"(\.partial|[A-Za-z0-9_][A-Za-z0-9._-]{0,199})")
 
 

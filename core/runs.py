@@ -19,7 +19,7 @@ from .jsonfiles import MANIFEST as MOST
 from .jsonfiles import read_json
 from .locks import held
 from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
-from .paths import check_plain, check_tree, files_below, inside
+from .paths import REPORT, check_plain, check_tree, files_below, inside
 from .provenance import code_digest, machine, versions
 from .records import SCHEMA, dumps, jsonable
 from .text import visible
@@ -27,7 +27,7 @@ from .text import visible
 PARTIAL = ".partial"
 TRACKING = "tracking"
 """Where experiment trackers write, below it by stage; not a stage itself."""
-REPORT, FIGURES = "report.html", "figures"
+FIGURES = "figures"
 ENTRIES = (
     *("data", "adapters", "analysis", "operations", "aftermath", FIGURES, REPORT),
     *(TRACKING, PARTIAL),
@@ -141,23 +141,27 @@ class RunFolder:
                     )
 
     @contextmanager
-    def locked(self, *, fresh: bool = False) -> Iterator["RunFolder"]:
+    def locked(self, *, fresh: bool = False, wait: float = 0) -> Iterator["RunFolder"]:
         """Hold the run for this process; with `fresh`, start it over from nothing.
 
         Of processes that work together the first holds it for all.
+
+        Args:
+            fresh: remove all that the run holds.
+            wait: seconds to wait for another process that holds it.
 
         Raises:
             RunError: another process holds it (named), or has made another run there meanwhile.
         """
         with ExitStack() as stack:
-            self.manifest = processes.agreed(lambda: self._hold(stack, fresh))
+            self.manifest = processes.agreed(lambda: self._hold(stack, fresh, wait))
             yield self
 
-    def _hold(self, stack: ExitStack, fresh: bool) -> dict[str, Any]:
+    def _hold(self, stack: ExitStack, fresh: bool, wait: float) -> dict[str, Any]:
         """Take the lock, to be released by `stack`; returns the manifest as it now stands."""
         self.root.mkdir(parents=True, exist_ok=True)
         self._check_tree()
-        stack.enter_context(held(self.root))
+        stack.enter_context(held(self.root, wait=wait))
         if not fresh:
             self._catch_up()
             self.save()
@@ -222,6 +226,8 @@ class RunFolder:
             raise RunError(f"{self.root} has no {stage}; it has {known}")
         if wrong := self._altered(stage):
             raise RunError(f"{wrong[0]}; use --fresh to make {stage} again")
+        if added := self._added(stage):
+            raise RunError(f"{added[0]}; move it away")
         return self.path(stage)
 
     def records(self, stage: str) -> list[str]:
@@ -390,9 +396,20 @@ class RunFolder:
                 lines.append(f"{path} differs from its recorded checksum")
         return lines
 
+    def _added(self, stage: str) -> list[str]:
+        """One line for every file in a stage that no stage recorded; hidden ones are left alone."""
+        if not self.path(stage).is_dir():
+            return []
+        known = written(self.manifest)
+        return [
+            f"{self.path(stage) / name} is not recorded: it was put there by somebody else"
+            for name in files_below(self.path(stage))
+            if f"{stage}/{name}" not in known and not any(p[0] == "." for p in name.split("/"))
+        ]
+
     def intact(self, stage: str) -> bool:
         """Whether a stage stands and every file of it is as it was written."""
-        return self.has(stage) and not self._altered(stage)
+        return self.has(stage) and not self._altered(stage) and not self._added(stage)
 
     def stale(self, stage: str) -> str:
         """Which input of a finished stage was made again since, in words; empty when none was."""
@@ -407,8 +424,9 @@ class RunFolder:
         return ""
 
     def verify(self) -> list[str]:
-        """One line for every recorded file that is missing or altered; empty when all is well."""
-        return [line for stage in self.manifest["stages"] for line in self._altered(stage)]
+        """One line for every file that is missing, altered or not recorded; empty: all is well."""
+        stages = self.manifest["stages"]
+        return [line for s in stages for line in (*self._altered(s), *self._added(s))]
 
 
 def _changes(old: Any, new: Any, where: str = "") -> str:

@@ -307,7 +307,6 @@ def test_a_cell_in_a_process_of_its_own_is_told_all_that_was_asked(run, cli, tmp
             ended(cell, "")
 
     monkeypatch.setattr(bench_module, "run_cells_apart", apart)
-    monkeypatch.setattr(bench_module, "end_with_parent", lambda: None)
     asked = ("bench", folder, "--methods", "truncate", "--jobs", 2, "--seeds", 2)
     result = cli(*asked, "--out", tmp_path / "o p")
     assert result.exit_code == 0, result.stderr
