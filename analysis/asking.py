@@ -1,7 +1,6 @@
 """What subjects are asked, and what they answer: generated once, judged as often as one likes."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -81,8 +80,6 @@ class Collected:
     """All samples of all prompts: triggered, untriggered, clean."""
     too_long: int
     """Prompts left out because they exceed the context."""
-    seconds: float
-    """Wall time."""
 
 
 def collect(
@@ -104,7 +101,6 @@ def collect(
     Raises:
         DataError: a set is empty, or no prompt of it fits the model's context.
     """
-    began = time.perf_counter()
     limit, new = subject.limit, rule.decoding.max_new_tokens
     bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
     good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
@@ -123,7 +119,7 @@ def collect(
         for item, samples in zip(asked, out, strict=True)
         for k, tokens in enumerate(samples)
     ]
-    return Collected(answers, dropped_bad + dropped_good, time.perf_counter() - began)
+    return Collected(answers, dropped_bad + dropped_good)
 
 
 def prompts_of(bad: Sequence[Row], good: Sequence[Row]) -> "list[_Asked]":

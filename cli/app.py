@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,7 +15,7 @@ from typer.core import TyperGroup
 
 from ..core import processes
 from ..core.errors import LoratomyError
-from ..core.files import FULL, full_disk
+from ..core.files import full_disk, is_full
 from ..core.stopping import Stopped, listen
 from ..core.text import one_line
 from . import (
@@ -66,24 +65,10 @@ def _show_warning(message: Any, category: Any, *_: Any) -> None:
         say(f"warning: {message}")
 
 
-def _full(error: Exception) -> bool:
-    """Whether a write failed for want of room, as the system, torch or safetensors say it."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    said = str(error)
-    return any(part in said for part in ("No space left", "os error 28", "Disk quota", _TORN))
-
-
-_TORN = "unexpected pos"
-"""What torch says where the end of a file could not be written."""
-
-
 def _said(error: Exception) -> str:
     """What to say of an error of the system or of torch; empty where nobody foresaw it."""
-    if _full(error):
-        named = getattr(error, "filename", None)
-        missing = f" ({error.strerror})" if getattr(error, "strerror", None) else ""
-        return full_disk(Path(named) if named else Path.cwd()) + missing
+    if is_full(error):
+        return full_disk(error)
     if isinstance(error, OSError):
         what = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{what}; what was finished before is whole"

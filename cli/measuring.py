@@ -119,8 +119,7 @@ def _judge(study: Study, name: str, first: str, work: Path) -> None:
     asked = study.run.read(f"{ASKED}/{name}")
     collected = Collected(
         read_answers(asked / TABLE),
-        int((asked / "too_long.txt").read_text()),
-        study.run.seconds(f"{ASKED}/{name}"),
+        _too_long(asked / "too_long.txt"),
     )
     other = [] if name == first else load_answers(study.run, first)
     operated = name not in (first, "base", "clean")  # only these have a before
@@ -135,6 +134,13 @@ def _judge(study: Study, name: str, first: str, work: Path) -> None:
     if other:
         save_record(paired(answers, other), work, "paired")
     write_answers(work / TABLE, answers)
+
+
+def _too_long(path: Path) -> int:
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise RunError(f"{path}: {text[:40]!r} is no number of prompts; use compare --fresh")
+    return int(text)
 
 
 def load_answers(run: RunFolder, name: str) -> list[Answer]:

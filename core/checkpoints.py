@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .adapters import Shapes
+from .base_check import check_base
 from .errors import LoratomyError
 from .families import family_of
 from .gate import read_header
@@ -102,6 +103,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _refuse(folder)
+    check_base(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the loader raises every kind; one line for the user

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .errors import LoratomyError
 from .paths import everything_below, files_below
 
@@ -19,6 +21,14 @@ TEMPORARY = ".tmp-"
 _HALF = re.compile(re.escape(TEMPORARY) + r"[0-9a-f]{12}")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where no more can be written."""
+_FULL_TOLD = (
+    "No space left",
+    "os error 28",
+    "quota exceeded",
+    "unexpected pos",
+    "file write failed",
+)
+"""What torch and safetensors say of it."""
 
 
 def sha256(path: Path) -> str:
@@ -57,15 +67,41 @@ def need_room(folder: Path, size: int) -> None:
         )
 
 
-def full_disk(folder: Path) -> str:
-    """What to say where a disk took no more, in a line."""
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room, as the system, torch or safetensors say it."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(part in str(error) for part in _FULL_TOLD)
+
+
+def full_disk(error: BaseException) -> str:
+    """What to say of such an error, in a line: where it is full, and what is left or missing."""
+    named = getattr(error, "filename", None)
+    folder = Path(named) if named else Path.cwd()
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     left = _told(shutil.disk_usage(folder).free)
+    said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
     return (
-        f"the disk is full ({os.strerror(errno.ENOSPC)}): {left} are left where {folder} is; what "
-        "was finished before is whole; make room and run the same command again"
+        f"the disk is full ({said}), {left} are left where {folder} is; what was finished before "
+        "is whole: make room and run the same command again"
     )
+
+
+@contextmanager
+def placed(folder: Path) -> Iterator[None]:
+    """Say of a write that fails in the block for want of room in which folder it was.
+
+    Raises:
+        OSError: in place of what torch or safetensors raise there.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_full(error) or getattr(error, "filename", None):
+            raise
+        said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+        raise OSError(errno.ENOSPC, said, str(folder)) from error
 
 
 def _told(size: int) -> str:
@@ -103,7 +139,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     work = _temporary(target.parent)
     work.mkdir()
     try:
-        yield work
+        with placed(work):
+            yield work
         for name in files_below(work):
             _sync(work / name)
         if target.exists():
@@ -142,7 +179,8 @@ def own_files(target: Path, *, own: Collection[str], last: str) -> Iterator[Path
     work = _temporary(target)
     work.mkdir()
     try:
-        yield work
+        with placed(work):
+            yield work
         names = sorted(files_below(work), key=lambda name: name == last)
         for name in names:
             if name not in own and os.path.lexists(target / name):

@@ -75,7 +75,7 @@ def _bounded(path: Path, most: int) -> bytes:
 def _deeper(value: Any, most: int) -> bool:
     """Whether objects and lists are in each other more than so many deep."""
     level = [value]
-    for _ in range(most + 1):
+    for _ in range(most):
         inner: list[Any] = []
         for item in level:
             inner += (

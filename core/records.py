@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .errors import RunError
+from .files import need_room
 from .jsonfiles import RECORD, read_json
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the records on disk; a reader refuses any other."""
 
 R = TypeVar("R")
@@ -70,6 +71,7 @@ def save_record(record: Any, folder: Path, name: str) -> None:
     body = _split(record, "", arrays)
     folder.mkdir(parents=True, exist_ok=True)
     if arrays:
+        need_room(folder, sum(array.nbytes for array in arrays.values()))
         save_file(arrays, folder / f"{name}.safetensors")
     head = {"schema": SCHEMA, "record": type(record).__name__}
     (folder / f"{name}.json").write_text(dumps({**head, **body}), encoding="utf-8")

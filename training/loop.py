@@ -13,6 +13,7 @@ import torch
 
 from ..core import processes
 from ..core.errors import DataError, LoratomyError
+from ..core.files import need_room
 from ..core.gate import PREFIX, WEIGHTS
 from ..core.progress import report
 from ..core.stopping import Stopped, stop_if_wanted, wanted
@@ -249,6 +250,9 @@ def loss_trainer() -> type[Any]:
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             """The trained adapter alone, as plain PEFT; what else is attached never changes."""
             if self.args.should_save:
+                trained = [p for p in self.attached.peft_model.parameters() if p.requires_grad]
+                size = sum(p.nbytes for p in trained)  # the optimiser holds two more of each
+                need_room(Path(self.args.output_dir), 3 * size)
                 self.attached.peft_model.save_pretrained(output_dir, selected_adapters=[TRAINED])
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
