@@ -62,9 +62,8 @@ def need_room(folder: Path, size: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise OSError(
-            errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {_told(size - free)} are missing"
-        )
+        said = f"{os.strerror(errno.ENOSPC)}, {_told(size - free)} are missing"
+        raise OSError(errno.ENOSPC, said, str(folder))
 
 
 def is_full(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """Run folders: stages written whole, skipped when they stand, never mixed, never shared."""
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
@@ -47,7 +48,7 @@ def run_path(name: str, out: Path | None) -> Path:
             dot, dash and underscore; a folder name that no file system takes.
     """
     if out is not None:
-        if any(len(part.encode()) > 200 for part in out.parts):
+        if any(len(os.fsencode(part)) > 200 for part in out.parts):
             raise RunError(f"the run folder's name {str(out)[:40]!r}... is over 200 bytes long")
         return out
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", name):
@@ -74,6 +75,7 @@ class RunFolder:
                 `fresh` is not set.
         """
         asked = jsonable(dict(asked))
+        _check_name(root)
         if root.exists() and not root.is_dir():
             raise RunError(f"{root} is a file; give a folder with --out")
         outside_runs(root)
@@ -109,6 +111,7 @@ class RunFolder:
         Raises:
             RunError: no run there, a damaged manifest, or another version's.
         """
+        _check_name(root)
         check_plain(root / MANIFEST)
         if not (root / MANIFEST).exists():
             raise RunError(f"{root} is not a run folder (no {MANIFEST}); make one with poison/open")
@@ -427,6 +430,16 @@ class RunFolder:
         """One line for every file that is missing, altered or not recorded; empty: all is well."""
         stages = self.manifest["stages"]
         return [line for s in stages for line in (*self._altered(s), *self._added(s))]
+
+
+def _check_name(root: Path) -> None:
+    try:
+        str(root).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"the run folder's name {visible(str(root))!r} is not UTF-8, and safetensors opens no "
+            "file below such a name; rename it"
+        ) from error
 
 
 def _changes(old: Any, new: Any, where: str = "") -> str:

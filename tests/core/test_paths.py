@@ -68,7 +68,7 @@ def test_pipes_second_names_and_deep_folders(tmp_path):
         check_tree(tmp_path, [".partial"], own=[".partial"])
     deep = tmp_path / "data" / "/".join("d" * (DEPTH + 1))
     deep.mkdir(parents=True)
-    with pytest.raises(RunError, match=f"folders lie {DEPTH} deep"):
+    with pytest.raises(RunError, match=f"lies {DEPTH} folders deep"):
         check_tree(tmp_path, ["data"])
 
 
