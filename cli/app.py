@@ -144,6 +144,10 @@ app = typer.Typer(
         "where does that live (probe), what is the smallest thing to cut (operate), and how do "
         "we know (compare, report). Begin with: loratomy demo"
     ),
+    epilog=(
+        "Exit codes: 0 done; 1 data lint found an error; 2 an error, with its remedy; 75 ended by "
+        "SIGUSR1, 130 by Ctrl-C, 143 by SIGTERM: the same command continues."
+    ),
 )
 for _module in (
     demo, poison, extract, open, evaluate, probe, operate, compare, aftermath, bench, report,

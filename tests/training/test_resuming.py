@@ -143,7 +143,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_at_hand(on, tmp_path, number, 
 
 
 def test_the_logged_losses_are_means_also_over_an_interruption(on, tmp_path, listening):  # noqa: F811
-    """120 steps, logged every second one: stopped after the 61st, the 62nd logs the mean of both."""
+    """120 steps, logged every second one: after the 61st a stop, the 62nd logs both."""
     unbroken, log = fitted(on, tmp_path / "unbroken", epochs=60)
     assert log.steps[:2].tolist() == [2, 4]
     with pytest.raises(Stopped):
