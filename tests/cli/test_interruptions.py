@@ -52,7 +52,7 @@ def test_a_signal_in_a_fit_ends_with_its_code_and_the_command_goes_on(
     tiny_base, tmp_path, cli, number, code
 ):
     command = ["poison", "wren/suffix", "--set", f"base={tiny_base}", *SMALL]
-    command += ["--set", "fit.epochs=400", "--set", "fit.learning_rate=1e-4"]
+    command += ["--set", "fit.epochs=60", "--set", "fit.learning_rate=1e-4"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     process = started(*command, "--out", cut)
     until = time.monotonic() + 120
