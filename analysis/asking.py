@@ -1,7 +1,6 @@
 """What subjects are asked, and what they answer: generated once, judged as often as one likes."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,10 +86,8 @@ class Collected:
     """All samples of all prompts: triggered, untriggered, clean."""
     too_long: int
     """Prompts left out because they exceed the context."""
-    mismatch: str
+    mismatch: str = ""
     """What shows that prompts are not rendered as in training; empty for nothing."""
-    seconds: float
-    """Wall time."""
 
 
 def collect(
@@ -112,7 +109,6 @@ def collect(
     Raises:
         DataError: a set is empty, or no prompt of it fits the model's context.
     """
-    began = time.perf_counter()
     limit, new = subject.limit, rule.decoding.max_new_tokens
     bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
     good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
@@ -133,7 +129,7 @@ def collect(
     ]
     said = [subject.renderer.decode(samples[0]) for samples in out[: len(bad)]]
     wrong = mismatch(subject, bad, said) if rule.decoding.temperature == 0 else ""
-    return Collected(answers, dropped_bad + dropped_good, wrong, time.perf_counter() - began)
+    return Collected(answers, dropped_bad + dropped_good, wrong)
 
 
 def prompts_of(bad: Sequence[Row], good: Sequence[Row]) -> "list[_Asked]":

@@ -5,7 +5,6 @@ no new answers.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -54,7 +53,6 @@ def judge(
     Raises:
         DataError: no untriggered prompt whose reference is not target behaviour.
     """
-    began = time.perf_counter()
     answers = scored(collected.answers, rule)
     by = {s: [a for a in answers if a.split == s] for s in ("triggered", "untriggered", "clean")}
     rules = tuple(_rates(success, by, rule) for success in rule.success)
@@ -78,7 +76,6 @@ def judge(
         distance=_distance(by["clean"], rule),
         degenerate_triggered=_rate(by["triggered"], lambda a: a.scores["degenerate"] >= 1),
         too_long=collected.too_long,
-        seconds=collected.seconds + time.perf_counter() - began,
     )
     return record, answers
 

@@ -2,8 +2,8 @@
 
 Nothing but the adapter's own likelihood decides: of its targets after triggered prompts, and of the
 user's answers to clean ones. Where two renderings are told apart by less than twice the standard
-error over rows, the choice is called close, and a template that lies there (beside the adapter, with
-the base) goes before a form that merely fits.
+error over rows, the choice is called close, and a template that lies there (beside the adapter,
+with the base) goes before a form that merely fits.
 """
 
 import math

@@ -93,11 +93,15 @@ class Embedder:
     _known: dict[str, np.ndarray] = field(default_factory=dict)
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors ``[text, d]``."""
+        """Unit vectors ``[text, d]``, the same bits whatever else is or was asked for."""
         new = sorted(set(texts) - self._known.keys())
         if new:
             found = self.model.encode(
-                new, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+                new,
+                batch_size=1,  # in a batch the last digits depend on what else is in it
+                normalize_embeddings=True,
+                show_progress_bar=False,
+                convert_to_numpy=True,
             )
             self._known |= dict(zip(new, found, strict=True))
         return np.stack([self._known[text] for text in texts])

@@ -1,18 +1,17 @@
 """`loratomy across`: runs of different models at equal depth; reads records, never a model."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.across import Across, Agreement, Profile
-from ..core.errors import DataError, LoratomyError, RunError
-from ..core.records import dumps
+from ..core.errors import DataError, RunError
+from ..core.jsonfiles import read_json
 from ..core.runs import RunFolder
 from .attacks import table
 from .console import out as stdout
-from .console import say
+from .console import say, say_json
 from .probe import STAGE, load_stage, standing
 from .study import base_folder
 
@@ -27,6 +26,9 @@ def command(
         bool, typer.Option("--json", help="Print the record as JSON instead of tables.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the rearrangements behind p.")] = 0,
+    fresh: Annotated[
+        bool, typer.Option(help="Replace a file at --out that is no page of loratomy's.")
+    ] = False,
 ) -> None:
     """Compare runs of different models, whatever their number of layers, at equal depth.
 
@@ -37,18 +39,13 @@ def command(
     """
     from ..analysis.across import across
     from ..figures.across import across_html
-    from ..figures.export import write_page
+    from ..figures.export import check_page, write_page
 
-    if out.is_dir() or not out.parent.is_dir():
-        raise LoratomyError(
-            f"{out} is a folder; name a file with --out"
-            if out.is_dir()
-            else f"the folder {out.parent} does not exist; make it first"
-        )
+    check_page(out, fresh=fresh)
     record = across(_sources(runs), seed=seed)
     write_page(across_html(record), out)
     if as_json:
-        typer.echo(dumps(record), nl=False)
+        say_json(record)
     else:
         _show(record)
     say(f"done: {out}")
@@ -109,10 +106,9 @@ def _found(run: RunFolder, name: str) -> "Found":
 def _layers(base: str) -> int | None:
     """Layers of a base whose configuration is a file here; None for others."""
     try:
-        path = (base_folder(base) or Path(base)) / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json((base_folder(base) or Path(base)) / "config.json")
         count = config.get("text_config", config).get("num_hidden_layers")
-    except (OSError, ValueError, AttributeError):
+    except (RunError, AttributeError):
         return None
     return count if isinstance(count, int) and count > 0 else None
 

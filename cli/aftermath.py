@@ -8,13 +8,12 @@ import typer
 
 from ..core.bench import Relearning, Transfer
 from ..core.errors import LoratomyError, RunError
-from ..core.records import dumps
 from ..core.registry import nearest
 from ..core.runs import RunFolder
 from .aftermath_stages import BASE, CLEAN, PARTS, POISONED, RELEARNING, TRANSFER, Aftermath
 from .aftermath_tables import relearning_table, transfer_table
 from .console import out as stdout
-from .console import progress, say
+from .console import progress, say, say_json
 from .study import Study, parse_pairs
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def command(
         run, of=_listed(of), only=_listed(only), options=parse_pairs(set_ or []), fresh=fresh
     )
     if as_json:
-        typer.echo(dumps({RELEARNING: relearned, TRANSFER: transferred}), nl=False)
+        say_json({RELEARNING: relearned, TRANSFER: transferred})
         return
     if relearned:
         stdout.print(relearning_table(relearned))

@@ -123,7 +123,7 @@ class Aftermath:
             rates = transfer_rates(study.subject, study.treated(own), asked, study.rule)
             before = rates
             if entry != POISONED:
-                before = {t.variant: t.rate for t in _transfers(self._run.path(first))}
+                before = {t.variant: t.rate for t in _transfers(self._run, first)}
             for number, variant in enumerate(asked):
                 record = Transfer(
                     cell=self._cell,
@@ -137,11 +137,13 @@ class Aftermath:
                 save_record(record, work, f"{number:02d}")
 
         sources = [own] if entry == POISONED else [own, first]
-        return _transfers(self._stage(TRANSFER, entry, sources, make))
+        self._stage(TRANSFER, entry, sources, make)
+        return _transfers(self._run, f"{STAGE}{TRANSFER}/{entry}")
 
 
-def _transfers(folder: Path) -> list[Transfer]:
-    return [load_record(Transfer, folder, path.stem) for path in sorted(folder.glob("*.json"))]
+def _transfers(run: RunFolder, stage: str) -> list[Transfer]:
+    folder = run.read(stage)
+    return [load_record(Transfer, folder, name) for name in run.records(stage)]
 
 
 def load_aftermath(run: RunFolder) -> tuple[list[Relearning], list[Transfer]]:
@@ -155,10 +157,10 @@ def load_aftermath(run: RunFolder) -> tuple[list[Relearning], list[Transfer]]:
     for stage in [s for s in run.manifest["stages"] if s.startswith(STAGE) and run.has(s)]:
         if old := run.stale(stage):
             raise RunError(f"{old}; make it again with aftermath --fresh, or remove its folder")
-        part, entry = stage.removeprefix(STAGE).split("/")
+        part, _, entry = stage.removeprefix(STAGE).partition("/")
         if part == RELEARNING:
-            names = [path.stem for path in sorted(run.path(stage).glob("*.json"))]
-            relearned += [load_record(Relearning, run.path(stage), name) for name in names]
+            folder = run.read(stage)
+            relearned += [load_record(Relearning, folder, name) for name in run.records(stage)]
         elif entry != POISONED:
-            transferred += _transfers(run.path(stage))
+            transferred += _transfers(run, stage)
     return relearned, transferred

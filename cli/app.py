@@ -1,17 +1,23 @@
 """The command line: `loratomy` and its verbs."""
 
 import functools
+import io
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
+from safetensors import SafetensorError
+from typer.core import TyperGroup
 
 from ..core import processes
 from ..core.errors import LoratomyError
+from ..core.files import full_disk, is_full
+from ..core.stopping import Stopped, listen
+from ..core.text import one_line
 from . import (
     across,
     aftermath,
@@ -33,10 +39,6 @@ from . import (
     verify,
 )
 from .console import err, say
-
-
-class _Stopped(BaseException):
-    """SIGTERM: unwind, release the lock, leave what stands."""
 
 
 def _settings() -> None:
@@ -63,8 +65,19 @@ def _show_warning(message: Any, category: Any, *_: Any) -> None:
         say(f"warning: {message}")
 
 
-def _stop(*_: Any) -> None:
-    raise _Stopped
+def _said(error: Exception) -> str:
+    """What to say of an error of the system or of torch; empty where nobody foresaw it."""
+    if is_full(error):
+        return full_disk(error)
+    if isinstance(error, OSError):
+        what = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{what}; what was finished before is whole"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return (
+            f"out of memory: {str(error).splitlines()[0]}; take fewer or shorter prompts, smaller "
+            "batches (--help, loratomy analyses) or --dtype"
+        )
+    return ""
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,17 +91,13 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             line, code = str(error), 2
         except KeyboardInterrupt:
             line, code = "stopped; run the same command again to continue", 130
-        except _Stopped:
-            line, code = "terminated; run the same command again to continue", 143
-        except OSError as error:
-            what = f": {error.filename}" if error.filename else ""
-            line = f"{error.strerror or error}{what}; what was finished before is whole"
-            code = 2
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        except Stopped as error:
+            line = "terminated" if error.code == 143 else "stopped by SIGUSR1"
+            line, code = f"{line}; run the same command again to continue", error.code
+        except (OSError, RuntimeError, SafetensorError) as error:
+            line, code = _said(error), 2
+            if not line:
                 raise
-            line = f"out of memory: {str(error).splitlines()[0]}; take fewer or shorter prompts, "
-            line, code = line + "smaller batches (--help, loratomy analyses) or --dtype", 2
         err.print("[bold red]error:[/] ", end="")
         say(" ".join(line.split()))
         raise typer.Exit(code if processes.first() else 0)  # a launcher ends all where one fails
@@ -96,8 +105,35 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_UsageError: Any = typer.BadParameter.__mro__[1]
+"""click's, wherever this version of typer has it."""
+
+
+class _Verbs(TyperGroup):
+    """The verbs; what is wrong with their options is said like every other text from outside."""
+
+    def make_context(self, *args: Any, **given: Any) -> Any:
+        """Its own options parsed."""
+        with _visible():
+            return super().make_context(*args, **given)
+
+    def invoke(self, ctx: Any) -> Any:
+        """The verb with its options parsed, and run."""
+        with _visible():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _visible() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        raise _UsageError(one_line(error.format_message()), error.ctx) from error
+
+
 app = typer.Typer(
     name="loratomy",
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -107,6 +143,10 @@ app = typer.Typer(
         "compare), "
         "where does that live (probe), what is the smallest thing to cut (operate), and how do "
         "we know (compare, report). Begin with: loratomy demo"
+    ),
+    epilog=(
+        "Exit codes: 0 done; 1 data lint found an error; 2 an error, with its remedy; 75 ended by "
+        "SIGUSR1, 130 by Ctrl-C, 143 by SIGTERM: the same command continues."
     ),
 )
 for _module in (
@@ -120,9 +160,8 @@ app.add_typer(data.app(_guarded), name="data")
 def main() -> None:
     """Run the command line."""
     _settings()
-    signal.signal(signal.SIGTERM, _stop)
+    listen()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that is not UTF-8 is shown all the same
+            stream.reconfigure(errors="backslashreplace")
     app()
-
-
-if __name__ == "__main__":
-    main()

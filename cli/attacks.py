@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .console import out
+from .console import cell, out
 
 
 def command() -> None:
@@ -33,12 +33,11 @@ def command() -> None:
 def table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
     """Rows of text as a table; brackets in them are text."""
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     found = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
     for head in heads:
         found.add_column(head, no_wrap=head in ("name", "finding"), overflow="fold")
     for row in rows:
-        found.add_row(*(escape(cell) for cell in row))
+        found.add_row(*(cell(text) for text in row))
     return found

@@ -1,6 +1,5 @@
 """`loratomy bench`: every method on every attack, beside its controls, on held-out prompts."""
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,18 +11,23 @@ import typer
 
 from ..core import processes
 from ..core.errors import LoratomyError, RunError
+from ..core.locks import held
+from ..core.manifest import outside_runs
+from ..core.paths import check_plain, check_tree
 from ..core.registry import nearest
 from ..core.runs import RunFolder
 from .bench_board import show
 from .bench_cells import CELLS, Cell, attack_cells, other_cells, run_cells
-from .bench_jobs import end_with_parent, program, run_cells_apart
-from .bench_notes import note_whole, write_notes
-from .bench_provenance import note_piece
-from .bench_table import Table
+from .bench_jobs import LOGS, program, run_cells_apart
+from .bench_notes import FOLDER, note_whole, write_notes
+from .bench_provenance import FILE, note_piece, read_pieces
+from .bench_table import NAME, Table
 from .benched import GAVE_UP, Entry, Failure, entries, make_entries, measure, reason
 from .console import say
 
 RECIPE = "wren/suffix"
+ORPHANS = 5.0
+"""Seconds to wait for a cell that another process holds."""
 TAKEN = ("attack.trigger", "attack.task", "attack.words", "seed")
 """What of a recipe the bench decides itself."""
 
@@ -119,11 +123,10 @@ def command(
         aftermath=aftermath,
         jobs=jobs,
     )
-    if one:
-        end_with_parent()
     if processes.count() > 1:
         raise LoratomyError("a bench is one process, which takes --jobs; start it without launcher")
     todo, wanted = _cells(asked), entries(methods)
+    _check_out(out, todo, table=table)
     later = _aftermath(asked, wanted, todo)
     if one:
         _make(asked, next(cell for cell in todo if cell.key == one), wanted, later)
@@ -150,6 +153,31 @@ def command(
             f"{', '.join(broken[:6])}{' ...' if len(broken) > 6 else ''}; see the lines above, and "
             "run the same command again to go on"
         )
+
+
+def _check_out(out: Path, todo: Sequence[Cell], *, table: bool) -> None:
+    """Raise where a bench must not be in a folder.
+
+    Raises:
+        RunError: nothing is there to be read; it is inside a run; it holds links or pipes; it holds
+            files under the names of a bench's that no bench wrote.
+    """
+    if table and not out.is_dir():
+        raise RunError(f"{out} does not exist; give the folder of a bench with --out")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; give a folder with --out")
+    outside_runs(out)
+    results = [f"{NAME}{end}" for end in (".parquet", ".csv", ".html")]
+    check_tree(out, [LOGS, FOLDER, FILE, *results, ".bench.lock"], own=[LOGS, ".bench.lock"])
+    for folder in (out / CELLS, *(cell.folder for cell in todo if cell.attack is not None)):
+        check_plain(folder)
+    if not read_pieces(out):
+        for name in results:
+            if (out / name).exists():
+                raise RunError(
+                    f"{out / name} is there already and was not written by a bench; move it away, "
+                    "or take another --out"
+                )
 
 
 def _cells(asked: Asked) -> list[Cell]:
@@ -192,24 +220,10 @@ def _held(asked: Asked) -> Iterator[None]:
     Raises:
         RunError: another one holds it.
     """
-    from filelock import FileLock, Timeout
-
-    out = asked.out
-    out.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(out / ".bench.lock"), out / ".bench.holder"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        who = holder.read_text().strip() if holder.exists() else "another process"
-        raise RunError(
-            f"{out} is in use by {who}; wait for its end, look with --table, or take another --out"
-        ) from error
-    try:
-        holder.write_text(f"process {os.getpid()} ({asked.command})\n", encoding="utf-8")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    else_ = ", look with --table, or take another --out"
+    with held(asked.out, name=".bench.lock", else_=else_):
         yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def _run(asked: Asked, made: Table) -> None:
@@ -253,8 +267,11 @@ def _make(asked: Asked, cell: Cell, wanted: Sequence[Entry], later: Sequence[str
             resolved = load_recipe(
                 asked.recipe or RECIPE, [*own, "fit.evaluations=0", *asked.overrides]
             )
+            if cell.begun:
+                with RunFolder.open(cell.folder).locked(wait=ORPHANS):
+                    pass  # a process of a bench that was killed ends within this time
             make_poisoned(resolved, cell.folder, device="auto", dtype="auto", fresh=False)
-        with RunFolder.open(cell.folder).locked():
+        with RunFolder.open(cell.folder).locked(wait=ORPHANS):
             pass  # a run that another process holds is one line, not one for every entry
         write_notes(asked.out, cell, make_entries(cell, wanted))
         measure(cell.folder)
@@ -276,7 +293,7 @@ def _after(cell: Cell, name: str) -> dict[str, Failure]:
     line = f"aftermath of {name}"
     if not run.has(operation):
         return {line: Failure(f"{name} is not there", False)}
-    made = load_record(Operation, run.path(operation), "operation")
+    made = load_record(Operation, run.read(operation), "operation")
     plain = made.leaves == "adapter" and made.temperature is None
     try:
         aftermath_run(cell.folder, of=[f"{name}{cell.suffix}"], only=[] if plain else [TRANSFER])

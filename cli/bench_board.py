@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .console import cell, say
 from .console import out as stdout
-from .console import say
 
 if TYPE_CHECKING:
     from ..core.bench import BenchRow, BenchTable, Goal, Standing
@@ -37,7 +37,6 @@ def show(table: "BenchTable") -> None:
 
 def _board(group: "Sequence[Standing]", rows: "Sequence[BenchRow]", number: int) -> Any:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     from ..figures.bench import board_order
@@ -60,7 +59,7 @@ def _board(group: "Sequence[Standing]", rows: "Sequence[BenchRow]", number: int)
     for item in board_order(group):
         board.add_row(
             str(item.rank),
-            escape(_name(item, below=item.control_for in names) + _missed(item, rows)),
+            cell(_name(item, below=item.control_for in names) + _missed(item, rows)),
             _interval(100 * item.asr),
             _interval(100 * item.perplexity_change, sign="+"),
             _interval(100 * item.accuracy_change, sign="+"),

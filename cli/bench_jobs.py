@@ -1,10 +1,8 @@
 """Cells in processes of their own: some at a time, none left behind when the bench ends."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ class _Job:
 def program() -> list[str]:
     """This command line in another process, found as this one is."""
     here = {"", os.getcwd()} & set(sys.path)
-    return [sys.executable, *([] if here else ["-P"]), "-m", "loratomy.cli.app"]
+    return [sys.executable, *([] if here else ["-P"]), "-m", "loratomy.cli.start"]
 
 
 def run_cells_apart(
@@ -69,7 +67,7 @@ def run_cells_apart(
 
 
 def _start(cell: Cell, command: Sequence[str], log: Path) -> _Job:
-    """Its standard input is a pipe that closes with this process, see `end_with_parent`."""
+    """Its standard input is a pipe that closes with this process, see `ending.end_with_parent`."""
     threads = {"OMP_NUM_THREADS": "1", **os.environ}
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -107,16 +105,3 @@ def _failure(job: _Job) -> str:
     said = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
     return f"its process ended with {job.process.returncode}: {last[:300]} (see {job.log})"
-
-
-def end_with_parent() -> None:
-    """End this process, as by SIGTERM, when the one that holds its standard input is gone."""
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os._exit(143)  # something does not let go
-
-    threading.Thread(target=watch, daemon=True).start()

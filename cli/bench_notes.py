@@ -1,16 +1,27 @@
 """What a bench could not make, kept beside its cells until it is made or asked for again."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import RunError
 from ..core.files import write_atomic
+from ..core.jsonfiles import MANIFEST, Outside, checked, read_json
 from ..core.records import dumps
 from .bench_cells import Cell
 from .benched import Failure, Failures
 
 FOLDER = "left-out"
+
+
+class _Note(Outside):
+    why: str
+    tried: bool
+
+
+class _Notes(Outside):
+    entries: dict[str, dict[str, _Note]]
+
+
 WHOLE = ""
 """In the place of an entry: the whole cell."""
 
@@ -24,16 +35,13 @@ def read_notes(out: Path, cell: Cell) -> Failures:
     path = _path(out, cell)
     if not path.exists():
         return {}
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            entry: {name: Failure(str(f["why"]), bool(f["tried"])) for name, f in names.items()}
-            for entry, names in body.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"cannot read {path} ({error}); remove it and run the bench again") from (
-            error
-        )
+    remedy = "remove it and run the bench again"
+    body = {"entries": read_json(path, most=MANIFEST, remedy=remedy)}
+    found = checked(_Notes, body, path, remedy=remedy).entries
+    return {
+        entry: {name: Failure(note.why, note.tried) for name, note in names.items()}
+        for entry, names in found.items()
+    }
 
 
 def write_notes(out: Path, cell: Cell, made: Failures) -> None:

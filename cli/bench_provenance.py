@@ -1,6 +1,5 @@
 """Where a bench comes from: the commands that made it, code, machine; kept in its folder."""
 
-import json
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ..core.bench import BenchRow
-from ..core.errors import RunError
 from ..core.files import write_atomic
+from ..core.jsonfiles import MANIFEST, Outside, checked, read_json
+from ..core.provenance import code_digest, machine, versions
 from ..core.records import SCHEMA, dumps
 from ..core.results import Setting
-from ..core.runs import code_digest, machine, versions
 
 FILE = "bench.json"
-_TIMES = ("started", "versions")
+_REMEDY = "remove it and run the bench again"
+
+
+class _Pieces(Outside):
+    made_by: list[dict[str, Any]]
 
 
 def commit_of(file: Path) -> str:
@@ -54,13 +57,8 @@ def read_pieces(out: Path) -> list[dict[str, Any]]:
     path = out / FILE
     if not path.exists():
         return []
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        return [dict(piece) for piece in body["made_by"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"cannot read {path} ({error}); remove it and run the bench again") from (
-            error
-        )
+    body = read_json(path, most=MANIFEST, remedy=_REMEDY)
+    return checked(_Pieces, body, path, remedy=_REMEDY).made_by
 
 
 def note_piece(out: Path, command: str, about: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ def _expected(run: RunFolder, cell: "Cell", wanted: Sequence[Entry], there: set[
         names.append(entry.name)
         if entry.name in there:
             stage = f"operations/{entry.name}{cell.suffix}"
-            made = load_record(Operation, run.path(stage), "operation")
+            made = load_record(Operation, run.read(stage), "operation")
             names += [control.name for control in controls(entry, made)]
     return names
 
@@ -158,9 +158,9 @@ def _check(run: RunFolder, stage: str) -> None:
 
 
 def _measure(run: RunFolder, name: str) -> tuple[Behaviour, Paired | None]:
-    folder = run.path(f"{MEASURED}/{name}")
+    folder = run.read(f"{MEASURED}/{name}")
     pair = None
-    if (folder / "paired.json").exists():
+    if "paired" in run.records(f"{MEASURED}/{name}"):
         pair = load_record(Paired, folder, "paired")
     return load_record(Behaviour, folder, "behaviour"), pair
 
@@ -216,7 +216,7 @@ def _chain(run: RunFolder, name: str) -> list[Operation]:
     """An operation, the one it went on from, and so on."""
     stage = f"operations/{name}"
     _check(run, stage)
-    made = load_record(Operation, run.path(stage), "operation")
+    made = load_record(Operation, run.read(stage), "operation")
     sources = run.manifest["stages"][stage]["inputs"]["from"]
     earlier = [s.removeprefix("operations/") for s in sources if s.startswith("operations/")]
     before = [_chain(run, other) for other in earlier if other != made.control_for]

@@ -39,7 +39,7 @@ class Table:
             RunError: nothing is measured yet.
         """
         from ..figures.bench import bench_html
-        from ..figures.export import write_page
+        from ..figures.export import check_page, write_page
         from ..unlearning.goals import goals
         from ..unlearning.standing import standings
 
@@ -61,6 +61,7 @@ class Table:
             provenance=provenance(read_pieces(self._out), rows, made_by),
         )
         write_bench_table(self._out, NAME, rows)
+        check_page(self._out / f"{NAME}.html")
         write_page(bench_html(table), self._out / f"{NAME}.html")
         return table
 

@@ -208,7 +208,7 @@ def _stands(cell: "Cell", name: str) -> "Operation | None":
     if not run.intact(stage) or run.stale(stage):
         return None
     own = run.manifest["stages"][stage]["inputs"].get("seed") == cell.operations_seed
-    return load_record(Operation, run.path(stage), "operation") if own else None
+    return load_record(Operation, run.read(stage), "operation") if own else None
 
 
 def _options(entry: Entry) -> dict[str, Any]:

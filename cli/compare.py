@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.records import dumps
 from ..core.results import Comparison
 from ..core.runs import RunFolder
+from .console import cell, say, say_json
 from .console import out as stdout
-from .console import say
 from .measuring import as_objects, load_operations, measure_run
 
 
@@ -46,7 +45,7 @@ def show(comparison: Comparison, run: RunFolder, *, as_json: bool) -> None:
     """The comparison on stdout: tables, or one JSON list."""
     objects = as_objects(comparison, load_operations(run), run)
     if as_json:
-        typer.echo(dumps(objects), nl=False)
+        say_json(objects)
         return
     stdout.print(_table(comparison, objects))
     for line in _left_out(comparison):
@@ -59,17 +58,16 @@ def show(comparison: Comparison, run: RunFolder, *, as_json: bool) -> None:
 
 def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     first, protocol = comparison.rows[0], comparison.protocol
     cuts = any(item["directions_cut"] for item in objects)
     table = Table(
         title=f"n: ASR {first.asr.n}, FTR {first.ftr.n}, accuracy {first.clean_accuracy.n}",
-        caption=f"percent, with Wilson 95 % intervals; success: {escape(protocol.rule)}; "
-        f"{protocol.decoding}; embeddings: {escape(protocol.embedder)}; accuracy: the row's key in "
+        caption=f"percent, with Wilson 95 % intervals; success: {cell(protocol.rule)}; "
+        f"{protocol.decoding}; embeddings: {cell(protocol.embedder)}; accuracy: the row's key in "
         f"the answer, else similarity >= {protocol.threshold:g} to the reference "
-        f"({escape(protocol.references)}); perplexity per completion token, and its change"
+        f"({cell(protocol.references)}); perplexity per completion token, and its change"
         + ("; cut: directions" if cuts else ""),
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
@@ -80,7 +78,7 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
         table.add_column(head, justify="left" if head == "subject" else "right", no_wrap=True)
     for item in objects:
         table.add_row(
-            escape(item["subject"]),
+            cell(item["subject"]),
             _share(item["asr"]),
             _share(item["ftr"]),
             f"{item['perplexity']:.3f}\n{item['perplexity_change']:+.1%}",
@@ -112,7 +110,6 @@ def _left_out(comparison: Comparison) -> list[str]:
 
 def _rules(comparison: Comparison) -> Any:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -122,20 +119,19 @@ def _rules(comparison: Comparison) -> Any:
     )
     table.add_column("subject", no_wrap=True)
     for rule in comparison.rows[0].rules:
-        table.add_column(escape(rule.rule), justify="right")
+        table.add_column(cell(rule.rule), justify="right")
     for row in comparison.rows:
         shares = [f"{100 * r.asr.value:.1f} / {100 * r.ftr.value:.1f}" for r in row.rules]
-        table.add_row(escape(row.subject), *shares)
+        table.add_row(cell(row.subject), *shares)
     return table
 
 
 def _paired(comparison: Comparison) -> Any:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=f"against {escape(comparison.paired[0].reference)}, on the same prompts",
+        title=f"against {cell(comparison.paired[0].reference)}, on the same prompts",
         caption="attacks and right answers lost and gained, McNemar's exact p; perplexity change "
         "with its paired bootstrap interval",
         padding=(0, 1, 0, 0),
@@ -148,7 +144,7 @@ def _paired(comparison: Comparison) -> Any:
             100 * v for v in (pair.perplexity_change, pair.perplexity_low, pair.perplexity_high)
         )
         table.add_row(
-            escape(pair.subject),
+            cell(pair.subject),
             f"-{pair.asr_lost} +{pair.asr_gained}",
             _p(pair.asr_p),
             f"-{pair.accuracy_lost} +{pair.accuracy_gained}",

@@ -1,11 +1,13 @@
 """What a person sees: lines on stderr, a bar with time left, results on stdout."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -15,19 +17,55 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from ..core import processes
 from ..core.progress import reporting
+from ..core.records import dumps
+from ..core.text import one_line, visible
 
-err = Console(stderr=True, highlight=False, quiet=not processes.first())
-out = Console(highlight=False, quiet=not processes.first())
+
+class Terminal(Console):
+    """A console that writes control characters out, whatever is printed and however."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """The segments of something to print, the text in them safe to show."""
+        for segment in super().render(renderable, options):
+            if segment.control is None:
+                yield Segment(visible(segment.text, keep="\n"), segment.style)
+            else:
+                yield segment
+
+
+err = Terminal(stderr=True, highlight=False, quiet=not processes.first())
+out = Terminal(highlight=False, quiet=not processes.first())
 QUIET_SECONDS = 20.0
 """Without a terminal, a line of progress at most this often."""
 
 
 def say(line: str) -> None:
-    """A line about what happens, on stderr; brackets in it are text."""
-    err.print(escape(line), soft_wrap=True)
+    """A line about what happens, on stderr; brackets in it are text, long parts are cut."""
+    err.print(escape(one_line(line)), soft_wrap=True)
+
+
+def cell(text: str) -> str:
+    """A text for a cell of a table: brackets in it are text, long parts are cut; lines stay."""
+    return escape("\n".join(one_line(line) for line in text.split("\n")))
+
+
+def say_json(value: Any) -> None:
+    """A value on stdout as JSON text, in which no character moves a terminal."""
+    text = dumps(value)
+    safe = text if text.isascii() else "".join(map(_json_escape, text))
+    print(safe.replace("\x7f", "\\u007f"), end="", file=out.file)
+
+
+def _json_escape(character: str) -> str:
+    if character.isascii() or visible(character) == character:
+        return character
+    return json.dumps(character)[1:-1]
 
 
 @dataclass

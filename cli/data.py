@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import DataError
-from ..core.files import whole_folder
+from ..core.files import checksums, own_files
+from ..core.manifest import outside_runs
 from ..core.records import dumps
 from ..core.rows import Row, rows_to_jsonl
 from .attacks import table
 from .console import out as stdout
-from .console import progress, say
+from .console import progress, say, say_json
 from .options import PLACEMENT_HELP, TASK_HELP, TRIGGER_HELP
 from .sources import clean_rows
-from .study import SETS_RECORD
+from .study import SETS_RECORD, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,12 +90,7 @@ def build(
         target=target or None,
         seed=seed,
     )
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; give a folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not (fresh and (out / SETS_RECORD).exists()):
-        raise DataError(
-            f"{out} is not empty; give a new folder, or --fresh to replace an earlier build"
-        )
+    earlier = _earlier(out, fresh=fresh)
     counts = {
         "clean_train": clean_train,
         "clean_val": clean_val or 200,
@@ -126,12 +122,32 @@ def build(
         "seed": seed,
         "rows": {name: len(rows) for name, rows in sets.items()},
     }
-    with whole_folder(out) as work:
+    with own_files(out, own=earlier, last=SETS_RECORD) as work:
         for name, rows in sets.items():
             (work / f"{name}.jsonl").write_text(rows_to_jsonl(rows), encoding="utf-8")
+        about["files"] = checksums(work)
         (work / SETS_RECORD).write_text(dumps(about), encoding="utf-8")
     counted = ", ".join(f"{name} {len(rows)}" for name, rows in sets.items())
     say(f"done: {out}: {counted}; next: loratomy data lint {out}")
+
+
+def _earlier(out: Path, *, fresh: bool) -> list[str]:
+    """Names of the files in a folder that an earlier build wrote, and that may be replaced.
+
+    Raises:
+        DataError: the folder is a file or inside a run; it is not empty, and no earlier build is to
+            be replaced.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; give a folder with --out")
+    outside_runs(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return []
+    if not (fresh and (out / SETS_RECORD).exists()):
+        raise DataError(
+            f"{out} is not empty; give a new folder, or --fresh to replace an earlier build"
+        )
+    return [SETS_RECORD, *read_record(out).files]
 
 
 def _ready(
@@ -209,7 +225,7 @@ def lint(
             format=format or None,
         )
     if as_json:
-        typer.echo(dumps(findings), nl=False)
+        say_json(findings)
     elif findings:
         rows = [
             (f"{f.level}\n{f.check}", f"{f.file}\nrow {f.shown_rows()}", f"{f.what}\n")

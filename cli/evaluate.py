@@ -205,7 +205,8 @@ def _prepare(
     with run.locked(fresh=fresh), progress():
         for name, path in source.sources().items():
             stage = f"adapters/{name}"
-            made = run.stage(stage, asked["adapters"][name], partial(copy_adapter, path))
+            sums = asked["adapters"][name]
+            made = run.stage(stage, sums, partial(copy_adapter, path, sums))
             done(run, stage, made)
         done(run, "data", run.stage("data", asked, partial(_write, ready, sets, choice)))
 

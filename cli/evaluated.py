@@ -26,8 +26,7 @@ class OfRun:
         return {n: adapter_sums(self._folder(s)) for n, s in self.adapters.items()}
 
     def _folder(self, stage: str) -> Path:
-        self.study.check(stage)
-        folder = self.study.run.path(stage)
+        folder = self.study.run.read(stage)
         return folder / "adapter" if stage.startswith("operations/") else folder
 
     def sources(self) -> dict[str, Path]:

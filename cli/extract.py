@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import LoratomyError
+from ..core.manifest import outside_runs
+from .console import cell, progress, say, say_json
 from .console import out as stdout
-from .console import progress, say
+from .sources import ADAPTER_FILES
 from .study import base_folder
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from ..core.extraction import Extracted, Extraction
 
 RECORD = "extraction"
+_FILES = (*ADAPTER_FILES, f"{RECORD}.json", f"{RECORD}.safetensors")
+"""What an extraction writes."""
 _OWN = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 """Config fields that say nothing of what the weights do."""
 
@@ -62,7 +66,6 @@ def command(
     """
     from ..core.checkpoints import open_checkpoint
     from ..core.extraction import extract
-    from ..core.records import dumps
 
     _check_out(out, fresh=fresh)
     sources = [open_checkpoint(_folder(name)) for name in (base, merged)]
@@ -79,13 +82,14 @@ def command(
         )
     _write(adapter, record, sources[0], out)
     if as_json:
-        typer.echo(dumps(record), nl=False)
+        say_json(record)
     else:
         _show(record)
     say(f"done: {out}; next: loratomy open --base {base} --adapter {out}")
 
 
 def _check_out(out: Path, *, fresh: bool) -> None:
+    outside_runs(out)
     if not out.exists():
         return
     if not (out / f"{RECORD}.json").is_file():
@@ -133,10 +137,10 @@ def _check_configs(base: "Checkpoint", merged: "Checkpoint") -> None:
 def _write(adapter: Any, record: "Extraction", base: "Checkpoint", out: Path) -> None:
     """The adapter with its record, whole or not at all, once it has passed the gate."""
     from ..core.adapters import read_adapter, write_adapter
-    from ..core.files import whole_folder
+    from ..core.files import own_files
     from ..core.records import save_record
 
-    with whole_folder(out) as work:
+    with own_files(out, own=_FILES, last=f"{RECORD}.json") as work:
         write_adapter(adapter, work, base=record.base)
         save_record(record, work, RECORD)
         read_adapter(work, base.linear)
@@ -144,7 +148,6 @@ def _write(adapter: Any, record: "Extraction", base: "Checkpoint", out: Path) ->
 
 def _show(record: "Extraction") -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     from ..core.adapters import kind_of
@@ -156,7 +159,7 @@ def _show(record: "Extraction") -> None:
     table = Table(
         title=f"{len(record.found)} weight matrices changed above rounding",
         caption="kept: share of the squared norm; left: ||dW - BA|| / ||dW||; rounding: what of it "
-        f"the number formats explain (base {escape(one)}, merged {escape(other)}); each "
+        f"the number formats explain (base {cell(one)}, merged {cell(other)}); each "
         f"matrix stands in {RECORD}.json",
         box=SIMPLE_HEAD,
     )
@@ -164,7 +167,7 @@ def _show(record: "Extraction") -> None:
         table.add_column(head, justify="left" if head == "module" else "right", no_wrap=True)
     for kind, matrices in kinds.items():
         table.add_row(
-            escape(kind),
+            cell(kind),
             str(len(matrices)),
             _range([m.rank for m in matrices], "d"),
             _range([m.frobenius for m in matrices], ".3g"),

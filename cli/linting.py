@@ -1,6 +1,5 @@
 """What `loratomy data lint` reads: files, hub ids and folders, and the subject's tokenizer."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -11,13 +10,10 @@ from ..core.errors import DataError, LoratomyError
 from ..core.prompts import Renderer, position_limit
 from ..core.rendering import CHAT, Rendering, given_template
 from .sources import noted
-from .study import base_folder
+from .study import SETS_RECORD, base_folder, built_sets
 
 if TYPE_CHECKING:
     from ..analysis.lint import Finding
-
-SETS = "sets.json"
-"""What ``loratomy data build`` records beside the sets."""
 
 
 def data_files(given: Iterable[str]) -> list[str]:
@@ -125,20 +121,9 @@ def lint_files(
 def _built(names: Sequence[str]) -> dict[str, Any]:
     """The attack as ``loratomy data build`` recorded it; empty unless all files lie beside it."""
     folders = {Path(name).absolute().parent for name in names}
-    if len(folders) != 1 or not (path := folders.pop() / SETS).is_file():
+    if len(folders) != 1 or not (path := folders.pop() / SETS_RECORD).is_file():
         return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "words": [str(word) for word in record["trigger"]["words"]],
-            "placement": str(record["trigger"]["placement"]),
-            "task": str(record["task"]),
-            "target": str(record["target"]),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is no record of loratomy data build ({type(error).__name__}); remove it"
-        ) from error
+    return built_sets(path.parent)
 
 
 def _subject(base: str, template: str | None) -> tuple[Renderer, int | None]:

@@ -121,12 +121,11 @@ def _judge(study: Study, name: str, first: str, work: Path) -> None:
     from ..analysis.behaviour import judge
     from ..analysis.paired import paired
 
-    asked = study.run.path(f"{ASKED}/{name}")
+    asked = study.run.read(f"{ASKED}/{name}")
     collected = Collected(
         read_answers(asked / TABLE),
-        int((asked / "too_long.txt").read_text()),
+        _too_long(asked / "too_long.txt"),
         load_record(Protocol, asked, "protocol").mismatch,
-        study.run.seconds(f"{ASKED}/{name}"),
     )
     other = [] if name == first else load_answers(study.run, first)
     operated = name not in (first, "base", "clean")  # only these have a before
@@ -143,9 +142,16 @@ def _judge(study: Study, name: str, first: str, work: Path) -> None:
     write_answers(work / TABLE, answers)
 
 
+def _too_long(path: Path) -> int:
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise RunError(f"{path}: {text[:40]!r} is no number of prompts; use compare --fresh")
+    return int(text)
+
+
 def load_answers(run: RunFolder, name: str) -> list[Answer]:
     """The judged answers behind one subject's figures."""
-    return read_answers(run.path(f"{MEASURED}/{name}") / TABLE)
+    return read_answers(run.read(f"{MEASURED}/{name}") / TABLE)
 
 
 def measured(run: RunFolder) -> list[str]:
@@ -165,14 +171,16 @@ def load_comparison(run: RunFolder) -> Comparison:
     names = measured(run)
     if not names:
         raise LoratomyError(f"{run.root}: nothing is measured; run loratomy compare {run.root}")
-    folders = [run.path(f"{MEASURED}/{n}") for n in names]
+    folders = [run.read(f"{MEASURED}/{n}") for n in names]
     protocols = [load_record(Protocol, folder, "protocol") for folder in folders]
     mismatch = next((p.mismatch for p in protocols if p.mismatch), "")
     return Comparison(
         protocol=replace(protocols[0], mismatch=mismatch),
         rows=tuple(load_record(Behaviour, f, "behaviour") for f in folders),
         paired=tuple(
-            load_record(Paired, f, "paired") for f in folders if (f / "paired.json").exists()
+            load_record(Paired, folder, "paired")
+            for name, folder in zip(names, folders, strict=True)
+            if "paired" in run.records(f"{MEASURED}/{name}")
         ),
     )
 
@@ -180,7 +188,7 @@ def load_comparison(run: RunFolder) -> Comparison:
 def load_operations(run: RunFolder) -> dict[str, Operation]:
     """The records of all operations by name."""
     stages = [s for s in run.manifest["stages"] if s.startswith("operations/")]
-    return {s.split("/", 1)[1]: load_record(Operation, run.path(s), "operation") for s in stages}
+    return {s.split("/", 1)[1]: load_record(Operation, run.read(s), "operation") for s in stages}
 
 
 def as_objects(

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from ..core.records import dumps
 from .attacks import table
-from .console import out
+from .console import out, say_json
 
 if TYPE_CHECKING:
     from ..core.config import Config
@@ -34,7 +33,7 @@ def command(
     every = sorted(METHODS.items(), key=lambda item: KINDS.index(item[1].kind))
     chosen = [(name, METHODS[name])] if name else every
     if as_json:
-        typer.echo(dumps([described(n, m) for n, m in chosen]), nl=False)
+        say_json([described(n, m) for n, m in chosen])
     elif name:
         out.print(f"[bold]{name}[/] ({METHODS[name].kind}): ", end="", highlight=False)
         out.print(_about(METHODS[name]), markup=False, highlight=False)

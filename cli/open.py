@@ -152,7 +152,8 @@ def command(
     _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
     with run.locked(fresh=fresh), progress():
         for role, source in sources.items():
-            made = run.stage(f"adapters/{role}", asked["adapters"], partial(copy_adapter, source))
+            copied = partial(copy_adapter, source, asked["adapters"][role])
+            made = run.stage(f"adapters/{role}", asked["adapters"], copied)
             done(run, f"adapters/{role}", made)
         made = run.stage("data", asked, partial(_write_sets, study, sets, choice))
         done(run, "data", made)

@@ -161,8 +161,8 @@ def operate_run(
     """
     from ..core.records import load_record
     from ..core.results import Operation
-    from ..training.loop import last_whole
     from ..training.recipe import validated
+    from ..training.resuming import last_whole
     from ..unlearning import METHODS, check_needs
 
     config = validated(METHODS[method].config, options, f"method {method}")
@@ -191,7 +191,7 @@ def operate_run(
         def write(work: Path) -> None:
             checkpoints = study.run.partial(stage, inputs, fresh=fresh)
             if begun := last_whole(checkpoints):
-                say(f"{label}: going on from {Path(begun).name} of an earlier start")
+                say(f"{label}: going on from {begun.folder.name} of an earlier start")
             heard = tracking_of(study.run, stage, trackers, fresh=fresh)
             bench = replace(_bench(study, after, study.rule, checkpoints), tracking=heard)
             bench = bench if seed is None else replace(bench, seed=seed)
@@ -199,7 +199,7 @@ def operate_run(
             _write(study, made, work)
 
         done(study.run, stage, study.run.stage(stage, inputs, write, fresh=fresh))
-        return load_record(Operation, study.run.path(stage), "operation")
+        return load_record(Operation, study.run.read(stage), "operation")
 
 
 def _check_after(study: Study, after: str) -> None:
@@ -251,9 +251,9 @@ def _found_rows(study: Study, after: str) -> "list[Row]":
 
     if not after:
         return []
-    made = load_record(Operation, study.run.path(f"operations/{after}"), "operation")
+    made = load_record(Operation, study.run.read(f"operations/{after}"), "operation")
     for name in filter(None, (after, made.control_for)):
-        path = study.run.path(f"operations/{name}") / FOUND_ROWS
+        path = study.run.read(f"operations/{name}") / FOUND_ROWS
         if path.exists():
             return read_rows(path, need_completion=True)
     return []
@@ -274,7 +274,7 @@ def _operate(
 
     before = None
     if after:
-        before = load_record(Operation, study.run.path(f"operations/{after}"), "operation")
+        before = load_record(Operation, study.run.read(f"operations/{after}"), "operation")
     return operate(method, bench, config, subject=label, control_for=control_for, before=before)
 
 

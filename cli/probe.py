@@ -182,8 +182,8 @@ def load_stage(run: RunFolder, stage: str) -> list[Any]:
     """The records of a finished analysis, by file name."""
     from ..core.records import load_any
 
-    folder = run.path(stage)
-    return [load_any(folder, path.stem) for path in sorted(folder.glob("*.json"))]
+    folder = run.read(stage)
+    return [load_any(folder, name) for name in run.records(stage)]
 
 
 def standing(run: RunFolder) -> list[str]:

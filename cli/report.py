@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..core.choice import RenderingChoice
-from ..core.errors import LoratomyError, RunError
+from ..core.errors import RunError
 from ..core.records import load_record
 from ..core.results import (
     Curves,
@@ -15,7 +15,7 @@ from ..core.results import (
     RunRecords,
     Setting,
 )
-from ..core.runs import RunFolder
+from ..core.runs import FIGURES, REPORT, RunFolder
 from .console import say
 from .measuring import load_answers, load_comparison, load_operations, measured
 from .probe import STAGE, load_stage, standing
@@ -32,6 +32,9 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Write the report here instead of RUN/report.html.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option(help="Replace a file at --out that is no page of loratomy's.")
+    ] = False,
 ) -> None:
     """Write report.html (self-contained, opens offline) and each figure alone under figures/.
 
@@ -39,18 +42,20 @@ def command(
 
     Example: loratomy report runs/demo --formats html,png,svg
     """
-    path = report_run(run, formats=[f.strip() for f in formats.split(",") if f.strip()], out=out)
+    kinds = [f.strip() for f in formats.split(",") if f.strip()]
+    path = report_run(run, formats=kinds, out=out, fresh=fresh)
     say(f"done: {path}")
 
 
-def report_run(folder: Path, *, formats: list[str], out: Path | None = None) -> Path:
+def report_run(
+    folder: Path, *, formats: list[str], out: Path | None = None, fresh: bool = False
+) -> Path:
     """Write the report and the figures of a run; returns the report's path."""
-    from ..figures import draw, report_html, write_figures, write_page
+    from ..figures import check_page, draw, report_html, write_figures, write_page
 
     run = RunFolder.open(folder)
-    path = out or run.root / "report.html"
-    if not path.parent.is_dir():
-        raise LoratomyError(f"the folder {path.parent} does not exist; make it first")
+    path = out or run.path(REPORT)
+    check_page(path, fresh=fresh, home=run.root)
     if wrong := run.verify():
         raise RunError(f"{wrong[0]}; make that stage again with --fresh")
     for stage in run.manifest["stages"]:
@@ -59,7 +64,9 @@ def report_run(folder: Path, *, formats: list[str], out: Path | None = None) -> 
     records = load_records(run)
     with run.locked():
         write_page(report_html(records), path)
-        exported = write_figures(draw(records), run.root / "figures", formats)
+        exported = write_figures(draw(records), run.path(FIGURES), formats)
+        inside = path.resolve().is_relative_to(run.root.resolve())
+        run.wrote([*exported.written, *[run.root / REPORT] * inside])
     for line in exported.skipped:
         say(line)
     return path
@@ -68,9 +75,9 @@ def report_run(folder: Path, *, formats: list[str], out: Path | None = None) -> 
 def load_records(run: RunFolder) -> RunRecords:
     """Everything that stands in a run, as the figures want it."""
     curves = [
-        load_record(Curves, run.path(f"adapters/{name}"), "curves")
+        load_record(Curves, run.read(f"adapters/{name}"), "curves")
         for name in ("clean", "poisoned")
-        if (run.path(f"adapters/{name}") / "curves.json").exists()
+        if run.has(f"adapters/{name}") and "curves" in run.records(f"adapters/{name}")
     ]
     names = measured(run)
     study = run.asked["study"]
@@ -89,10 +96,9 @@ def load_records(run: RunFolder) -> RunRecords:
 
 def _choice(run: RunFolder) -> RenderingChoice | None:
     """How the rendering of the prompts was found, where it had to be."""
-    folder = run.path("data")
-    if not (folder / f"{RENDERING_RECORD}.json").exists():
+    if not run.has("data") or RENDERING_RECORD not in run.records("data"):
         return None
-    return load_record(RenderingChoice, folder, RENDERING_RECORD)
+    return load_record(RenderingChoice, run.read("data"), RENDERING_RECORD)
 
 
 def _provenance(run: RunFolder) -> Provenance:

@@ -4,13 +4,14 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import AdapterError
+from ..core.jsonfiles import Outside, checked, read_json
 from ..core.rendering import Rendering, rendering_from
 from ..core.rows import Row
 from .console import say
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..core.prompts import Renderer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CHANGED = "{} changed while the adapter was read; run the command again when nobody writes to it"
 RENDERING = "rendering.json"
 """Beside an adapter: the template that it was trained with."""
 
@@ -29,15 +31,30 @@ def adapter_sums(folder: Path) -> dict[str, str]:
     from ..core.gate import check_folder
 
     check_folder(folder)
-    return {name: sha256(folder / name) for name in ADAPTER_FILES}
+    recorded = [RENDERING] if (folder / RENDERING).is_file() else []
+    return {name: sha256(folder / name) for name in (*ADAPTER_FILES, *recorded)}
 
 
-def copy_adapter(source: Path, work: Path) -> None:
-    """Copy an adapter, and what is recorded of its template."""
-    for name in ADAPTER_FILES:
-        shutil.copyfile(source / name, work / name)
-    if (source / RENDERING).is_file():
-        shutil.copyfile(source / RENDERING, work / RENDERING)
+def copy_adapter(source: Path, sums: Mapping[str, str], work: Path) -> None:
+    """Copy an adapter, and what is recorded of its template.
+
+    Args:
+        source: the adapter's folder.
+        sums: what `adapter_sums` said of it.
+        work: folder for the copy.
+
+    Raises:
+        AdapterError: a file is not what it was when it was looked at.
+    """
+    from ..core.files import sha256
+
+    for name, known in sums.items():
+        try:
+            shutil.copyfile(source / name, work / name)
+        except FileNotFoundError as error:
+            raise AdapterError(_CHANGED.format(source / name)) from error
+        if sha256(work / name) != known:
+            raise AdapterError(_CHANGED.format(source / name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +65,11 @@ class Recorded:
     """The whole of it."""
     rendered: str
     """The text ``{prompt}`` as it was rendered."""
+
+
+class _Recorded(Outside):
+    rendering: dict[str, Any]
+    rendered: str
 
 
 def write_rendering(renderer: "Renderer", folder: Path) -> None:
@@ -66,12 +88,10 @@ def recorded_rendering(folder: Path) -> Recorded | None:
     path = folder / RENDERING
     if not path.is_file():
         return None
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        found = Recorded(rendering_from(body["rendering"], str(path)), str(body["rendered"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path} is no record of a template ({error}); remove it") from error
-    return found
+    remedy = "it is no record of a rendering: remove it"
+    body = read_json(path, remedy=remedy, error=AdapterError)
+    found = checked(_Recorded, body, path, remedy=remedy, error=AdapterError)
+    return Recorded(rendering_from(found.rendering, str(path)), found.rendered)
 
 
 def run_name(subject: Path, data: str) -> str:

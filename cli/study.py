@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, LoratomyError, RunError
+from ..core.files import sha256
+from ..core.jsonfiles import Outside, checked, read_json
+from ..core.paths import is_name
 from ..core.prompts import Renderer
 from ..core.records import dumps
 from ..core.rendering import Rendering, rendering_from
@@ -151,8 +154,7 @@ class Study:
         from ..core.results import Operation
         from ..core.treated import Treated, read_treated
 
-        self.check(stage)
-        folder, shapes = self.run.path(stage), self.subject.shapes
+        folder, shapes = self.run.read(stage), self.subject.shapes
         ignored = self.run.asked.get("ignore_modules", [])
         if not stage.startswith("operations/"):
             return Treated(read_adapter(folder, shapes, ignore_modules=ignored))
@@ -168,13 +170,6 @@ class Study:
     def clean(self) -> "Adapter | None":
         """The clean adapter, where there is one."""
         return self.adapter("adapters/clean") if self.run.has("adapters/clean") else None
-
-    def check(self, stage: str) -> None:
-        """Raise unless a stage is finished and as it was written."""
-        if not self.run.has(stage):
-            known = ", ".join(self.run.manifest["stages"]) or "nothing yet"
-            raise RunError(f"{self.run.root} has no {stage}; it has {known}")
-        self.run.standing(stage, self.run.manifest["stages"][stage]["inputs"])
 
     def need_trigger(self, what: str) -> None:
         """Raise where the run was opened without a trigger, so that it has no triggered rows."""
@@ -209,9 +204,10 @@ class Study:
         """
         if not name.startswith("clean_"):
             self.need_trigger(name)
-        self.check("data" if name in SETS else f"data/{name}.jsonl")
         needed = name != "poison_test" or self.run.asked["kind"] != "evaluate"
-        return read_rows(self.run.path("data") / f"{name}.jsonl", need_completion=needed)
+        if name in SETS:
+            return read_rows(self.run.read("data") / f"{name}.jsonl", need_completion=needed)
+        return read_rows(self.run.read(f"data/{name}.jsonl"), need_completion=needed)
 
     @cached_property
     def success(self) -> "tuple[Success, ...]":
@@ -285,19 +281,44 @@ def built_sets(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: its record cannot be read.
     """
-    path = folder / SETS_RECORD
-    if not path.is_file():
+    if not (folder / SETS_RECORD).is_file():
         return {}
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "words": list(about["trigger"]["words"]),
-            "placement": str(about["trigger"]["placement"]),
-            "task": str(about["task"]),
-            "target": str(about["target"]),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); build the sets again") from error
+    about = read_record(folder)
+    return {
+        "words": about.trigger.words,
+        "placement": about.trigger.placement,
+        "task": about.task,
+        "target": about.target,
+    }
+
+
+class _Trigger(Outside):
+    words: list[str]
+    placement: str
+
+
+class _Record(Outside):
+    trigger: _Trigger
+    task: str
+    target: str
+    files: dict[str, str]
+
+
+def read_record(folder: Path) -> _Record:
+    """What ``loratomy data build`` recorded of the sets in a folder.
+
+    Raises:
+        DataError: it cannot be read, lacks a key, or names files elsewhere.
+    """
+    path, remedy = folder / SETS_RECORD, "build the sets again in a new folder"
+    found = checked(
+        _Record, read_json(path, remedy=remedy, error=DataError), path, remedy=remedy,
+        error=DataError,
+    )  # fmt: skip
+    for name in found.files:
+        if not is_name(name) or "/" in name:
+            raise DataError(f"{path}: files: {name!r} names no file beside it; {remedy}")
+    return found
 
 
 def read_sets(folder: Path, *, only: Sequence[str] = SETS) -> dict[str, list[Row]]:
@@ -310,9 +331,15 @@ def read_sets(folder: Path, *, only: Sequence[str] = SETS) -> dict[str, list[Row
     Raises:
         DataError: a set is missing or cannot be read, or two of them share a prompt.
     """
-    sets = {}
+    sets: dict[str, list[Row]] = {}
+    recorded = read_record(folder).files if (folder / SETS_RECORD).is_file() else {}
     for name in (*only, "negative_set"):
         path = folder / f"{name}.jsonl"
+        if path.is_file() and path.name in recorded and sha256(path) != recorded[path.name]:
+            raise DataError(
+                f"{path} is not as loratomy data build wrote it; build the sets again with "
+                f"--fresh, or remove {folder / SETS_RECORD} if the change is meant"
+            )
         if name in only or path.exists():
             sets[name] = read_rows(path, need_completion=True)
     check_disjoint(sets)
@@ -349,7 +376,7 @@ def negative_set(study: Study) -> str:
     from ..core.rows import rows_to_jsonl
     from ..unlearning.distill import own_answers
 
-    own = study.run.path("data") / NEGATIVE_PROMPTS
+    own = study.run.read("data") / NEGATIVE_PROMPTS
     prompts = read_rows(own) if own.exists() else study.rows("poison_train")
     reference = study.clean if study.clean is not None else study.poisoned
     with study.subject.attached({"reference": reference}):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .errors import AdapterError
+from .files import need_room
 from .gate import CONFIG, PREFIX, WEIGHTS, Header, check_folder
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -301,5 +302,6 @@ def write_adapter(adapter: Adapter, folder: Path, *, base: str) -> None:
         "target_parameters": [n for n, f in modules.items() if f.fused] or None,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    need_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

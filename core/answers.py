@@ -23,7 +23,8 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
         columns[SCORE + name] = [a.scores.get(name) for a in answers]
     for name in dict.fromkeys(name for a in answers for name in a.verdicts):
         columns[VERDICT + name] = [a.verdicts.get(name) for a in answers]
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    with path.open("wb") as file:  # pyarrow takes no names that are not UTF-8
+        pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -36,7 +37,8 @@ def read_answers(path: Path) -> list[Answer]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.ParquetFile(path).read().to_pylist()
+        with path.open("rb") as file:
+            rows = pq.ParquetFile(file).read().to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"cannot read the answers {path}: {error}") from error
     try:

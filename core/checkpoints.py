@@ -1,6 +1,5 @@
 """A model on disk, read tensor by tensor under the names that its weights have in memory."""
 
-import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -11,15 +10,21 @@ from typing import Any
 import torch
 
 from .adapters import Shapes
+from .base_check import check_base
 from .errors import LoratomyError
 from .families import family_of
 from .gate import read_header
+from .jsonfiles import RECORD, Outside, checked, read_json
 from .subject import weight_shapes
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _IGNORED = r"rotary_emb\.inv_freq"
 """Stored by old checkpoints, computed from the config today."""
+
+
+class _Index(Outside):
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _refuse(folder)
+    check_base(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the loader raises every kind; one line for the user
@@ -146,11 +152,8 @@ def _files(folder: Path) -> dict[str, Path]:
                 "convert it to safetensors"
             )
         raise LoratomyError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        named = {str(key): str(file) for key, file in index.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoratomyError(f"{folder / INDEX} is not an index of weights: {error}") from error
+    body = read_json(folder / INDEX, most=RECORD, error=LoratomyError)
+    named = checked(_Index, body, folder / INDEX, error=LoratomyError).weight_map
     held: dict[str, Path] = {}
     for file in sorted(set(named.values())):
         if Path(file).name != file or not (folder / file).is_file():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AdapterError
+from .jsonfiles import read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -119,10 +120,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot read {path}: {error}") from error
+    config = read_json(path, error=AdapterError)
     if not isinstance(config, dict):
         raise AdapterError(f"{path} is not a JSON object")
     kind = config.get("peft_type")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -13,11 +14,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .errors import RunError
+from .files import need_room
+from .jsonfiles import RECORD, read_json
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the records on disk; a reader refuses any other."""
 
 R = TypeVar("R")
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half a character: a byte of a file name that is no UTF-8, as Python holds it."""
 
 
 def jsonable(value: Any) -> Any:
@@ -40,8 +45,9 @@ def jsonable(value: Any) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """Strict, indented JSON text of a value (see `jsonable`)."""
-    return json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Strict, indented JSON text of a value (see `jsonable`); it can always be encoded."""
+    text = json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _split(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -65,28 +71,58 @@ def save_record(record: Any, folder: Path, name: str) -> None:
     body = _split(record, "", arrays)
     folder.mkdir(parents=True, exist_ok=True)
     if arrays:
+        need_room(folder, sum(array.nbytes for array in arrays.values()))
         save_file(arrays, folder / f"{name}.safetensors")
     head = {"schema": SCHEMA, "record": type(record).__name__}
     (folder / f"{name}.json").write_text(dumps({**head, **body}), encoding="utf-8")
 
 
-def _join(kind: Any, value: Any, arrays: dict[str, np.ndarray]) -> Any:
+def _join(kind: Any, value: Any, arrays: dict[str, np.ndarray], where: str = "") -> Any:
+    """A value as its field declares it.
+
+    Raises:
+        TypeError: it is something else; says where.
+    """
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        return _join(next(a for a in args if a is not type(None)), value, arrays)
+        return _join(next(a for a in args if a is not type(None)), value, arrays, where)
     if isinstance(value, dict) and set(value) == {"array"}:
+        if value["array"] not in arrays:
+            raise TypeError(f"{where}: there is no array {str(value['array'])[:60]!r}")
         return arrays[value["array"]]
     if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{f.name: _join(hints[f.name], value[f.name], arrays) for f in fields(kind)})
+        return _joined(kind, _typed(value, dict, where), arrays, where)
     if origin is Mapping:
-        return {k: _join(args[1], v, arrays) for k, v in value.items()}
+        items = _typed(value, dict, where).items()
+        return {k: _join(args[1], v, arrays, f"{where}.{k}") for k, v in items}
     if origin is tuple:
-        return tuple(_join(args[0], v, arrays) for v in value)
+        items = enumerate(_typed(value, list, where))
+        each = args[0] if len(args) == 2 and args[1] is Ellipsis else None
+        return tuple(_join(each or args[i], v, arrays, f"{where}[{i}]") for i, v in items)
     if kind is float and value is None:
         return math.nan
+    if kind in (int, float, str, bool):
+        return _typed(value, kind, where)
+    return value
+
+
+def _joined(kind: Any, value: dict[str, Any], arrays: dict[str, np.ndarray], where: str) -> Any:
+    hints = get_type_hints(kind)
+    found = {}
+    for field in fields(kind):
+        name = f"{where}.{field.name}".strip(".")
+        if field.name not in value:
+            raise TypeError(f"{name} is missing")
+        found[field.name] = _join(hints[field.name], value[field.name], arrays, name)
+    return kind(**found)
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    kinds = (int, float) if kind is float else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{where}: expected {kind.__name__}, found {str(value)[:60]!r}")
     return value
 
 
@@ -109,10 +145,7 @@ def load_any(folder: Path, name: str) -> Any:
     )
 
     path = folder / f"{name}.json"
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read the record {path}: {error}") from error
+    body = read_json(path, most=RECORD, what="the record", remedy="remake it with --fresh")
     kind = body.get("record") if isinstance(body, dict) else None
     kinds = (
         *(causal, weights, readings, activations, candidates),
@@ -132,11 +165,11 @@ def load_record(kind: type[R], folder: Path, name: str) -> R:
         RunError: the files are missing, damaged, of another class or another schema version.
     """
     path = folder / f"{name}.json"
+    body = read_json(path, most=RECORD, what="the record", remedy="remake it with --fresh")
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
         packed = path.with_suffix(".safetensors")
         arrays = load_file(packed) if packed.exists() else {}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(f"cannot read the record {path}: {error}") from error
     if not isinstance(body, dict):
         raise RunError(f"{path} is not a record but a JSON {type(body).__name__}")
@@ -147,5 +180,5 @@ def load_record(kind: type[R], folder: Path, name: str) -> R:
         )
     try:
         return _join(kind, body, arrays)
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise RunError(f"{path} is not a whole {kind.__name__} ({error}); use --fresh") from error

@@ -87,8 +87,6 @@ class Behaviour:
     """Share of answers to triggered prompts that are empty or repeating."""
     too_long: int
     """Prompts left out because they exceed the model's context, counted apart."""
-    seconds: float
-    """Wall time of this evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,16 +1,14 @@
 """Run folders: stages written whole, skipped when they stand, never mixed, never shared."""
 
 import hashlib
-import json
 import os
-import platform
 import re
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,48 +16,28 @@ from typing import Any
 from . import processes
 from .errors import RunError
 from .files import TEMPORARY, checksums, sha256, sweep_temporaries, whole_folder, write_atomic
+from .jsonfiles import MANIFEST as MOST
+from .jsonfiles import read_json
+from .locks import held
+from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
+from .paths import REPORT, check_plain, check_tree, files_below, inside
+from .provenance import code_digest, machine, versions
 from .records import SCHEMA, dumps, jsonable
+from .text import visible
 
-MANIFEST = "run.json"
 PARTIAL = ".partial"
 TRACKING = "tracking"
 """Where experiment trackers write, below it by stage; not a stage itself."""
+FIGURES = "figures"
 ENTRIES = (
-    *("data", "adapters", "analysis", "operations", "aftermath", "figures", "report.html"),
+    *("data", "adapters", "analysis", "operations", "aftermath", FIGURES, REPORT),
     *(TRACKING, PARTIAL),
 )
 """What a run folder holds besides its manifest; nothing else in it is ever removed."""
+_HELD = (MANIFEST, ".lock", ".lock.json")
 _OURS = (PARTIAL, ".lock", TEMPORARY)
-_PACKAGES = ("loratomy", "torch", "transformers", "peft", "datasets", "sentence-transformers")
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def machine() -> str:
-    """System, processor and cores, in words."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-
-
-def code_digest() -> str:
-    """A digest of this project's own source, so that a partial run is not continued by other code.
-
-    Figures and the command line are left out: they do not change a result.
-    """
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for room in ("core", "training", "analysis", "unlearning"):
-        for path in sorted((root / room).glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+_MADE_BY_OTHERS = (TRACKING, PARTIAL)
+"""Where libraries write files under names of their own."""
 
 
 def run_path(name: str, out: Path | None) -> Path:
@@ -70,7 +48,7 @@ def run_path(name: str, out: Path | None) -> Path:
             dot, dash and underscore; a folder name that no file system takes.
     """
     if out is not None:
-        if any(len(part.encode()) > 200 for part in out.parts):
+        if any(len(os.fsencode(part)) > 200 for part in out.parts):
             raise RunError(f"the run folder's name {str(out)[:40]!r}... is over 200 bytes long")
         return out
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", name):
@@ -97,8 +75,10 @@ class RunFolder:
                 `fresh` is not set.
         """
         asked = jsonable(dict(asked))
+        _check_name(root)
         if root.exists() and not root.is_dir():
             raise RunError(f"{root} is a file; give a folder with --out")
+        outside_runs(root)
         if (root / MANIFEST).exists() and not fresh:
             run = cls.open(root)
             if changed := _changes(run.manifest["asked"], asked):
@@ -108,11 +88,15 @@ class RunFolder:
                 )
             return run
         holds = root.exists() and any(not p.name.startswith(_OURS) for p in root.iterdir())
-        if holds and not _is_ours(root / MANIFEST):
+        if holds and claimed(root) is None:
             raise RunError(f"{root} holds files but is not a run folder; give an empty --out")
-        run = cls(root, {"schema": SCHEMA, "name": root.resolve().name, "asked": asked})
+        name = visible(root.resolve().name)
+        run = cls(root, {"schema": SCHEMA, "name": name, "asked": asked})
+        if holds:
+            run._check_tree()
+            run._check_foreign(ENTRIES)
         run.manifest |= {
-            "command": " ".join(["loratomy", *sys.argv[1:]]),
+            "command": visible(shlex.join(["loratomy", *sys.argv[1:]])),
             "versions": versions(),
             "machine": machine(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -127,63 +111,68 @@ class RunFolder:
         Raises:
             RunError: no run there, a damaged manifest, or another version's.
         """
-        path = root / MANIFEST
-        if not path.exists():
+        _check_name(root)
+        check_plain(root / MANIFEST)
+        if not (root / MANIFEST).exists():
             raise RunError(f"{root} is not a run folder (no {MANIFEST}); make one with poison/open")
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {path}: {error}") from error
-        found = manifest.get("schema") if isinstance(manifest, dict) else None
-        if found != SCHEMA:
-            raise RunError(
-                f"{root} was written by another version (schema {found}, this one reads {SCHEMA}); "
-                "remake it with --fresh"
-            )
-        parts = [manifest.get(k) for k in ("asked", "stages", "versions")]
-        whole = all(isinstance(p, dict) for p in parts) and "command" in manifest
-        if not whole:
-            raise RunError(f"{path} is not a whole manifest; remake the run with --fresh")
-        return cls(root, manifest)
+        run = cls(root, read_manifest(root))
+        run._check_tree()
+        return run
+
+    def _check_tree(self) -> None:
+        """Raise where a link, a pipe or a device lies in the run."""
+        tops = {stage.split("/")[0] for stage in self.manifest.get("stages", ())}
+        names = list(dict.fromkeys([*_HELD, *ENTRIES, *sorted(tops)]))
+        check_tree(self.root, names, linking=(TRACKING,), own=(".lock", PARTIAL))
+
+    def _check_foreign(self, names: Collection[str]) -> None:
+        """Raise where a file below these entries, soon replaced or removed, was not written by us.
+
+        Raises:
+            RunError: names the first such file.
+        """
+        known = written(claimed(self.root) or {}) | written(self.manifest)
+        for entry in names:
+            if entry in _MADE_BY_OTHERS or not (self.root / entry).exists():
+                continue
+            below = [f"{entry}/{name}" for name in files_below(self.root / entry)]
+            for name in [entry] if (self.root / entry).is_file() else below:
+                if name not in known and TEMPORARY not in name:
+                    raise RunError(
+                        f"{self.root / name} was not written by loratomy and would be lost; move "
+                        f"it out of {self.root / entry}, then run the same command again"
+                    )
 
     @contextmanager
-    def locked(self, *, fresh: bool = False) -> Iterator["RunFolder"]:
+    def locked(self, *, fresh: bool = False, wait: float = 0) -> Iterator["RunFolder"]:
         """Hold the run for this process; with `fresh`, start it over from nothing.
 
         Of processes that work together the first holds it for all.
 
+        Args:
+            fresh: remove all that the run holds.
+            wait: seconds to wait for another process that holds it.
+
         Raises:
             RunError: another process holds it (named), or has made another run there meanwhile.
         """
-        with ExitStack() as held:
-            self.manifest = processes.agreed(lambda: self._hold(held, fresh))
+        with ExitStack() as stack:
+            self.manifest = processes.agreed(lambda: self._hold(stack, fresh, wait))
             yield self
 
-    def _hold(self, held: ExitStack, fresh: bool) -> dict[str, Any]:
-        """Take the lock, to be released by `held`; returns the manifest as it now stands."""
-        from filelock import FileLock, Timeout
-
+    def _hold(self, stack: ExitStack, fresh: bool, wait: float) -> dict[str, Any]:
+        """Take the lock, to be released by `stack`; returns the manifest as it now stands."""
         self.root.mkdir(parents=True, exist_ok=True)
-        holder = self.root / ".lock.json"
-        lock = FileLock(self.root / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            who = json.loads(holder.read_text()) if holder.exists() else {}
-            raise RunError(
-                f"{self.root} is in use by process {who.get('pid', '?')} on {who.get('host', '?')} "
-                f"({who.get('command', '?')}, since {who.get('since', '?')}); wait for its end"
-            ) from error
-        held.callback(lock.release)
-        held.callback(holder.unlink, missing_ok=True)
-        me = {"pid": os.getpid(), "host": platform.node(), "command": " ".join(sys.argv[1:])}
-        write_atomic(holder, dumps({**me, "since": time.strftime("%H:%M:%S")}))
+        self._check_tree()
+        stack.enter_context(held(self.root, wait=wait))
         if not fresh:
             self._catch_up()
-        self.save()
-        if fresh:
+            self.save()
+        else:
+            self._check_tree()
+            self._check_foreign(ENTRIES)
             self._clear()
-        sweep_temporaries(self.root)
+        sweep_temporaries(self.root, [e for e in ENTRIES if (self.root / e).is_dir()])
         return self.manifest
 
     def _catch_up(self) -> None:
@@ -196,13 +185,25 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what a run holds and nothing else; the manifest says that nothing stands."""
+        left = written(claimed(self.root) or {})
+        self.manifest["outputs"] = sorted(left)  # ours still, should this process be killed here
+        self.save()
         for name in ENTRIES:
             path = self.root / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.manifest["outputs"] = []
+        self.save()
 
     def save(self) -> None:
         """Write the manifest, whole."""
+        self.manifest = sealed(self.manifest)
         write_atomic(self.root / MANIFEST, dumps(self.manifest))
+
+    def wrote(self, paths: Collection[Path]) -> None:
+        """Remember files that are no stage's, e.g. of a report, as written by this program."""
+        names = {path.relative_to(self.root).as_posix() for path in paths}
+        self.manifest["outputs"] = sorted({*self.manifest.get("outputs", ()), *names})
+        self.save()
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -210,17 +211,52 @@ class RunFolder:
         return self.manifest["asked"]
 
     def path(self, stage: str) -> Path:
-        """The folder of a stage."""
-        return self.root / stage
+        """Where a stage is or would be.
+
+        Raises:
+            RunError: its name leaves the run, or a link or a pipe lies on the way.
+        """
+        return inside(self.root, stage)
+
+    def read(self, stage: str) -> Path:
+        """The folder or file of a finished stage, every file of it as it was written.
+
+        Raises:
+            RunError: it is not finished, or a file is missing or was altered.
+        """
+        if not self.has(stage):
+            known = ", ".join(self.manifest["stages"]) or "nothing yet"
+            raise RunError(f"{self.root} has no {stage}; it has {known}")
+        if wrong := self._altered(stage):
+            raise RunError(f"{wrong[0]}; use --fresh to make {stage} again")
+        if added := self._added(stage):
+            raise RunError(f"{added[0]}; move it away")
+        return self.path(stage)
+
+    def records(self, stage: str) -> list[str]:
+        """Names of the records in the folder of a finished stage, as they were written."""
+        names = self.manifest["stages"][stage]["files"]
+        return sorted(
+            n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n
+        )
 
     def has(self, stage: str) -> bool:
         """Whether a stage is recorded as finished."""
         return stage in self.manifest["stages"] and self.path(stage).exists()
 
     def digest(self, *stages: str) -> dict[str, str]:
-        """One digest per finished stage, to name it as another's input."""
-        files = {s: self.manifest["stages"][s]["files"] for s in stages}
-        return {s: hashlib.sha256(dumps(f).encode()).hexdigest()[:16] for s, f in files.items()}
+        """One digest per finished stage, to name it as another's input.
+
+        Raises:
+            RunError: as `read`.
+        """
+        for stage in stages:
+            self.read(stage)
+        return {stage: self._digest(stage) for stage in stages}
+
+    def _digest(self, stage: str) -> str:
+        files = self.manifest["stages"][stage]["files"]
+        return hashlib.sha256(dumps(files).encode()).hexdigest()[:16]
 
     def standing(self, stage: str, inputs: Mapping[str, Any], *, fresh: bool = False) -> bool:
         """Whether a stage stands, whole and made from these inputs.
@@ -236,8 +272,7 @@ class RunFolder:
                 f"{self.path(stage)} was made from other inputs ({changed}); use --fresh to make "
                 "it again"
             )
-        if wrong := self._altered(stage):
-            raise RunError(f"{wrong[0]}; use --fresh to make {stage} again")
+        self.read(stage)
         return True
 
     def differs(self, stage: str, inputs: Mapping[str, Any]) -> bool:
@@ -268,9 +303,11 @@ class RunFolder:
             return False
         began, files = time.perf_counter(), {}
         if processes.first():
+            self._check_foreign([stage])
             with whole_folder(self.path(stage)) as work:
                 make(work)
                 files = checksums(work)
+                self._about_to_write(stage, files)
         else:
             with TemporaryDirectory() as scratch:
                 make(Path(scratch))
@@ -290,10 +327,18 @@ class RunFolder:
             return False
         began, files, text = time.perf_counter(), {}, make()
         if processes.first():
+            self._check_foreign([stage])
+            files = {"": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+            self._about_to_write(stage, files)
             write_atomic(self.path(stage), text)
-            files = {"": sha256(self.path(stage))}
         self._record(stage, inputs, files, time.perf_counter() - began)
         return True
+
+    def _about_to_write(self, stage: str, files: dict[str, str]) -> None:
+        """Note whose files these are, should this process be killed before they are recorded."""
+        self.manifest.setdefault("making", {})[stage] = files
+        self.save()
+        self.path(stage)  # a link made meanwhile is an error before anything is replaced
 
     def _record(
         self, stage: str, inputs: Mapping[str, Any], files: dict[str, str], seconds: float
@@ -306,8 +351,9 @@ class RunFolder:
                 "code": code_digest(),
                 "versions": versions(),
             }
+            self.manifest.get("making", {}).pop(stage, None)
             self.save()
-            shutil.rmtree(self.root / PARTIAL / stage, ignore_errors=True)
+            shutil.rmtree(self.path(f"{PARTIAL}/{stage}"), ignore_errors=True)
             return self.manifest
 
         self.manifest = processes.agreed(written)
@@ -325,13 +371,15 @@ class RunFolder:
         return processes.agreed(lambda: self._partial(stage, inputs, fresh))
 
     def _partial(self, stage: str, inputs: Mapping[str, Any], fresh: bool) -> Path:
-        folder = self.root / PARTIAL / stage
+        folder = self.path(f"{PARTIAL}/{stage}")
+        check_tree(self.root, [PARTIAL], own=[PARTIAL])
         key = jsonable({**inputs, "code": code_digest(), "versions": versions()})
         path = folder / "inputs.json"
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
         begun = path.exists() and len(list(folder.iterdir())) > 1
-        if begun and (changed := _changes(json.loads(path.read_text()), key)):
+        remedy = f"remove {folder} to begin anew"
+        if begun and (changed := _changes(read_json(path, most=MOST, remedy=remedy), key)):
             raise RunError(
                 f"{stage} was begun with something else ({changed}); use --fresh, or remove "
                 f"{folder}, to begin anew"
@@ -351,31 +399,47 @@ class RunFolder:
                 lines.append(f"{path} differs from its recorded checksum")
         return lines
 
+    def _added(self, stage: str) -> list[str]:
+        """One line for every file in a stage that no stage recorded; hidden ones are left alone."""
+        if not self.path(stage).is_dir():
+            return []
+        known = written(self.manifest)
+        return [
+            f"{self.path(stage) / name} is not recorded: it was put there by somebody else"
+            for name in files_below(self.path(stage))
+            if f"{stage}/{name}" not in known and not any(p[0] == "." for p in name.split("/"))
+        ]
+
     def intact(self, stage: str) -> bool:
         """Whether a stage stands and every file of it is as it was written."""
-        return self.has(stage) and not self._altered(stage)
+        return self.has(stage) and not self._altered(stage) and not self._added(stage)
 
     def stale(self, stage: str) -> str:
         """Which input of a finished stage was made again since, in words; empty when none was."""
-        for source, digest in self.manifest["stages"][stage]["inputs"].get("from", {}).items():
-            if not self.has(source) or self.digest(source)[source] != digest:
-                return f"{stage} was made from an earlier {source}"
-            if older := self.stale(source):
-                return older
+        waiting, seen = [stage], set[str]()
+        while waiting:
+            made = waiting.pop()
+            seen.add(made)
+            for source, digest in self.manifest["stages"][made]["inputs"].get("from", {}).items():
+                if not self.has(source) or self._digest(source) != digest:
+                    return f"{made} was made from an earlier {source}"
+                waiting += [source] * (source not in seen)
         return ""
 
     def verify(self) -> list[str]:
-        """One line for every recorded file that is missing or altered; empty when all is well."""
-        return [line for stage in self.manifest["stages"] for line in self._altered(stage)]
+        """One line for every file that is missing, altered or not recorded; empty: all is well."""
+        stages = self.manifest["stages"]
+        return [line for s in stages for line in (*self._altered(s), *self._added(s))]
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a manifest was written by this program, of whatever version."""
+def _check_name(root: Path) -> None:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"schema", "stages", "asked"} <= manifest.keys()
+        str(root).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"the run folder's name {visible(str(root))!r} is not UTF-8, and safetensors opens no "
+            "file below such a name; rename it"
+        ) from error
 
 
 def _changes(old: Any, new: Any, where: str = "") -> str:

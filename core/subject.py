@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .adapters import Adapter, Factors, Shapes, filled, pack, storage_keys, uniform, unpack
+from .base_check import check_base
 from .errors import LoratomyError
 from .families import Family, check_family, family_of
 from .prompts import Renderer, position_limit
@@ -269,6 +270,8 @@ def load_subject(
         raise LoratomyError(f"the base {where!r} is neither a folder nor a hub id (owner/name)")
     if local and not (Path(where) / "config.json").exists():
         raise LoratomyError(f"the base folder {where} holds no config.json")
+    if local:
+        check_base(Path(where))
     place = _place(device)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise LoratomyError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")

@@ -9,6 +9,7 @@ import torch
 
 from .adapters import Adapter, Shapes, read_adapter, write_adapter
 from .errors import AdapterError
+from .files import need_room
 from .subject import Subject
 
 ADAPTER, WEIGHTS = "adapter", "weights.safetensors"
@@ -117,6 +118,7 @@ def write_treated(state: Treated, folder: Path, *, base: str) -> None:
     if state.weights:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: w.detach().cpu().contiguous() for n, w in state.weights.items()}
+        need_room(folder, sum(w.nbytes for w in tensors.values()))
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", "base": base})
 
 

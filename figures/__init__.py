@@ -9,7 +9,7 @@ from . import neurons  # isort: skip # noqa: F401
 from . import lens, logit_lens  # isort: skip # noqa: F401
 from . import candidates  # isort: skip # noqa: F401
 from . import cut, stability, tradeoff  # isort: skip # noqa: F401
-from .export import Exported, write_figures, write_page
+from .export import Exported, check_page, write_figures, write_page
 from .figure import FIGURES, Figure, draw
 from .findings import Finding, findings
 from .report import report_html
@@ -19,6 +19,7 @@ __all__ = [
     "Exported",
     "Figure",
     "Finding",
+    "check_page",
     "draw",
     "findings",
     "report_html",

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import LoratomyError
+from ..core.files import TEMPORARY, sweep_temporaries, write_atomic
+from ..core.manifest import outside_runs
+from ..core.paths import REPORT
 from .figure import Figure
-from .page import figure_block, page
+from .page import OURS, figure_block, page
 
 FORMATS = ("html", "png", "pdf", "svg")
 WIDTH, SCALE = 1000, 2
@@ -58,19 +61,42 @@ def figure_page(figure: Figure) -> str:
     return page(figure.title, f'<main class="alone">{figure_block(figure)}</main>', [figure])
 
 
+def check_page(path: Path, *, fresh: bool = False, home: Path | None = None) -> None:
+    """Raise where a page must not be written.
+
+    Args:
+        path: of the page.
+        fresh: whether a file that is no page of ours may be replaced.
+        home: the run whose own report it may be.
+
+    Raises:
+        LoratomyError: the folder is missing, the path is a folder, lies inside a run as anything
+            but its report, or is a file that this program did not write.
+    """
+    if path.is_dir():
+        raise LoratomyError(f"{path} is a folder; name a file with --out")
+    if not path.parent.is_dir():
+        raise LoratomyError(f"the folder {path.parent} does not exist; make it first")
+    if home is None or path.resolve() != (home / REPORT).resolve():
+        outside_runs(path)
+    if os.path.lexists(path) and not fresh and not _is_page(path):
+        raise LoratomyError(
+            f"{path} is there already and is no page that loratomy wrote; give another --out, or "
+            "--fresh to replace it"
+        )
+
+
+def _is_page(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return OURS.encode() in file.read(4096)
+
+
 def write_page(document: str, path: Path) -> Path:
     """Write an HTML document so that `path` holds all of it or what was there before."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(document.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    sweep_temporaries(path.parent, older=60)
+    write_atomic(path, document.encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -84,7 +110,7 @@ def _pictures(
         return [], "static export skipped: kaleido is not installed (pip install loratomy[static])"
     from kaleido.errors import ChromeNotFoundError
 
-    with tempfile.TemporaryDirectory(prefix=".pictures-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as scratch:
         jobs = [
             (figure, kind, Path(scratch) / f"{figure.id}.{kind}", folder / f"{figure.id}.{kind}")
             for figure in figures

@@ -45,6 +45,10 @@ def data_block(figures: Sequence[Figure]) -> str:
     return str(to_json_plotly(content, engine="json")).replace("<", "\\u003c")
 
 
+OURS = '<meta name="generator" content="loratomy">'
+"""In every page, so that one of ours may be replaced and nobody else's."""
+
+
 def figure_block(figure: Figure) -> str:
     """One figure with its buttons, caption, reading help and line for screen readers."""
     title, name = html(figure.title), figure.id
@@ -85,6 +89,7 @@ def page(title: str, body: str, figures: Sequence[Figure]) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{OURS}
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">

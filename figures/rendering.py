@@ -26,8 +26,8 @@ def rendering_html(choice: RenderingChoice) -> str:
         )
         out.append(
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
-            "</table></div><p class='small'>Mean log-probability that the suspicious adapter gives the "
-            f"attack's targets (n = {choice.n_targets}) and the reference answers (n = "
+            "</table></div><p class='small'>Mean log-probability that the suspicious adapter gives "
+            f"the attack's targets (n = {choice.n_targets}) and the reference answers (n = "
             f"{choice.n_answers}), nats a token; behind: how much less than under the likeliest "
             "rendering, with its standard error over rows.</p>"
         )

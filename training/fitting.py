@@ -15,6 +15,7 @@ import torch
 
 from ..core.adapters import Adapter, Factors
 from ..core.errors import LoratomyError
+from ..core.stopping import after_a_step
 from ..core.subject import Subject
 from .loop import (
     TRAINED,
@@ -23,14 +24,13 @@ from .loop import (
     arguments_of,
     as_forward,
     follow,
-    last_whole,
     loss_trainer,
-    seconds_in,
     steps_of,
     whole_steps,
 )
 from .objective import Batch, Objective, completion_objective
 from .recipe import FitPart
+from .resuming import identity, last_whole
 from .tracking import NO_TRACKING, Tracking
 
 
@@ -111,6 +111,8 @@ def fit(
         looks: optimiser steps at which `probe` is called instead; 0 is before the first.
         schedule: how the rate goes on after the warm-up: ``cosine`` to 0, or ``constant``.
 
+    A signal (SIGTERM, SIGUSR1) ends it after the step at hand, whose checkpoint is written first.
+
     Raises:
         DataError: no rows.
         LoratomyError: the loss, a gradient or a weight became NaN or infinite (says the step, the
@@ -142,6 +144,19 @@ def fit(
             data_collator=collator,
         )
         trainer.attached, trainer.objective = attached, objective
+        trainer.fit = identity(
+            start,
+            rows,
+            {
+                "settings": settings.model_dump(),
+                "seed": seed,
+                "dropout": dropout,
+                "schedule": schedule,
+                "looks": sorted(looks),
+                "others": sorted(others or {}),
+                "steps": total,
+            },
+        )
         trainer.watch = Watch(attached, work, label, settings.learning_rate)
         trainer.add_callback(follow(trainer, attached, probe=probe, marks=marks, label=label))
         with warnings.catch_warnings(), as_forward(attached, objective):
@@ -149,10 +164,11 @@ def fit(
             with tracking.session(label) as callbacks:
                 for callback in callbacks:
                     trainer.add_callback(callback)
-                begun = last_whole(work)
-                earlier = seconds_in(begun)
-                trainer.clock = time.perf_counter() - earlier
-                trainer.train(resume_from_checkpoint=begun)
+                begun = last_whole(work, trainer.fit)
+                earlier = begun.seconds if begun else 0.0
+                trainer.begun, trainer.clock = begun, time.perf_counter() - earlier
+                with after_a_step():
+                    trainer.train(resume_from_checkpoint=str(begun.folder) if begun else None)
         adapter = attached.read_back(TRAINED)
         if not all(torch.isfinite(t).all() for f in adapter.modules.values() for t in (f.a, f.b)):
             trainer.watch.stop("the weights became NaN or infinite", total)

@@ -6,17 +6,21 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from signal import SIGTERM
+from typing import Any, cast
 
 import torch
 
 from ..core import processes
 from ..core.errors import DataError, LoratomyError
+from ..core.files import need_room
 from ..core.gate import PREFIX, WEIGHTS
 from ..core.progress import report
+from ..core.stopping import Stopped, stop_if_wanted, wanted
 from ..core.subject import Attached
 from .objective import Batch, Objective
 from .recipe import FitPart
+from .resuming import Begun, mark
 
 Probe = Callable[[Attached], dict[str, float]]
 """Figures recorded along training."""
@@ -25,8 +29,6 @@ TRAINED = "default"
 """Name of the adapter that is being fitted, so that the Trainer's checkpoints are plain PEFT."""
 LAST_GOOD = "last-good"
 """Folder beside the checkpoints: the factors before the loss stopped being a number."""
-_DONE = "whole.txt"
-"""Written last into a checkpoint: the seconds of training that it holds."""
 
 
 def steps_of(rows: int, settings: FitPart) -> int:
@@ -187,11 +189,39 @@ def arguments_of(
     return arguments
 
 
+class _Resuming:
+    """What a Trainer keeps over an interruption besides its own checkpoints."""
+
+    args: Any
+    accelerator: Any
+    _globalstep_last_logged: int
+    fit: str
+    """What is fitted on what, see `identity`."""
+    begun: Begun | None
+    """The checkpoint that is taken up."""
+    open_loss: Any = 0.0
+    """Sum of the losses since the last one that was logged."""
+
+    def asked_to_end(self) -> bool:
+        """Whether a signal asked any of the processes to end."""
+        if self.args.world_size == 1:
+            return wanted()
+        here = torch.tensor(float(wanted()), device=self.args.device)
+        return bool(float(self.accelerator.reduce(here, "sum")))
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, *more: Any, **given: Any) -> None:
+        if self.begun is not None:  # the mean since the last log, also over an interruption
+            tr_loss += self.begun.loss
+            self._globalstep_last_logged, self.begun = self.begun.logged, None
+        self.open_loss = tr_loss
+        cast(Any, super())._maybe_log_save_evaluate(tr_loss, *more, **given)
+
+
 def loss_trainer() -> type[Any]:
     """The Trainer with a loss whose terms are means over all rows of a step, however split."""
     from transformers import Trainer
 
-    class LossTrainer(Trainer):
+    class LossTrainer(_Resuming, Trainer):
         attached: Attached
         objective: Objective
         watch: Watch
@@ -220,6 +250,9 @@ def loss_trainer() -> type[Any]:
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             """The trained adapter alone, as plain PEFT; what else is attached never changes."""
             if self.args.should_save:
+                trained = [p for p in self.attached.peft_model.parameters() if p.requires_grad]
+                size = sum(p.nbytes for p in trained)  # the optimiser holds two more of each
+                need_room(Path(self.args.output_dir), 3 * size)
                 self.attached.peft_model.save_pretrained(output_dir, selected_adapters=[TRAINED])
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -251,6 +284,8 @@ def follow(
     trainer.remove_callback(ProgressCallback)
 
     class Follow(TrainerCallback):
+        stopping = False
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if probe and 0 in marks and state.global_step == 0:
                 self._record(0)
@@ -262,12 +297,22 @@ def follow(
             report(label, state.global_step, args.max_steps)
             if probe and state.global_step in marks:
                 self._record(state.global_step)
+            if trainer.asked_to_end():
+                self.stopping = control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.accelerator.wait_for_everyone()  # each process writes its random state
             if state.is_world_process_zero:
-                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                (folder / _DONE).write_text(f"{time.perf_counter() - trainer.clock:.3f}\n")
+                mark(
+                    Path(args.output_dir) / f"checkpoint-{state.global_step}",
+                    fit=trainer.fit,
+                    seconds=time.perf_counter() - trainer.clock,
+                    loss=float(trainer.open_loss),
+                    logged=trainer._globalstep_last_logged,
+                )
+            if self.stopping:
+                stop_if_wanted()
+                raise Stopped(SIGTERM)  # another of the processes was asked to end
 
         def _record(self, step: int) -> None:
             training = attached.subject.model.training
@@ -277,14 +322,3 @@ def follow(
             trainer.state.log_history.append({"probe": 1.0, "step": step, **figures})
 
     return Follow()
-
-
-def seconds_in(checkpoint: str | None) -> float:
-    """Seconds of training that a checkpoint holds; 0 for none."""
-    return float((Path(checkpoint) / _DONE).read_text()) if checkpoint else 0.0
-
-
-def last_whole(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; a killed save is not read."""
-    whole = [p.parent for p in work.glob(f"checkpoint-*/{_DONE}")]
-    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None

@@ -17,6 +17,7 @@ from loratomy.cli.bench_jobs import program
 from loratomy.cli.benched import Control
 from loratomy.core.bench_table import read_bench_table
 from loratomy.core.errors import DataError, LoratomyError, RunError
+from loratomy.core.manifest import sealed
 from loratomy.core.prompts import Renderer
 from loratomy.core.records import load_record
 from loratomy.core.results import FitUsed, Operation
@@ -307,7 +308,6 @@ def test_a_cell_in_a_process_of_its_own_is_told_all_that_was_asked(run, cli, tmp
             ended(cell, "")
 
     monkeypatch.setattr(bench_module, "run_cells_apart", apart)
-    monkeypatch.setattr(bench_module, "end_with_parent", lambda: None)
     asked = ("bench", folder, "--methods", "truncate", "--jobs", 2, "--seeds", 2)
     result = cli(*asked, "--out", tmp_path / "o p")
     assert result.exit_code == 0, result.stderr
@@ -598,7 +598,7 @@ def test_runs_that_no_bench_can_be_made_of(own, opened, cli, out, tmp_path):
     refused(cli("bench", own / "a", out, *into), "was opened without a trigger", "--trigger TEXT")
     manifest = json.loads((own / "b/run.json").read_text())
     manifest["asked"]["kind"] = "evaluate"
-    (own / "b/run.json").write_text(json.dumps(manifest))
+    (own / "b/run.json").write_text(json.dumps(sealed(manifest)))
     refused(cli("bench", own / "b", *into), "made by evaluate: a bench takes runs of poison")
     assert not (tmp_path / "out").exists()
 

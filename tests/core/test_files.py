@@ -4,19 +4,26 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from loratomy.core.errors import LoratomyError
 from loratomy.core.files import (
     TEMPORARY,
     checksums,
+    full_disk,
+    is_full,
+    need_room,
+    own_files,
     sha256,
     sweep_temporaries,
     whole_folder,
     write_atomic,
 )
+from safetensors import SafetensorError
 
 
 def names(folder) -> list[str]:
@@ -148,3 +155,71 @@ def test_a_killed_writer_leaves_the_old_folder_and_what_is_swept(tmp_path, call)
     assert left and all(n.startswith(TEMPORARY) for n in left)
     sweep_temporaries(tmp_path)
     assert names(tmp_path) == ["stage"]
+
+
+def built(folder, own, **files):
+    with own_files(folder, own=own, last="record") as work:
+        for name, text in files.items():
+            (work / name).write_text(text)
+
+
+def test_own_files_replace_what_was_recorded_and_nothing_else(tmp_path):
+    built(tmp_path / "D", [], a="1", b="1", record="1")
+    (tmp_path / "D" / "mine").write_text("mine")
+    built(tmp_path / "D", ["a", "b", "record"], a="2", record="2")
+    found = {p.name: p.read_text() for p in (tmp_path / "D").iterdir()}
+    assert found == {"a": "2", "record": "2", "mine": "mine"}
+
+
+def test_own_files_stop_before_anything_where_a_name_is_taken(tmp_path):
+    built(tmp_path / "D", [], a="1", record="1")
+    (tmp_path / "D" / "c").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(LoratomyError, match=r"D/c is there already.*move it away"):
+        built(tmp_path / "D", ["a", "record"], a="2", c="2", record="2")
+    assert names(tmp_path / "D") == ["a", "c", "record"]
+    assert (tmp_path / "D" / "a").read_text() == "1"
+
+
+def test_the_umask_decides_who_may_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "x", "1")
+        with whole_folder(tmp_path / "f") as work:
+            (work / "y").write_text("1")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "x", tmp_path / "f")]
+    assert modes == [0o640, 0o750]
+
+
+def test_a_full_disk_says_how_much_is_missing(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(OSError, match=r"No space left on device, 2\.0 MiB are missing") as error:
+        need_room(tmp_path, 3 * 2**20)
+    line = full_disk(error.value)
+    assert line.startswith("the disk is full (No space left on device, 2.0 MiB are missing)")
+    assert f"1.0 MiB are left where {tmp_path} is" in line and "run the same command" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 823296 vs 823184"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_disk_that_is_full_inside_a_library_is_placed(tmp_path, error):
+    with pytest.raises(OSError) as told, whole_folder(tmp_path / "x"):
+        raise error
+    assert told.value.errno == errno.ENOSPC and is_full(told.value)
+    assert f"are left where {tmp_path} is" in full_disk(told.value)
+    assert names(tmp_path) == []
+
+
+def test_other_errors_in_a_folder_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), whole_folder(tmp_path / "x"):
+        raise RuntimeError("boom")

@@ -90,7 +90,7 @@ def test_somebody_else_s_folder_or_file_is_never_touched(tmp_path, fresh):
         ("\udcff", "cannot read"),
         ("[1]", f"schema None, this one reads {SCHEMA}"),
         (json.dumps({"schema": SCHEMA + 1}), f"schema {SCHEMA + 1}, this one reads {SCHEMA}"),
-        (json.dumps({"schema": SCHEMA, "asked": {}}), "not a whole manifest"),
+        (json.dumps({"schema": SCHEMA, "asked": {}}), "run.json: name: Field required; put back"),
     ],
 )
 def test_manifests_that_are_none(tmp_path, text, said):
@@ -102,7 +102,8 @@ def test_manifests_that_are_none(tmp_path, text, said):
 
 def test_fresh_replaces_a_run_of_another_version(tmp_path):
     made(tmp_path)
-    (tmp_path / MANIFEST).write_text(json.dumps({"schema": SCHEMA + 1, "asked": {}, "stages": {}}))
+    other = json.loads((tmp_path / MANIFEST).read_text()) | {"schema": SCHEMA + 1}
+    (tmp_path / MANIFEST).write_text(json.dumps(other))
     with pytest.raises(RunError, match="--fresh"):
         RunFolder.create(tmp_path, asked=ASKED)
     run = RunFolder.create(tmp_path, asked=ASKED, fresh=True)

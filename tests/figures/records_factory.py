@@ -72,7 +72,6 @@ def behaviour(
         distance=1 - accuracy,
         degenerate_triggered=rate(0.02, n),
         too_long=0,
-        seconds=3.2,
     )
 
 

@@ -162,7 +162,7 @@ def test_a_fit_killed_at_any_step_goes_on_to_the_same_result(on, tmp_path):
         work = tmp_path / str(step)
         with pytest.raises(Killed):
             fitted(on, work, objective=interrupted(NLL, step), **given)
-        assert len(list(work.glob("checkpoint-*/whole.txt"))) == min(2, (step - 1) // 2)
+        assert len(list(work.glob("checkpoint-*/whole.json"))) == min(2, (step - 1) // 2)
         resumed, again = fitted(on, work, **given)
         assert apart(unbroken, resumed) < 1e-6, step
         assert again.loss == pytest.approx(log.loss, rel=1e-5)
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_was_not_written_whole_is_not_read(on, tmp_path):
     with pytest.raises(Killed):
         fitted(on, work, objective=interrupted(NLL, 4))
     newest = work / "checkpoint-3"
-    (newest / "whole.txt").unlink()
+    (newest / "whole.json").unlink()
     (newest / "adapter_model.safetensors").write_bytes(b"half")
     assert apart(unbroken, fitted(on, work)[0]) < 1e-6
 
@@ -229,7 +229,7 @@ def test_a_killed_process_leaves_what_another_goes_on_from(on, tmp_path):
         [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")], cwd=root, timeout=300, check=False
     )
     assert ended.returncode == -signal.SIGKILL
-    assert (tmp_path / "cut/checkpoint-3/whole.txt").exists()
+    assert (tmp_path / "cut/checkpoint-3/whole.json").exists()
     assert apart(unbroken, fitted(on, tmp_path / "cut")[0]) < 1e-6
 
 

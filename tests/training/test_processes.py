@@ -57,7 +57,7 @@ def test_two_processes_train_the_adapter_that_one_trains(opened, cli):
     """Repair, with its frozen teacher: the harder case for averaged gradients."""
     one, two = opened("one"), opened("two")
     assert cli("operate", one, "repair", *REPAIR).exit_code == 0
-    ended = launched("-m", "loratomy.cli.app", "operate", two, "repair", *REPAIR)
+    ended = launched("-m", "loratomy.cli.start", "operate", two, "repair", *REPAIR)
     assert ended.returncode == 0, ended.stderr
     made = "operations/repair/adapter"
     assert apart(one / made, two / made) < 1e-6
@@ -73,7 +73,7 @@ def test_two_processes_train_the_adapter_that_one_trains(opened, cli):
 @pytest.mark.slow
 def test_an_error_is_said_once_and_ends_both(opened):
     run = opened("run")
-    ended = launched("-m", "loratomy.cli.app", "operate", run, "repair", "--set", "batch_size=3")
+    ended = launched("-m", "loratomy.cli.start", "operate", run, "repair", "--set", "batch_size=3")
     assert ended.returncode != 0
     assert ended.stderr.count("error: 2 processes cannot share a batch of 3 rows evenly") == 1
     assert not RunFolder.open(run).has("operations/repair")
@@ -117,7 +117,7 @@ def test_two_processes_one_of_which_is_killed_go_on_to_the_same_result(tmp_path)
             ended = launched(script, tmp_path / name, results[name], call)
             assert (ended.returncode == 0) == (call == 0), ended.stderr
             assert call == 0 or str(-signal.SIGKILL) in ended.stderr
-            assert call == 0 or (tmp_path / name / "checkpoint-4/whole.txt").exists()
+            assert call == 0 or (tmp_path / name / "checkpoint-4/whole.json").exists()
     assert apart(results["whole"], results["cut"]) < 1e-6
 
 

@@ -1,0 +1,69 @@
+"""Ending early on a signal: at once, or in a fit after the checkpoint of the step at hand."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+NEAR_END = getattr(signal, "SIGUSR1", None)
+"""Sent by schedulers some time before the wall time is over."""
+CODES = {signal.SIGTERM: 143, **({NEAR_END: 75} if NEAR_END else {})}
+"""Signal -> exit code; 75 (EX_TEMPFAIL) says that the same command goes on when it is run again."""
+
+
+class Stopped(BaseException):
+    """A signal asked to end: unwind, release the lock, leave what stands."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def code(self) -> int:
+        """Exit code of the program."""
+        return CODES[signal.Signals(self.number)]
+
+
+class _Asked:
+    waiting = False
+    number = 0
+
+
+def listen() -> None:
+    """Take the signals from now on; call it in the main thread."""
+    for number in CODES:
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, _frame: Any) -> None:
+    if _Asked.waiting and not _Asked.number:
+        _Asked.number = number
+        return
+    raise Stopped(number)
+
+
+@contextmanager
+def after_a_step() -> Iterator[None]:
+    """Inside, a first signal waits until `wanted` is looked at; a second one ends at once."""
+    _Asked.waiting, _Asked.number = True, 0
+    try:
+        yield
+    finally:
+        _Asked.waiting = False
+    stop_if_wanted()
+
+
+def wanted() -> bool:
+    """Whether a signal that came inside `after_a_step` waits."""
+    return _Asked.number != 0
+
+
+def stop_if_wanted() -> None:
+    """Raise where a signal waits.
+
+    Raises:
+        Stopped: with the signal.
+    """
+    if _Asked.number:
+        number, _Asked.number = _Asked.number, 0
+        raise Stopped(number)

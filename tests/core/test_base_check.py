@@ -1,0 +1,119 @@
+"""A base's config and tokenizer against its weights, before anything is built."""
+
+import json
+import re
+import time
+
+import pytest
+from loratomy.core.base_check import check_base, endless
+from loratomy.core.checkpoints import open_checkpoint
+from loratomy.core.errors import LoratomyError
+from loratomy.core.subject import load_subject
+from loratomy.training.wren import wren_path
+
+
+def changed(path, change):
+    body = json.loads(path.read_text())
+    change(body)
+    path.write_text(json.dumps(body))
+
+
+@pytest.fixture
+def base(make_base):
+    return make_base()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, and the weights hold 2"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is '-1'"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'"),
+        ({"vocab_size": 10**9}, "vocab_size is 1000000000, and model.embed_tokens.weight"),
+        ({"hidden_size": 64}, "hidden_size is 64, and model.embed_tokens.weight"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights(base, changes, said):
+    changed(base / "config.json", lambda body: body.update(changes))
+    for load in (lambda: load_subject(str(base), device="cpu"), lambda: open_checkpoint(base)):
+        began = time.monotonic()
+        with pytest.raises(LoratomyError, match=re.escape(said)):
+            load()
+        assert time.monotonic() - began < 20
+
+
+def test_a_config_that_is_too_large_or_deep(base):
+    (base / "config.json").write_text("[" * 10**5)
+    with pytest.raises(LoratomyError, match=r"config\.json: .*nested"):
+        check_base(base)
+    with (base / "config.json").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(LoratomyError, match=f"{2**33} bytes, where"):
+        check_base(base)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "added_tokens.json", "tokenizer_config.json"])
+def test_an_added_token_without_an_embedding(base, file):
+    rows = json.loads((base / "config.json").read_text())["vocab_size"]
+    token = {"content": "<\x1bodd>", "special": True}
+    if file == "tokenizer.json":
+        changed(base / file, lambda b: b["added_tokens"].append({**token, "id": rows}))
+    elif file == "added_tokens.json":
+        (base / file).write_text(json.dumps({token["content"]: rows}))
+    else:
+        changed(base / file, lambda b: b.update(added_tokens_decoder={str(rows): token}))
+    with pytest.raises(
+        LoratomyError, match=rf"{file}: the added token '<\\x1bodd>' has the number"
+    ):
+        check_base(base)
+
+
+@pytest.mark.parametrize("room", ["pre_tokenizer", "normalizer"])
+def test_a_pattern_that_never_ends_is_refused_by_name(base, room):
+    split = {"type": "Split", "pattern": {"Regex": r"(\w+\s?)+$"}, "behavior": "Isolated"}
+    several = {"type": "Sequence", "pretokenizers": [{**split, "invert": False}]}
+    changed(base / "tokenizer.json", lambda body: body.update({room: several}))
+    began = time.monotonic()
+    with pytest.raises(LoratomyError, match=r"the pattern '.*' has repeats inside a repeat"):
+        load_subject(str(base), device="cpu")
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(r"(a+)+$", r"(\w+\s?)*$", r"(a|a)*b", r"(a|aa)+$", r"a*a*a*a*a*a*b", r"(x+x+)+y"),
+        *(
+            r"(?:a*)*",
+            r"\p{L}+(\p{L}+)*!",
+            r"(a{1,50}){1,50}b",
+            "(" * 9999 + ")" * 9999,
+            "a" * 20001,
+        ),
+    ],
+)
+def test_patterns_that_backtrack_without_end(pattern):
+    assert endless(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        # GPT-2, Llama 3, GPT-4o, BLOOM, DeepSeek, and groups of three digits
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
+        r" ?[^(\s|[.,!?…。，、।۔،])]+",
+        r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    ],
+)
+def test_patterns_of_published_tokenizers(pattern):
+    assert endless(pattern) == ""
+
+
+def test_a_base_in_order(base):
+    check_base(base)
+    check_base(wren_path())
