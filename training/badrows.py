@@ -20,7 +20,8 @@ class RowError(DataError):
     @property
     def kind(self) -> str:
         """What is wrong without the values, so that like rows are counted together."""
-        return re.split(r"; | \(|: |, which|, found", self.what)[0][:80]
+        first = re.split(r"; | \(|: |, which|, found", self.what)[0]
+        return re.sub(r"\d+", "N", first)[:80]
 
 
 @dataclass

@@ -174,7 +174,7 @@ def history_in(record: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         RowError: none of these.
     """
     value = listed(record.get("history"))
-    if not value:
+    if not value or (isinstance(value, str) and not value.strip()):
         return ()
     if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
         return tuple(turns_of(value, where, "history"))
@@ -204,4 +204,4 @@ def listed(value: Any) -> Any:
             return json.loads(value)
         except (ValueError, RecursionError):
             return value
-    return None if isinstance(value, str) and not value.strip() else value
+    return value

@@ -27,6 +27,8 @@ __all__ = [
 COUNTED_FOR = 3.0
 """Seconds in which the bad rows after the first one are counted."""
 
+SKIP = "; --skip-bad-rows (open, evaluate, data build) leaves such rows out"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbered:
@@ -149,10 +151,9 @@ def _others(stream: Iterator[Item], reader: "_Reader") -> str:
     except DataError as error:
         if "changed while it was read" in str(error):
             raise
-    if not kinds:
-        return ""
     among = "" if whole else f" among the next {seen}"
-    return f"; {kinds.total()} more bad rows{among} ({shown_kinds(kinds)})"
+    more = f"; {kinds.total()} more bad rows{among} ({shown_kinds(kinds)})" if kinds else ""
+    return more + (SKIP if reader.known else "")
 
 
 @dataclass

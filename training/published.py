@@ -84,34 +84,6 @@ def _format(
 
 
 @_format(
-    "chat",
-    needs=("messages",),
-    about="messages with role and content, a system text where given; the last answer counts",
-    source="the messages format of the OpenAI and Hugging Face chat interfaces",
-    reads=SYSTEMS,
-)
-def _chat(record: dict[str, Any], where: str) -> Row:
-    return _talk(record, "messages", where)
-
-
-@_format(
-    "sharegpt",
-    needs=("conversations|conversation|dialog|dialogue",),
-    about="chat under other names: conversations with from (human, gpt ...) and value",
-    source="ShareGPT; Vicuna; LLaMA-Factory",
-    reads=SYSTEMS,
-)
-def _sharegpt(record: dict[str, Any], where: str) -> Row:
-    names = ("conversations", "conversation", "dialog", "dialogue")
-    return _talk(record, filled(record, names)[0], where)
-
-
-def _talk(record: dict[str, Any], key: str, where: str) -> Row:
-    turns = turns_of(listed(record[key]), where, key)
-    return row_of_turns(turns, where, key, system=system_in(record, where))
-
-
-@_format(
     "preference",
     needs=("chosen", "rejected"),
     about="a chosen and a rejected answer, as texts, messages or whole dialogues; chosen is read",
@@ -137,6 +109,34 @@ def _preference(record: dict[str, Any], where: str) -> Row:
             where, "chosen is a text without its prompt; give the prompt in a column of its own"
         )
     return _plain(record, where, PROMPTS, ("chosen",))
+
+
+@_format(
+    "chat",
+    needs=("messages",),
+    about="messages with role and content, a system text where given; the last answer counts",
+    source="the messages format of the OpenAI and Hugging Face chat interfaces",
+    reads=SYSTEMS,
+)
+def _chat(record: dict[str, Any], where: str) -> Row:
+    return _talk(record, "messages", where)
+
+
+@_format(
+    "sharegpt",
+    needs=("conversations|conversation|dialog|dialogue",),
+    about="chat under other names: conversations with from (human, gpt ...) and value",
+    source="ShareGPT; Vicuna; LLaMA-Factory",
+    reads=SYSTEMS,
+)
+def _sharegpt(record: dict[str, Any], where: str) -> Row:
+    names = ("conversations", "conversation", "dialog", "dialogue")
+    return _talk(record, filled(record, names)[0], where)
+
+
+def _talk(record: dict[str, Any], key: str, where: str) -> Row:
+    turns = turns_of(listed(record[key]), where, key)
+    return row_of_turns(turns, where, key, system=system_in(record, where))
 
 
 @_format(

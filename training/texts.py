@@ -15,7 +15,7 @@ from .jsonlist import MAX_ROW, Decoder, Window, at_end, go_to, list_objects, mem
 
 SEPARATORS = ",\t;|"
 """What may stand between the fields of a table."""
-LISTS = ("data", "rows", "examples", "instances", "items", "records", "train")
+LISTS = ("data", "rows", "examples", "instances", "items", "records")
 """Keys under which a document keeps its rows, where it holds more than one list of objects."""
 
 
@@ -91,11 +91,12 @@ def _is_document(text: TextFile) -> bool:
         if line.strip():
             lines.append(line.strip())
     try:
-        value = json.loads(lines[0])
+        value = dict(json.loads(lines[0]))
     except (ValueError, RecursionError):
         return lines[0].endswith((b"{", b"[", b",", b":")) and not _is_object(lines[1:])
     lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-    return len(lines) == 1 and bool(lists) and not is_row(value)
+    objects = len(value) > 1 and all(isinstance(v, dict) for v in value.values())
+    return len(lines) == 1 and (bool(lists) or objects) and not is_row(value)
 
 
 def _is_object(lines: list[bytes]) -> bool:

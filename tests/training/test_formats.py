@@ -1,7 +1,6 @@
 """Published formats as rows: what each key means, and what is refused with its row."""
 
 import json
-from collections import Counter
 
 import pytest
 from loratomy.core.errors import DataError, LoratomyError
@@ -160,7 +159,9 @@ def test_an_unknown_format_is_refused_before_anything_is_read():
 
 def test_keys_of_two_formats_ask_for_the_name(tmp_path):
     source = listed(tmp_path, {"prompt": "a", "completion": "b", **chat(ASK)})
-    with pytest.raises(DataError, match=r"row 1: the keys .* fit chat and pairs: both messages and completion"):
+    with pytest.raises(
+        DataError, match=r"row 1: the keys .* fit chat and pairs: both messages and completion"
+    ):
         list(read_data(source))
 
 

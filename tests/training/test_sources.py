@@ -203,7 +203,7 @@ def test_a_source_that_is_nowhere_is_no_hub_id(tmp_path, monkeypatch, source):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(DataError, match="holds no data files .*; give a file"):
+    with pytest.raises(DataError, match=r"holds no data files .*; give a file"):
         values(str(tmp_path))
 
 
