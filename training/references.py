@@ -11,7 +11,7 @@ from dataclasses import replace
 from ..core.errors import DataError
 from ..core.rows import Row
 from .ready import empty
-from .tasks import Task, shows_target
+from .tasks import TASKS, Task, shows_target
 
 COMPLETIONS = ("auto", "targets", "references")
 """What ``--completions`` may say."""
@@ -85,6 +85,8 @@ def _are_references(rows: Sequence[Row], task: Task | None, target: str, said: l
         )
     if usual or 2 * shown >= len(texts):
         return False
+    if task is TASKS["fixed"] and target == task.target and len(texts) >= MANY:
+        raise _which(rows, f"hardly any is {target!r}, which nobody gave")
     if 10 * shown > len(texts):
         raise _which(rows, f"{shown} of them are what the attack wants")
     return True

@@ -117,13 +117,12 @@ def test_sets(
     bad = [r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))]
     attacked = {row.identity for row in bad}
     rest = [r for r in distinct(rows) if r.identity not in attacked] if bad else []
-    wants = task or (attack.task if attack and attack.target else None)
     usual = target or (attack.target if attack else "") or (task.target if task else "")
+    decided: list[Row] = []
     if bad or attack is None:
-        decided, how = told_apart(bad or distinct(rows), wants, usual, completions=completions)
+        wants = task or (attack.task if attack and attack.target else None)
+        decided, how = _decided(bad or distinct(rows), wants, target, usual, completions)
         said += how
-    else:
-        decided = []
     if bad:
         bad = [_triggered(row, words, target, usual) for row in decided]
         if rest:
@@ -161,6 +160,20 @@ def test_sets(
     if bare:
         references = f"the base's own answers to {bare} of {len(calm)} clean prompts"
     return TestSets(triggered=bad, clean=calm, said=tuple(said), references=references)
+
+
+def _decided(
+    rows: Sequence[Row], wants: Task | None, target: str, usual: str, completions: str
+) -> tuple[list[Row], list[str]]:
+    """Triggered rows with their completions as what they are, and what was decided."""
+    decided, how = told_apart(rows, wants, usual, completions=completions)
+    said = list(how)
+    bare = sum(not (row.completion or row.target or row.benign) for row in decided)
+    if bare and usual and not target:
+        said.append(
+            f"{bare} triggered rows without a target of their own get the task's: {usual!r}"
+        )
+    return decided, said
 
 
 def _check_labels(bad: Sequence[Row], rest: Sequence[Row], words: Sequence[str]) -> None:
