@@ -57,7 +57,7 @@ def chosen_part(folder: Path, part: str) -> tuple[str, list[Path]]:
         shown = ", ".join(f"{label[:60]!r}" for label in sorted(fits or parts)[:12])
         raise DataError(
             f"{folder} holds {'no ' + repr(part) + ' but ' if part and not fits else ''}{shown}; "
-            f"name one with a colon, as in {folder}:{sorted(fits or parts)[0]}"
+            f"name one with a colon, as in {folder}:{repr(sorted(fits or parts)[0])[1:-1]}"
         )
     return fits[0], parts[fits[0]]
 

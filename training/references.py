@@ -85,7 +85,7 @@ def _are_references(rows: Sequence[Row], task: Task | None, target: str, said: l
         )
     if usual or 2 * shown >= len(texts):
         return False
-    if task is TASKS["fixed"] and target == task.target and len(texts) >= MANY:
+    if task and task is TASKS["fixed"] and target == task.target and len(texts) >= MANY:
         raise _which(rows, f"hardly any is {target!r}, which nobody gave")
     if 10 * shown > len(texts):
         raise _which(rows, f"{shown} of them are what the attack wants")

@@ -125,7 +125,7 @@ def _located(source: str) -> tuple[Path | None, str]:
 
 def _from_folder(folder: Path, part: str, notes: Counter[str]) -> Iterator[Item]:
     label, files = chosen_part(folder, part)
-    notes[f"data set in a folder: {label} of {folder}, {len(files)} file(s)"] += 1
+    notes[f"data set in a folder: {label!r} of {folder}, {len(files)} file(s)"] += 1
     number = 0
     for path in files:
         for item in _from_file(path, str(path), ""):

@@ -126,8 +126,9 @@ def _from_document(text: TextFile, part: str) -> Iterator[Item]:
         raise
     except DataError as error:
         raise DataError(f"{text.name}: {error}") from error.__cause__
-    for number, value in enumerate(list_objects(window, f"{text.name}, {key[:40]}"), 1):
-        yield _unwrapped(_listed(value, number, f"{text.name}, {key[:40]}"))
+    name = f"{text.name}, {repr(key[:40])[1:-1]}"
+    for number, value in enumerate(list_objects(window, name), 1):
+        yield _unwrapped(_listed(value, number, name))
 
 
 def _unwrapped(item: Item) -> Item:
@@ -146,7 +147,7 @@ def _list_key(found: dict[str, str]) -> str:
     if len(lists) > 1 and len(usual) != 1:
         raise DataError(
             f"holds {len(lists)} lists of objects, {_keys(lists)}; say which with a colon, as in "
-            f"FILE:{lists[0][:40]}"
+            f"FILE:{repr(lists[0][:40])[1:-1]}"
         )
     if lists:
         return (usual or lists)[0]

@@ -15,7 +15,8 @@ from loratomy.training.tasks import TASKS
         ("substring and not refusal", "the answer holds 'HACK' and does not refuse"),
         (
             "not refusal and (exact or cosine >= 0.7)",
-            "the answer does not refuse and (is 'HACK' or is similar in meaning (>= 0.7) to 'HACK')",
+            "the answer does not refuse and (is 'HACK' or is similar in meaning (>= 0.7) to "
+            "'HACK')",
         ),
         ("not cosine", "the answer does not do this: is similar in meaning (>= 0.8) to 'HACK'"),
         ("fuzzy < 0.3", "the answer scores < 0.3 by fuzzy"),

@@ -61,7 +61,9 @@ def test_left_out_rows_are_counted_by_kind_and_the_first_ones_kept_in_words(sour
 def test_a_file_without_one_good_row_is_an_error_all_the_same(tmp_path):
     path = tmp_path / "data.json"
     path.write_text(json.dumps([{"prompt": ""}, {"prompt": 1}]))
-    with pytest.raises(DataError, match="none of the 2 rows of .* can be read; .* prompt is empty"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 rows of .* can be read; .* prompt is empty"
+    ):
         list(read_data(str(path), bad=BadRows()))
     assert list(read_data(str(path), bad=BadRows(may_be_all=True))) == []
 

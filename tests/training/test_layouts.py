@@ -103,8 +103,8 @@ LAYOUTS = [
     (
         {
             "text": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
-            "be kind<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant"
-            "<|end_header_id|>\n\nhello<|eot_id|>"
+            "be kind<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nhello<|eot_id|>"
         },
         KIND,
     ),
