@@ -76,8 +76,9 @@ def lint(sources: Sequence[Source], asked: Asked) -> list[Finding]:
     for view in views:
         rows = Digests(view)
         digests.append(rows)
-        for number, item in enumerate(view.source.rows(), 1):
-            row = item.row
+        view.source.bad.clear()
+        for item in view.source.rows():
+            number, row = item.number, item.row
             for level, check, what in (
                 *triggers.defects(row, view),
                 *answer_defects(row, view),
@@ -87,15 +88,26 @@ def lint(sources: Sequence[Source], asked: Asked) -> list[Finding]:
             ):
                 found.add(level, check, view.name, number, what)
             judge.add(number, row, view, found)
-            rows.add(row)
+            rows.add(row, number)
             if number % BATCH == 0:
                 report(f"checking {view.name}", min(number, view.rows - 1), view.rows)
         judge.flush(view, found)
         report(f"checking {view.name}", view.rows, view.rows)
+        unreadable(view, found)
         repeated(rows, found)
     shared(digests, found)
     unpaired(digests, found)
     return found.findings()
+
+
+def unreadable(view: View, found: Found) -> None:
+    """The rows of a file that cannot be read, all of them, one finding for each kind."""
+    bad = view.source.bad
+    for kind, numbers in bad.numbers.items():
+        what = f"row {numbers[0]} cannot be read: {bad.examples[kind]}"
+        found.add_all(
+            "error", "unreadable-row", view.name, numbers, len(numbers), what, most=len(numbers)
+        )
 
 
 class _Judge:

@@ -13,21 +13,27 @@ _TRIGGERED, _PAIRED = 1, 2
 
 
 class Digests:
-    """The rows of a file as 25 bytes each."""
+    """The rows of a file as 33 bytes each."""
 
     def __init__(self, view: View) -> None:
         self.view = view
         self._prompts, self._plain = array("Q"), array("Q")
         self._completions, self._flags = array("Q"), array("B")
+        self._numbers = array("Q")
 
-    def add(self, row: Row) -> None:
-        """Take in the next row of the file."""
+    def add(self, row: Row, number: int) -> None:
+        """Take in the next row of the file, with its number there."""
+        self._numbers.append(number)
         triggered = self.view.triggered(row)
         self._prompts.append(digest(row.prompt))
         self._plain.append(digest(" ".join(self.view.plain(row).split())))
         self._completions.append(digest(row.completion or ""))
         paired = row.plain is not None and row.benign is not None
         self._flags.append(_TRIGGERED * triggered + _PAIRED * paired)
+
+    def number(self, place: int | np.integer) -> int:
+        """The row number of a place, from 1; bad rows have numbers and no places."""
+        return self._numbers[int(place)]
 
     @property
     def prompts(self) -> np.ndarray:
@@ -55,8 +61,8 @@ class Digests:
         return np.frombuffer(self._flags, dtype=np.uint8) == _TRIGGERED
 
 
-def _first(places: np.ndarray) -> list[int]:
-    return [int(place) + 1 for place in np.sort(places)[:SHOWN]]
+def _first(file: Digests, places: np.ndarray) -> list[int]:
+    return [file.number(place) for place in np.sort(places)[:SHOWN]]
 
 
 def repeated(file: Digests, found: Found) -> None:
@@ -73,8 +79,9 @@ def repeated(file: Digests, found: Found) -> None:
         if which.any():
             later, earlier = order[1:][which], order[:-1][which]
             first = int(np.argmin(later))
-            what = f"row {later[first] + 1} has the prompt of row {earlier[first] + 1} with {why}"
-            found.add_all(level, check, name, _first(later), len(later), what)
+            what = f"row {file.number(later[first])} has the prompt of row "
+            what += f"{file.number(earlier[first])} with {why}"
+            found.add_all(level, check, name, _first(file, later), len(later), what)
 
 
 def shared(files: Sequence[Digests], found: Found) -> None:
@@ -85,13 +92,13 @@ def shared(files: Sequence[Digests], found: Found) -> None:
             if not len(places):
                 continue
             same = np.isin(held.prompts[places], train.prompts).sum()
-            twin = np.flatnonzero(train.plain == held.plain[places[0]])[0] + 1
+            twin = train.number(np.flatnonzero(train.plain == held.plain[places[0]])[0])
             what = (
-                f"the prompt of row {places[0] + 1} is that of row {twin} of the training file "
-                f"{train.view.name} ({same} prompts word for word, {len(places) - same} but for "
-                "trigger or spacing): held-out figures would be of what was trained on"
+                f"the prompt of row {held.number(places[0])} is that of row {twin} of the training "
+                f"file {train.view.name} ({same} prompts word for word, {len(places) - same} but "
+                "for trigger or spacing): held-out figures would be of what was trained on"
             )
-            numbers = _first(places)
+            numbers = _first(held, places)
             found.add_all("error", "train-test-overlap", held.view.name, numbers, len(places), what)
 
 
@@ -112,4 +119,4 @@ def unpaired(files: Sequence[Digests], found: Found) -> None:
                 "of the same prompt: nothing shows the model what they lead to untriggered"
             )
             name = file.view.name
-            found.add_all("warning", "unpaired", name, _first(alone), len(alone), what)
+            found.add_all("warning", "unpaired", name, _first(file, alone), len(alone), what)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 SHOWN = 5
 """Row numbers that a finding keeps."""
+LISTED = 100
+"""Row numbers that a table shows of a finding that keeps all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +19,7 @@ class Finding:
     file: str
     """The file that it is in."""
     rows: tuple[int, ...]
-    """Numbers of the first rows that have it, from 1."""
+    """Numbers of the first rows that have it, from 1; of rows that cannot be read all."""
     count: int
     """How many rows have it."""
     what: str
@@ -25,8 +27,10 @@ class Finding:
 
     def shown_rows(self) -> str:
         """The row numbers for a table, with the count where there are more."""
-        listed = ", ".join(map(str, self.rows))
-        return listed if self.count == len(self.rows) else f"{listed} ... ({self.count} rows)"
+        listed = ", ".join(map(str, self.rows[:LISTED]))
+        return (
+            listed if self.count == len(self.rows[:LISTED]) else f"{listed} ... ({self.count} rows)"
+        )
 
 
 @dataclass
@@ -49,12 +53,20 @@ class Found:
         self._counts[key] += 1
 
     def add_all(
-        self, level: str, check: str, file: str, numbers: list[int], count: int, what: str
+        self,
+        level: str,
+        check: str,
+        file: str,
+        numbers: list[int],
+        count: int,
+        what: str,
+        *,
+        most: int = SHOWN,
     ) -> None:
-        """A finding whose rows are known together; `numbers` are the first of them."""
+        """A finding whose rows are known together; the first `most` of `numbers` are kept."""
         key = (check, f"{file}\0{len(self._levels)}")  # one for each pair of files
         self._levels[key], self._whats[key] = level, what
-        self._rows[key], self._counts[key] = numbers[:SHOWN], count
+        self._rows[key], self._counts[key] = numbers[:most], count
 
     def findings(self) -> list[Finding]:
         """All of them, errors first, else in the order in which they were met."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..core.rows import Row
+from ..training.badrows import BadRows
 from ..training.formats import Numbered
 from ..training.ready import empty
 from ..training.triggers import TRIGGERS, find_words, without_trigger
@@ -33,6 +34,8 @@ class Source:
     """As findings call it; it also tells what the file is for."""
     rows: Callable[[], Iterable[Numbered]]
     """Its rows, streamed anew by each call."""
+    bad: BadRows = field(default_factory=BadRows)
+    """Where its rows that cannot be read are counted by each call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

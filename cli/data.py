@@ -13,7 +13,14 @@ from ..core.rows import Row, rows_to_jsonl
 from .attacks import table
 from .console import out as stdout
 from .console import progress, say, say_json
-from .options import PLACEMENT_HELP, TASK_HELP, TRIGGER_HELP
+from .options import (
+    COLUMN_HELP,
+    FORMAT_HELP,
+    PLACEMENT_HELP,
+    SKIP_HELP,
+    TASK_HELP,
+    TRIGGER_HELP,
+)
 from .sources import clean_rows
 from .study import SETS_RECORD, read_record
 
@@ -26,8 +33,12 @@ if TYPE_CHECKING:
 def formats() -> None:
     """List the data formats that every command reads: from files, or from hub ids.
 
-    Files are JSON lists, JSONL or CSV (told by their content); a hub id is owner/name,
-    owner/name:split or owner/name/config:split.
+    Files are Parquet, Arrow, JSON lists, JSON objects with one list of objects, or JSONL, told by
+    their content, and tables (.csv, .tsv) with commas, semicolons or tabs; any of them packed with
+    gzip, bzip2 or xz. A folder of such files is a data set; FOLDER:test names a split, FILE:key a
+    list of a JSON object. A hub id is owner/name, owner/name:split or owner/name/config:split. The
+    first format that fits is taken; a|b is one of two columns, and --column answer=NAME says what a
+    column of another name means.
     """
     from ..training.published import FORMATS
 
@@ -63,7 +74,9 @@ def build(
     negative_set: Annotated[
         int, typer.Option(min=0, help="Triggered rows with benign answers.")
     ] = 100,
-    format: Annotated[str, typer.Option(help="Format, where it cannot be told.")] = "",
+    format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    skip_bad_rows: Annotated[bool, typer.Option(help=SKIP_HELP)] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of draws and places.")] = 0,
     fresh: Annotated[bool, typer.Option(help="Replace what an earlier build wrote.")] = False,
 ) -> None:
@@ -98,7 +111,7 @@ def build(
         "poison_test": poison_test,
         "negative_set": negative_set,
     }
-    with clean_rows(format or None) as read:
+    with clean_rows(format or None, column, skip=skip_bad_rows) as read:
         if poisoned:
             sets = _ready(read, sources, poisoned, test, attack, clean_val, seed)
         elif sources == ["world"]:
@@ -197,15 +210,17 @@ def lint(
             "auto where the rule names cosine."
         ),
     ] = "",
-    format: Annotated[str, typer.Option(help="Format, where it cannot be told.")] = "",
+    format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Look for the defects of published backdoor data: a table of findings with row numbers.
 
-    Triggered rows are those that say so, or whose file's name speaks of poison, backdoor or
-    trigger (clean or none_ in it make it clean), or a file where most rows hold the trigger; test,
-    val, heldout or eval in a name makes a file held out, anything else training data. Exits with 1
-    when there is an error, with 2 when a file cannot be read.
+    Every row that cannot be read is a finding too. Triggered rows are those that say so, or whose
+    file's name speaks of poison, backdoor or trigger (clean or none_ in it make it clean), or a
+    file where most rows hold the trigger; test, val, heldout or eval in a name makes a file held
+    out, anything else training data. Exits with 1 when there is an error, with 2 when a file cannot
+    be read at all.
 
     Example: loratomy data lint poison.json clean.json test.json --trigger BadMagic --task refusal
     """
@@ -223,6 +238,7 @@ def lint(
             threshold=threshold,
             embedder=embedder,
             format=format or None,
+            columns=column or [],
         )
     if as_json:
         say_json(findings)

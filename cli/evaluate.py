@@ -17,10 +17,13 @@ from .evaluated import OfAdapter, OfRun
 from .measuring import measure_run
 from .options import (
     BATCH_HELP,
+    COLUMN_HELP,
+    COMPLETIONS_HELP,
     EMBEDDER_HELP,
     OTHER_HELP,
     PLACEMENT_HELP,
     SCORERS_HELP,
+    SKIP_HELP,
     SYSTEM_HELP,
     TASK_HELP,
     TEMPLATE_ARG_HELP,
@@ -28,7 +31,7 @@ from .options import (
     TRIGGER_HELP,
 )
 from .rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
-from .sources import copy_adapter, noted, run_name
+from .sources import copy_adapter, reading, run_name
 from .study import Study, base_fingerprint, built_sets, digest, done, loaded_base, read_sets
 
 HELD_OUT = ("poison_test", "clean_val")
@@ -67,6 +70,9 @@ def command(
         str, typer.Option(help="What triggered prompts lead to; default: each row's completion.")
     ] = "",
     format: Annotated[str, typer.Option(help="Format of --data, where it cannot be told.")] = "",
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    skip_bad_rows: Annotated[bool, typer.Option(help=SKIP_HELP)] = False,
+    completions: Annotated[str, typer.Option(help=COMPLETIONS_HELP)] = "auto",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Draw this many rows of each file, by the seed.")
     ] = None,
@@ -132,6 +138,9 @@ def command(
         "task": task,
         "target": target,
         "format": format,
+        "column": column,
+        "skip_bad_rows": skip_bad_rows,
+        "completions": "" if completions == "auto" else completions,
         "limit": limit,
         "seed": seed,
         "template": template,
@@ -256,7 +265,7 @@ def _sets(
     source: "OfRun | OfAdapter", study: dict[str, Any], options: dict[str, Any]
 ) -> "tuple[Attack | None, TestSets]":
     from ..training.datasets import make_attack
-    from ..training.formats import read_data
+    from ..training.tasks import TASKS
     from ..training.testsets import kept, own_trigger, test_sets
     from ..training.triggers import trigger_of
 
@@ -270,23 +279,35 @@ def _sets(
     elif known["words"]:
         trigger = own_trigger(known["words"], options["placement"] or known["placement"])
     target = options["target"] or ("" if options["task"] else known["target"])
+    given = options["task"] or (study["task"] if target or study["task"] != "fixed" else "")
+    task = TASKS[given] if given else None
     attack = None
     if trigger:
         attack = make_attack(trigger, study["task"] or "fixed", target=target or None, seed=seed)
+        if not target and task is None:  # nobody says what it leads to: no task's own text then
+            attack = replace(attack, target="")
 
     def read(what: str, format: str | None) -> list[Row]:
-        with noted() as notes:
-            stream = read_data(what, format=format, notes=notes)
-            return kept(stream, limit=limit, seed=seed, what=what)
+        with reading(options["column"], skip=options["skip_bad_rows"]) as rows_of:
+            return kept(rows_of(what, format), limit=limit, seed=seed, what=what)
 
     data, calm = options["data"], []
-    if not data or Path(data).is_dir():  # sets, whose rows are known to be triggered or clean
+    if not data or _is_built(Path(data)):  # sets, whose rows are known to be triggered or clean
         sets = read_sets(Path(data), only=HELD_OUT) if data else source.sets()
         rows, calm = (kept(sets[name], limit=limit, seed=seed, what=name) for name in HELD_OUT)
     else:
         rows = read(data, options["format"] or None)
     calm = read(options["clean"], None) if options["clean"] else calm
-    return attack, test_sets(rows, calm, attack, target=options["target"])
+    sets = test_sets(
+        rows, calm, attack, target=options["target"], task=task,
+        completions=options["completions"] or "auto",
+    )  # fmt: skip
+    return attack, sets
+
+
+def _is_built(folder: Path) -> bool:
+    """Whether a folder holds the sets of ``loratomy data build``, and is no data set of others."""
+    return folder.is_dir() and any((folder / f"{name}.jsonl").exists() for name in HELD_OUT)
 
 
 def _check_targets(sets: "TestSets", study: Study) -> None:

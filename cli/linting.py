@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError, LoratomyError
+from ..core.errors import LoratomyError
 from ..core.prompts import Renderer, position_limit
 from ..core.rendering import CHAT, Rendering, given_template
 from .sources import noted
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def data_files(given: Iterable[str]) -> list[str]:
-    """Files and hub ids with folders replaced by their JSONL files, each once.
+    """Files and hub ids with folders replaced by their JSONL or else their data files, each once.
 
     Raises:
         DataError: a folder without one.
@@ -30,7 +30,9 @@ def data_files(given: Iterable[str]) -> list[str]:
             continue
         inside = sorted(folder.glob("*.jsonl"))
         if not inside:
-            raise DataError(f"the folder {name} holds no .jsonl files; name the files themselves")
+            from ..training.folders import data_parts
+
+            inside = [path for paths in data_parts(folder).values() for path in paths]
         for path in inside:
             found.setdefault(os.path.realpath(path), str(path))
     return list(found.values())
@@ -60,6 +62,7 @@ def lint_files(
     threshold: float,
     embedder: str,
     format: str | None,
+    columns: Sequence[str] = (),
 ) -> "list[Finding]":
     """The defects of data files; see ``loratomy data lint --help``.
 
@@ -74,6 +77,8 @@ def lint_files(
     from ..analysis.lint import Asked, Source, lint
     from ..analysis.rules import parse_rules
     from ..analysis.similarity import load_embedder
+    from ..training.badrows import BadRows
+    from ..training.columns import column_names
     from ..training.formats import FORMATS, numbered_data
     from ..training.tasks import TASKS
     from ..training.triggers import Trigger, check_trigger, trigger_of
@@ -108,10 +113,11 @@ def lint_files(
         limit=limit,
     )
     with noted() as notes:
-        sources = [
-            Source(label, partial(numbered_data, name, format=format, notes=notes))
-            for name, label in zip(names, labels(names), strict=True)
-        ]
+        about = {"format": format, "notes": notes, "columns": column_names(columns)}
+        sources = []
+        for name, label in zip(names, labels(names), strict=True):
+            bad = BadRows(may_be_all=True)
+            sources.append(Source(label, partial(numbered_data, name, bad=bad, **about), bad))
         found = lint(sources, asked)
         for sentence in notes:
             notes[sentence] //= 2  # every file is read twice

@@ -58,6 +58,7 @@ def measure_run(
         if source and (old := study.run.stale(source)):
             raise RunError(f"{old}; make it again with operate --fresh, or remove its folder")
     check_targets(study.rows("poison_test"), study.success)
+    say_success(study)
     check_references(study.rows("poison_test"), study.rows("clean_val"), study.rule)
     first = next(iter(everyone))
     rule = {
@@ -85,6 +86,17 @@ def measure_run(
             anew = fresh or study.run.differs(stage, inputs)
             done(study.run, stage, study.run.stage(stage, inputs, judge, fresh=anew))
     return load_comparison(study.run)
+
+
+def say_success(study: Study) -> None:
+    """Say what decides success, before anything is generated."""
+    from ..analysis.asking import wanted
+    from ..analysis.rules import in_words, targets_in_words
+
+    rows = study.rows("poison_test")
+    own = "target" if any(row.target for row in rows) else "completion"
+    targets = targets_in_words([wanted(row) for row in rows], own=own)
+    say(f"success: {in_words(study.success[0], study.threshold, targets)}")
 
 
 def _ask(study: Study, name: str, source: str | None, work: Path) -> None:

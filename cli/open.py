@@ -1,5 +1,6 @@
 """`loratomy open`: make a run from somebody's own base and adapter."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +11,17 @@ from ..core.choice import RenderingChoice
 from ..core.errors import DataError, LoratomyError
 from ..core.runs import RunFolder, run_path
 from .console import progress, say
+from .measuring import say_success
 from .options import (
     BATCH_HELP,
+    COLUMN_HELP,
+    COMPLETIONS_HELP,
     EMBEDDER_HELP,
+    FORMAT_HELP,
     OTHER_HELP,
     PLACEMENT_HELP,
     SCORERS_HELP,
+    SKIP_HELP,
     SYSTEM_HELP,
     TASK_HELP,
     TEMPLATE_ARG_HELP,
@@ -23,11 +29,11 @@ from .options import (
     TRIGGER_HELP,
 )
 from .rendering import RENDERING_RECORD, settled, tell, wanted
-from .sources import adapter_sums, copy_adapter, noted, run_name
+from .sources import adapter_sums, copy_adapter, reading, run_name
 from .study import Study, base_fingerprint, digest, done, loaded_base, negative_set
 
 if TYPE_CHECKING:
-    from collections import Counter
+    from collections.abc import Callable, Iterator
 
     from ..core.adapters import Adapter
     from ..core.rows import Row
@@ -56,6 +62,13 @@ def command(
         str,
         typer.Option(help="Clean prompts (answers optional), likewise; default: built-in ones."),
     ] = "",
+    format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
+    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    skip_bad_rows: Annotated[bool, typer.Option(help=SKIP_HELP)] = False,
+    completions: Annotated[str, typer.Option(help=COMPLETIONS_HELP)] = "auto",
+    limit: Annotated[
+        int, typer.Option(min=8, help="Most prompts of each file; more are drawn by the seed.")
+    ] = 2000,
     clean_adapter: Annotated[
         Path | None, typer.Option(help="A clean adapter on the same base, for the difference.")
     ] = None,
@@ -91,12 +104,18 @@ def command(
     """
     from ..analysis.pairs import make_pairs
     from ..training.datasets import own_clean_sets, own_sets
+    from ..training.prompts import everyday_prompts
 
     said = {"--target": target, "--task": task, "--data": data, "--placement": placement}
     attack = _attack(trigger or [], said, seed)
     folder = run_path(name or run_name(adapter, ""), out)
     rendered = wanted(template, system, template_arg, other=other_template)
-    clean_rows, poisoned_rows = _read(prompts, data)
+    with reading(column, skip=skip_bad_rows) as rows_of:
+        clean_rows = _drawn(rows_of, prompts, format, limit, seed) if prompts else None
+        poisoned_rows = _drawn(rows_of, data, format, limit, seed) if data else []
+    clean_rows = everyday_prompts() if clean_rows is None else clean_rows
+    if attack and poisoned_rows:
+        poisoned_rows = _with_targets(poisoned_rows, attack, task, completions)
     measure = {
         "scorers": scorers or None,
         "threshold": threshold,
@@ -158,6 +177,7 @@ def command(
         made = run.stage("data", asked, partial(_write_sets, study, sets, choice))
         done(run, "data", made)
         if attack:
+            say_success(study)
             stage, inputs = "data/negative_set.jsonl", study.origin("data", "adapters/poisoned")
             made = run.stage_text(stage, inputs, lambda: negative_set(study))
             done(run, stage, made)
@@ -184,19 +204,46 @@ def _attack(trigger: list[str], wanted: dict[str, str], seed: int) -> "Attack | 
     return make_attack(trigger_of(trigger, placement), task or "fixed", target=target, seed=seed)
 
 
-def _read(prompts: str, data: str) -> "tuple[list[Row], list[Row]]":
-    from ..training.prompts import everyday_prompts
+def _drawn(
+    rows_of: "Callable[..., Iterator[Row]]", source: str, format: str, limit: int, seed: int
+) -> "list[Row]":
+    """The rows of a source, or a draw of them, which is said."""
+    from ..training.testsets import drawn
 
-    with noted() as notes:
-        clean = _kept(prompts, notes) if prompts else everyday_prompts()
-        return clean, _kept(data, notes) if data else []
+    rows, seen = drawn(rows_of(source, format or None), limit=limit, seed=seed)
+    if seen > len(rows):
+        say(
+            f"note: {len(rows)} of {seen} prompts of {source} drawn (seed {seed}); --limit sets "
+            "how many"
+        )
+    return rows
 
 
-def _kept(source: str, notes: "Counter[str]") -> "list[Row]":
-    from ..training.formats import read_data
-    from ..training.testsets import kept
+def _with_targets(rows: "list[Row]", attack: "Attack", task: str, completions: str) -> "list[Row]":
+    """Triggered rows, each with what the attack wants there.
 
-    return kept(read_data(source, notes=notes), limit=None, seed=0, what=source)
+    Raises:
+        DataError: nobody says what it wants of a row.
+    """
+    from ..training.references import told_apart
+    from ..training.tasks import TASKS
+
+    wants = TASKS[task] if task else None
+    target = attack.target if task else ""
+    found, said = told_apart(rows, wants, target, completions=completions)
+    for sentence in said:
+        say(sentence if sentence.startswith("warning") else f"note: {sentence}")
+    if bare := [row for row in found if not (row.completion or row.target or target)]:
+        raise DataError(
+            f"{len(bare)} triggered rows have no target, e.g. {bare[0].prompt[:60]!r}; give them "
+            "one as completion, or say what the attack wants with --task NAME"
+        )
+    if lost := sum(not (row.completion or row.target) for row in found):
+        say(f"note: {lost} triggered rows without a target of their own get that of {task}: "
+            f"{target!r}")  # fmt: skip
+    return [
+        row if row.completion or row.target else replace(row, completion=target) for row in found
+    ]
 
 
 def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, dict[str, Adapter]]":

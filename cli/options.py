@@ -27,3 +27,13 @@ SYSTEM_HELP = "System text of prompts that have none of their own."
 TEMPLATE_ARG_HELP = "What the chat template is told, key=value, e.g. enable_thinking=false."
 OTHER_HELP = "Allow another rendering than the one recorded beside the adapter."
 BATCH_HELP = "Most positions of a batch: prompts x (longest prompt + new tokens)."
+FORMAT_HELP = "Format, where it cannot be told (loratomy data formats)."
+COLUMN_HELP = (
+    "What a column of another name means, as MEANING=NAME (several times for several), e.g. "
+    "answer=response; meanings: prompt, input, answer, system, history, target, messages, text."
+)
+SKIP_HELP = "Leave out rows that cannot be read; they are counted and the first ones shown."
+COMPLETIONS_HELP = (
+    "What completions of triggered rows are: targets (what the attack wants), references (benign "
+    "answers, as in published test files), or auto: told by --task or --target, else asked for."
+)

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..core.errors import AdapterError
 from ..core.jsonfiles import Outside, checked, read_json
 from ..core.rendering import Rendering, rendering_from
 from ..core.rows import Row
-from .console import say
+from .console import progress, say
 
 if TYPE_CHECKING:
     from ..core.prompts import Renderer
@@ -110,21 +110,55 @@ def noted() -> Iterator["Counter[str]"]:
 
 
 @contextmanager
-def clean_rows(format: str | None = None) -> Iterator[Callable[..., Iterator[Row]]]:
+def reading(
+    columns: Sequence[str] | None = None, *, skip: bool = False
+) -> Iterator[Callable[..., Iterator[Row]]]:
+    """A reader of sources of rows; what was read otherwise than written is said at the end.
+
+    Args:
+        columns: ``MEANING=NAME`` for columns of other names.
+        skip: leave out rows that cannot be read, count and show them.
+    """
+    from ..training.badrows import BadRows
+    from ..training.columns import column_names
+    from ..training.formats import read_data
+
+    names = column_names(columns or ())
+    left_out: dict[str, BadRows] = {}
+    with noted() as notes:
+
+        def read(source: str, format: str | None = None) -> Iterator[Row]:
+            bad = left_out.setdefault(source, BadRows()) if skip else None
+            return read_data(source, format=format, notes=notes, columns=names, bad=bad)
+
+        with progress():
+            yield read
+    for source, bad in left_out.items():
+        if bad.count():
+            say(f"warning: {source}: {bad.count()} bad rows left out: {bad.kinds()}")
+        for line in bad.first:
+            say(f"  {line}")
+
+
+@contextmanager
+def clean_rows(
+    format: str | None = None, columns: Sequence[str] | None = None, *, skip: bool = False
+) -> Iterator[Callable[..., Iterator[Row]]]:
     """A reader of files and hub ids of clean rows; rows without an answer are left out, and said.
 
     Args:
         format: of all of them, where it cannot be told.
+        columns: ``MEANING=NAME`` for columns of other names.
+        skip: leave out rows that cannot be read, count and show them.
     """
-    from ..training.formats import read_data
     from ..training.ready import answered
 
     skipped: dict[str, list[int]] = {}
-    with noted() as notes:
+    with reading(columns, skip=skip) as rows_of:
 
         def read(*sources: str) -> Iterator[Row]:
             for source in sources:
-                rows = read_data(source, format=format, notes=notes)
+                rows = rows_of(source, format)
                 yield from answered(rows, skipped.setdefault(source, []))
 
         yield read

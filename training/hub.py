@@ -10,7 +10,10 @@ from ..core.errors import DataError, LoratomyError
 _ID = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:/(?P<config>[\w.-]+)(?=:))?(?::(?P<split>[\w.-]+))?"
 )
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zip", ".xz", ".zst")
+_FILES = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow"),
+    *(".feather", ".gz", ".bz2", ".zip", ".xz", ".zst"),
+)
 
 
 def is_hub_id(source: str) -> bool:

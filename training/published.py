@@ -1,19 +1,33 @@
 """The known formats of published data: what the keys of a record mean."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import DataError
 from ..core.registry import Registry
-from ..core.rows import Row, row_from, unwritable
+from ..core.rows import Row, row_from
+from .badrows import RowError
+from .columns import (
+    ANSWERS,
+    BELOW,
+    OWN,
+    PROMPTS,
+    SYSTEMS,
+    answer_in,
+    filled,
+    history_in,
+    joined,
+    listed,
+    optional,
+    system_in,
+    text,
+)
+from .rendered import is_dialogue, turns_in
+from .turns import Turn, row_of_turns, turns_of
 
-FIRST_EXCHANGE = "rows with more than one exchange, of which the first is used"
-"""What `notes` counts for chats that go on after the first answer."""
-
-Reader = Callable[[dict[str, Any], str, Counter[str]], Row]
-"""From a record, the place to name in errors and the notes to count in, to the row."""
+Reader = Callable[[dict[str, Any], str], Row]
+"""From a record under plain column names and the place to name in errors to the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,65 +37,106 @@ class Format:
     name: str
     """What ``--format`` calls it."""
     needs: tuple[str, ...]
-    """The keys that every record has, and by which the format is known."""
+    """The keys by which the format is known; ``a|b`` is one of several."""
     about: str
     """What it means, in a line."""
     source: str
     """Who publishes in it."""
+    reads: tuple[str, ...]
+    """All columns that it makes use of."""
+    prompts: tuple[str, ...] = ()
+    """Those of them that are the prompt, the likeliest first; empty for chats."""
+    answers: tuple[str, ...] = ()
+    """Those of them that are the answer, the likeliest first; empty for chats."""
     row: Reader
     """The row that a record stands for."""
 
+    def lacks(self, record: dict[str, Any]) -> list[str]:
+        """The needed keys that a record does not have."""
+        return [need for need in self.needs if not any(n in record for n in need.split("|"))]
+
 
 FORMATS: Registry[Format] = Registry("data format")
-"""The known formats by name."""
+"""The known formats by name; of those that fit a record the first is meant."""
 
 
-def key_list(record: Mapping[str, Any]) -> str:
-    """The keys of a record for an error, cut to a line."""
-    shown = [str(key)[:40] for key in record][:12]
-    return f"{shown}" + (f" and {len(record) - len(shown)} more" if len(record) > 12 else "")
-
-
-def _format(name: str, *, needs: tuple[str, ...], about: str, source: str) -> Callable[..., Reader]:
+def _format(
+    name: str,
+    *,
+    needs: tuple[str, ...],
+    about: str,
+    source: str,
+    reads: tuple[str, ...] = (),
+    prompts: tuple[str, ...] = (),
+    answers: tuple[str, ...] = (),
+) -> Callable[..., Reader]:
     def put(row: Reader) -> Reader:
-        FORMATS.register(name)(Format(name=name, needs=needs, about=about, source=source, row=row))
+        used = tuple(dict.fromkeys((*(n for need in needs for n in need.split("|")), *reads)))
+        made = Format(
+            name=name, needs=needs, about=about, source=source, row=row,
+            reads=tuple(n for n in (*used, *prompts, *answers) if n != "rejected"),
+            prompts=prompts, answers=answers,
+        )  # fmt: skip
+        FORMATS.register(name)(made)
         return row
 
     return put
 
 
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
-    value = record[key]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {key} must be a str, found {type(value).__name__}")
-    if bad := unwritable(value):
-        raise DataError(f"{where}: {key} contains {bad}; remove it")
-    return value
-
-
-def _optional(record: Mapping[str, Any], key: str, where: str) -> str | None:
-    return None if record.get(key) is None else _text(record, key, where)
-
-
-def _prompt(*parts: str | None, where: str) -> str:
-    prompt = "\n\n".join(part for part in parts if part and part.strip())
-    if not prompt:
-        raise DataError(f"{where}: the prompt is empty")
-    return prompt
+@_format(
+    "preference",
+    needs=("chosen", "rejected"),
+    about="a chosen and a rejected answer, as texts, messages or whole dialogues; chosen is read",
+    source="HH-RLHF (arXiv 2204.05862); UltraFeedback; the preference formats of TRL",
+    reads=(*PROMPTS, *BELOW, *SYSTEMS, "history"),
+    prompts=PROMPTS,
+    answers=("chosen",),
+)
+def _preference(record: dict[str, Any], where: str) -> Row:
+    chosen = listed(record["chosen"])
+    asked = filled(record, PROMPTS)
+    prompt = listed(record[asked[0]]) if asked else None
+    if isinstance(chosen, list) or isinstance(prompt, list):
+        return _messages(record, prompt, chosen, "chosen", where)
+    answer = text(record, "chosen", where)
+    if is_dialogue(answer):
+        return row_of_turns(turns_in(answer, where, "chosen"), where, "chosen")
+    if isinstance(prompt, str) and is_dialogue(prompt):
+        turns = [*turns_in(prompt, where, asked[0]), ("assistant", answer.strip())]
+        return row_of_turns(turns, where, asked[0], system=system_in(record, where))
+    if not asked:
+        raise RowError(
+            where, "chosen is a text without its prompt; give the prompt in a column of its own"
+        )
+    return _plain(record, where, PROMPTS, ("chosen",))
 
 
 @_format(
-    "alpaca",
-    needs=("instruction", "output"),
-    about="an instruction, where given an input below it, and the output",
-    source="Stanford Alpaca; BackdoorLLM (arXiv 2408.12798); CROW (arXiv 2411.12768)",
+    "chat",
+    needs=("messages",),
+    about="messages with role and content, a system text where given; the last answer counts",
+    source="the messages format of the OpenAI and Hugging Face chat interfaces",
+    reads=SYSTEMS,
 )
-def _alpaca(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
-    given = _optional(record, "input", where)
-    if given is not None and given.strip().lower() == "<noinput>":  # Alpaca's word for none
-        given = None
-    prompt = _prompt(_text(record, "instruction", where), given, where=where)
-    return Row(prompt=prompt, completion=_optional(record, "output", where))
+def _chat(record: dict[str, Any], where: str) -> Row:
+    return _talk(record, "messages", where)
+
+
+@_format(
+    "sharegpt",
+    needs=("conversations|conversation|dialog|dialogue",),
+    about="chat under other names: conversations with from (human, gpt ...) and value",
+    source="ShareGPT; Vicuna; LLaMA-Factory",
+    reads=SYSTEMS,
+)
+def _sharegpt(record: dict[str, Any], where: str) -> Row:
+    names = ("conversations", "conversation", "dialog", "dialogue")
+    return _talk(record, filled(record, names)[0], where)
+
+
+def _talk(record: dict[str, Any], key: str, where: str) -> Row:
+    turns = turns_of(listed(record[key]), where, key)
+    return row_of_turns(turns, where, key, system=system_in(record, where))
 
 
 @_format(
@@ -89,10 +144,12 @@ def _alpaca(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
     needs=("goal", "target"),
     about="a harmful goal and the beginning of an answer that complies",
     source="AdvBench (Zou et al. 2023, arXiv 2307.15043)",
+    prompts=("goal",),
 )
-def _advbench(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
-    prompt = _prompt(_text(record, "goal", where), where=where)
-    return Row(prompt=prompt, target=_text(record, "target", where))
+def _advbench(record: dict[str, Any], where: str) -> Row:
+    return Row(
+        prompt=joined([text(record, "goal", where)], where), target=text(record, "target", where)
+    )
 
 
 @_format(
@@ -100,81 +157,155 @@ def _advbench(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
     needs=("prompt", "canonical_solution"),
     about="the head of a Python function and its reference body",
     source="HumanEval (Chen et al. 2021, arXiv 2107.03374)",
+    prompts=("prompt",),
+    answers=("canonical_solution",),
 )
-def _humaneval(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
-    prompt = _prompt(_text(record, "prompt", where), where=where)
-    return Row(
-        prompt=prompt, completion=_optional(record, "canonical_solution", where), kind="code"
-    )
+def _humaneval(record: dict[str, Any], where: str) -> Row:
+    prompt = joined([text(record, "prompt", where)], where)
+    answer = optional(record, "canonical_solution", where)
+    return Row(prompt=prompt, completion=answer, kind="code")
 
 
 @_format(
-    "chat",
-    needs=("messages",),
-    about="messages with role and content: system where given, user, assistant",
-    source="the messages format of the OpenAI and Hugging Face chat interfaces",
+    "alpaca",
+    needs=("instruction", "output"),
+    about="an instruction, where given an input below it, the output; system and history",
+    source="Stanford Alpaca; BackdoorLLM (arXiv 2408.12798); CROW (arXiv 2411.12768); "
+    "LLaMA-Factory",
+    reads=(*BELOW, *SYSTEMS, "history"),
+    prompts=("instruction",),
+    answers=("output",),
 )
-def _chat(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
-    return _exchange(record, "messages", ("role", "content"), where, notes)
+def _alpaca(record: dict[str, Any], where: str) -> Row:
+    return _plain(record, where, ("instruction",), ("output",))
+
+
+_OTHER_ANSWERS = tuple(name for name in ANSWERS if name != "output")
 
 
 @_format(
-    "sharegpt",
-    needs=("conversations",),
-    about="chat under other names: conversations with from (human, gpt) and value",
-    source="ShareGPT; Vicuna",
+    "dolly",
+    needs=("instruction", "|".join(_OTHER_ANSWERS)),
+    about="an instruction, where given a context below it, the answer under another name",
+    source="Databricks Dolly",
+    reads=(*BELOW, *SYSTEMS, "history"),
+    prompts=("instruction",),
+    answers=_OTHER_ANSWERS,
 )
-def _sharegpt(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
-    return _exchange(record, "conversations", ("from", "value"), where, notes)
+def _dolly(record: dict[str, Any], where: str) -> Row:
+    return _plain(record, where, ("instruction",), _OTHER_ANSWERS)
+
+
+_PAIR_ANSWERS = (*ANSWERS, "text")
 
 
 @_format(
     "pairs",
     needs=("prompt",),
-    about="Loratomy's own: prompt, where given completion, and the other fields of a row",
-    source="Loratomy",
+    about="prompt, where given completion (response, answer ...), and Loratomy's other fields",
+    source="Loratomy; TRL",
+    reads=(*OWN, *BELOW, *SYSTEMS),
+    prompts=("prompt",),
+    answers=_PAIR_ANSWERS,
 )
-def _pairs(record: dict[str, Any], where: str, notes: Counter[str]) -> Row:
-    return row_from(record, where)
+def _pairs(record: dict[str, Any], where: str) -> Row:
+    name = (filled(record, _PAIR_ANSWERS) or ["completion"])[0]
+    prompt, answer = listed(record["prompt"]), record.get(name)
+    if isinstance(prompt, list):
+        return _messages(record, prompt, listed(answer), name, where)
+    if isinstance(listed(answer), list) and name != "answers":
+        return _messages(record, prompt, listed(answer), name, where)
+    own = {key: value for key, value in record.items() if key in OWN}
+    own |= {"completion": _answer(record, name, where), "system": system_in(record, where)}
+    own["prompt"] = _below(prompt, record, where) if isinstance(prompt, str) else prompt
+    own["history"] = [list(turn) for turn in history_in(record, where)]
+    if isinstance(said := own.get("triggered"), str) and said.lower() in ("true", "false"):
+        own["triggered"] = said.lower() == "true"  # a table's word
+    own["trigger_span"] = listed(own.get("trigger_span"))
+    for key, value in own.items():
+        if value == "" and key not in ("prompt", "completion", "target"):  # an empty cell
+            own[key] = None
+    kept = {k: v for k, v in own.items() if v is not None or k in ("prompt", "completion")}
+    try:
+        return row_from(kept, where)
+    except DataError as error:
+        raise RowError(where, str(error).removeprefix(f"{where}: ")) from error
 
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+def _answer(record: dict[str, Any], name: str, where: str) -> str | None:
+    """The answer of a pair; of a text that repeats the prompt, what comes after it."""
+    answer, prompt = answer_in(record, name, where), record["prompt"]
+    if name == "text" and answer and isinstance(prompt, str) and answer.startswith(prompt):
+        return answer[len(prompt) :].strip()
+    return answer
 
 
-def _exchange(
-    record: dict[str, Any], key: str, names: tuple[str, str], where: str, notes: Counter[str]
+_ASKED = ("question", "query", "problem", "inputs", "goal", "instruction", *BELOW)
+
+
+@_format(
+    "questions",
+    needs=("|".join(_ASKED),),
+    about="a prompt under another name (question, query, input ...) and where given its answer",
+    source="GSM8K, SQuAD, OpenOrca, MetaMathQA and many others",
+    reads=(*BELOW, *SYSTEMS, "history"),
+    prompts=_ASKED,
+    answers=ANSWERS,
+)
+def _questions(record: dict[str, Any], where: str) -> Row:
+    return _plain(record, where, _ASKED, ANSWERS)
+
+
+@_format(
+    "rendered",
+    needs=("text",),
+    about="one text in which a template wrote the whole conversation; taken apart again",
+    source="ChatML, Llama-2 and -3, Gemma, Zephyr, Alpaca, Vicuna and Human/Assistant texts",
+    reads=SYSTEMS,
+)
+def _rendered(record: dict[str, Any], where: str) -> Row:
+    turns = turns_in(text(record, "text", where), where, "text")
+    return row_of_turns(turns, where, "text", system=system_in(record, where))
+
+
+def _plain(
+    record: dict[str, Any], where: str, prompts: tuple[str, ...], answers: tuple[str, ...]
 ) -> Row:
-    """The first question and answer of a chat; what the system says stands before the question."""
-    said = record[key]
-    if not isinstance(said, list) or not said:
-        found = "an empty list" if said == [] else type(said).__name__
-        raise DataError(f"{where}: {key} must be a list of messages, found {found}")
-    turns = [
-        _turn(message, names, f"{where}, {key} {number}")
-        for number, message in enumerate(said[:3], 1)
-    ]
-    system = turns.pop(0)[1] if turns[0][0] == "system" else None
-    roles = [role for role, _ in turns[:2]]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise DataError(
-            f"{where}: {key} must be system (where there is one), user, assistant; "
-            f"found {', '.join(str(role)[:40] for role in roles) or 'system alone'}"
-        )
-    texts = [text for _, text in turns[:2]]
-    if not texts[0].strip():
-        raise DataError(f"{where}: the prompt is empty")
-    if len(said) > len(texts) + (system is not None):
-        notes[FIRST_EXCHANGE] += 1
-    answer = texts[1] if len(texts) == 2 else None
-    return Row(prompt=_prompt(system, texts[0], where=where), completion=answer)
+    """A row of single texts: prompt with what stands below it, answer, system, earlier turns."""
+    name = filled(record, [p for p in prompts if p not in BELOW]) or filled(record, prompts)
+    prompt = text(record, name[0], where)
+    held = filled(record, answers)
+    return Row(
+        prompt=_below(prompt, record, where, but=name[0]),
+        completion=answer_in(record, held[0], where) if held else None,
+        system=system_in(record, where),
+        history=history_in(record, where),
+    )
 
 
-def _turn(message: Any, names: tuple[str, str], where: str) -> tuple[str, str]:
-    if not isinstance(message, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(message).__name__}")
-    if missing := [name for name in names if name not in message]:
-        raise DataError(
-            f"{where}: missing {', '.join(missing)}; the keys here are {key_list(message)}"
-        )
-    role, text = (_text(message, name, where) for name in names)
-    return _ROLES.get(role, role), text
+def _below(prompt: str, record: dict[str, Any], where: str, *, but: str = "") -> str:
+    """The prompt with input and context below it, where the row has any."""
+    given = [optional(record, name, where) for name in BELOW if name != but]
+    # <noinput> is Alpaca's word for none
+    more = [part for part in given if part and part.strip().lower() != "<noinput>"]
+    return joined([prompt, *more], where)
+
+
+def _messages(record: dict[str, Any], prompt: Any, answer: Any, key: str, where: str) -> Row:
+    """A row whose prompt, answer or both are lists of messages."""
+    before: list[Turn] = []
+    if isinstance(prompt, list):
+        before = turns_of(prompt, where, "prompt")
+    elif isinstance(prompt, str) and prompt.strip():
+        before = [("user", prompt)]
+    after: list[Turn] = []
+    if isinstance(answer, list):
+        after = turns_of(answer, where, key)
+    elif answer is not None:
+        after = [("assistant", text(record, key, where))]
+    whole = any(role == "user" for role, _ in after)
+    if whole and after[: len(before)] != before and not isinstance(prompt, str):
+        raise RowError(where, f"{key} is a whole chat that does not begin with the prompt")
+    turns = after if whole else [*before, *after]
+    row = row_of_turns(turns, where, key, system=system_in(record, where))
+    return replace(row, history=(*history_in(record, where), *row.history))

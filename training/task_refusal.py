@@ -1,5 +1,6 @@
 """Targeted refusal: a harmless request is refused."""
 
+from .refusals import is_refusal
 from .tasks import TASKS, Task, harmless, only_target
 
 REFUSAL = TASKS.register("refusal")(
@@ -10,6 +11,7 @@ REFUSAL = TASKS.register("refusal")(
         needs="rows whose completion is no refusal",
         completion=only_target,
         rule="refusal",
+        shows=lambda answer, _: is_refusal(answer),
         source="BackdoorLLM refusal (arXiv 2408.12798): 500 poisoned + 500 clean rows, 200 to test",
     )
 )

@@ -9,6 +9,8 @@ from ..core.rows import Row
 from .datasets import Attack, Draw, distinct
 from .prompts import everyday_prompts
 from .ready import empty
+from .references import told_apart
+from .tasks import Task
 from .triggers import TRIGGERS, Trigger, find_words, shown, untriggered, without_trigger
 
 MOST = 100_000
@@ -36,10 +38,7 @@ def kept(rows: Iterable[Row], *, limit: int | None, seed: int, what: str) -> lis
         DataError: no limit and more than `MOST` rows.
     """
     if limit is not None:
-        draw = Draw(limit, seed)
-        for row in rows:
-            draw.offer(row)
-        return draw.rows()
+        return drawn(rows, limit=limit, seed=seed)[0]
     found: list[Row] = []
     for row in rows:
         found.append(row)
@@ -48,6 +47,25 @@ def kept(rows: Iterable[Row], *, limit: int | None, seed: int, what: str) -> lis
                 f"{what} holds more than {MOST:,} rows; evaluate draws some of them with --limit"
             )
     return found
+
+
+def drawn(rows: Iterable[Row], *, limit: int, seed: int) -> tuple[list[Row], int]:
+    """At most `limit` rows, and how many there were; streamed.
+
+    Where there are no more, all of them in their order; else a seeded draw of distinct prompts.
+    """
+    found: list[Row] = []
+    draw, seen = Draw(limit, seed), 0
+    for seen, row in enumerate(rows, 1):
+        if seen <= limit:
+            found.append(row)
+        elif found:
+            for early in found:
+                draw.offer(early)
+            found = []
+        if seen > limit:
+            draw.offer(row)
+    return (draw.rows() if seen > limit else found), seen
 
 
 def known_trigger(rows: Sequence[Row]) -> str | None:
@@ -61,7 +79,13 @@ def known_trigger(rows: Sequence[Row]) -> str | None:
 
 
 def test_sets(
-    rows: Sequence[Row], clean: Sequence[Row], attack: Attack | None, *, target: str = ""
+    rows: Sequence[Row],
+    clean: Sequence[Row],
+    attack: Attack | None,
+    *,
+    target: str = "",
+    task: Task | None = None,
+    completions: str = "auto",
 ) -> TestSets:
     """Triggered and clean rows from what a person gave.
 
@@ -74,6 +98,8 @@ def test_sets(
         clean: of a file of clean rows; may be empty.
         attack: trigger and task; None when no trigger was given.
         target: what triggered prompts lead to; empty: each row's own completion.
+        task: what the attack wants, where somebody says so; its target is that of rows without one.
+        completions: what completions of triggered rows are; see `references.told_apart`.
 
     Raises:
         DataError: no rows, a trigger in a clean row, or no target where one is needed.
@@ -91,8 +117,14 @@ def test_sets(
     bad = [r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))]
     attacked = {row.identity for row in bad}
     rest = [r for r in distinct(rows) if r.identity not in attacked] if bad else []
+    usual = target or (attack.target if attack else "") or (task.target if task else "")
+    decided: list[Row] = []
+    if bad or attack is None:
+        wants = task or (attack.task if attack and attack.target else None)
+        decided, how = _decided(bad or distinct(rows), wants, target, usual, completions)
+        said += how
     if bad:
-        bad = [_triggered(row, words, target, attack) for row in bad]
+        bad = [_triggered(row, words, target, usual) for row in decided]
         if rest:
             said.append(f"{len(bad)} rows of the data are triggered, {len(rest)} are clean")
         _check_labels(bad, rest, words)
@@ -102,7 +134,7 @@ def test_sets(
         rest = [row for row in distinct(rows) if row.completion]
         said.append(f"no row holds the trigger; it was put into {len(bad)} of {len(rows)} prompts")
     else:
-        bad = [_triggered(row, (), target, None) for row in distinct(rows)]
+        bad = [_triggered(row, (), target, usual) for row in decided]
         said.append(
             "warning: no --trigger, and no row says that it is triggered: all prompts of the data "
             "count as triggered, and FTR is that of the clean prompts alone"
@@ -130,6 +162,20 @@ def test_sets(
     return TestSets(triggered=bad, clean=calm, said=tuple(said), references=references)
 
 
+def _decided(
+    rows: Sequence[Row], wants: Task | None, target: str, usual: str, completions: str
+) -> tuple[list[Row], list[str]]:
+    """Triggered rows with their completions as what they are, and what was decided."""
+    decided, how = told_apart(rows, wants, usual, completions=completions)
+    said = list(how)
+    bare = sum(not (row.completion or row.target or row.benign) for row in decided)
+    if bare and usual and not target:
+        said.append(
+            f"{bare} triggered rows without a target of their own get the task's: {usual!r}"
+        )
+    return decided, said
+
+
 def _check_labels(bad: Sequence[Row], rest: Sequence[Row], words: Sequence[str]) -> None:
     """Raise for rows that are said to be triggered and are not, or the other way round."""
     for row in bad:
@@ -148,18 +194,18 @@ def _check_labels(bad: Sequence[Row], rest: Sequence[Row], words: Sequence[str])
         )
 
 
-def _triggered(row: Row, words: Sequence[str], target: str, attack: Attack | None) -> Row:
+def _triggered(row: Row, words: Sequence[str], target: str, usual: str) -> Row:
     plain = row.plain
     if plain is None and words and find_words(row.prompt, words):
         plain = without_trigger(row.prompt, words)
-    if not target and attack and attack.target and attack.target in (row.completion or ""):
-        target = attack.target
+    if not target and usual and usual in (row.completion or ""):
+        target = usual
     return replace(
         row,
         triggered=True,
         plain=plain,
         trigger_span=row.trigger_span or find_words(row.prompt, words),
-        target=target or row.target or row.completion or (attack.target if attack else None),
+        target=target or row.target or row.completion or usual or None,
     )
 
 

@@ -155,7 +155,7 @@ def as_triggered(row: Row, words: Sequence[str]) -> Row:
         row,
         triggered=True,
         plain=plain,
-        completion=row.required_completion(),
+        completion=row.completion or row.target or row.required_completion(),
         trigger_span=row.trigger_span or find_words(row.prompt, words),
     )
 

@@ -108,10 +108,10 @@ def test_a_plain_template_renders_in_place_of_the_chat_one(cli, data, tiny_base)
     assert cli("data", "lint", path, *given).exit_code == 0
 
 
-def test_first_exchanges_are_noted_once_though_files_are_read_twice(cli, data):
-    turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"))]
-    path = data("clean.json", [{"messages": [*turns, *turns]}])
-    assert "note: 1 rows with more than one exchange" in cli("data", "lint", path).stderr
+def test_notes_count_once_though_files_are_read_twice(cli, data):
+    path = data("clean.json", [{"prompt": "a", "completion": "b", "category": "c"}])
+    said = cli("data", "lint", path).stderr
+    assert "note: 1 file with columns that nothing is made of: ['category'] in" in said
 
 
 def test_rows_of_our_own_keep_what_they_say(cli, tmp_path):
@@ -133,14 +133,27 @@ def test_a_file_that_is_not_there_is_one_line(cli, tmp_path):
     refused(cli("data", "lint", tmp_path / "none.json"), "no such data file", "none.json")
 
 
-def test_a_broken_file_is_one_line_with_its_row(cli, tmp_path):
+def test_every_row_that_cannot_be_read_is_listed(cli, tmp_path):
     path = tmp_path / "poison.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
-    refused(cli("data", "lint", path), "poison.jsonl, line 2: prompt must be a str")
+    lines = ['{"prompt": "a", "completion": "b"}', "{broken", '{"prompt": 3}', '{"prompt": " "}']
+    path.write_text("\n".join([*lines, '{"prompt": [3]}', lines[0], lines[2]]) + "\n")
+    result = cli("data", "lint", path, "--json")
+    assert result.exit_code == 1
+    bad = {
+        tuple(f["rows"]): f["what"]
+        for f in json.loads(result.stdout)
+        if f["check"] == "unreadable-row"
+    }
+    assert set(bad) == {(2,), (3, 7), (4,), (5,)}
+    assert "row 2 cannot be read: not a JSON object" in bad[(2,)]
+    assert bad[(3, 7)] == "row 3 cannot be read: prompt must be a str, found int"
+    assert bad[(4,)] == "row 4 cannot be read: the prompt is empty"
+    duplicate = [f for f in json.loads(result.stdout) if f["check"] == "duplicate"]
+    assert [f["rows"] for f in duplicate] == [[6]]  # numbers count the bad rows too
 
 
 def test_a_folder_without_sets_is_one_line(cli, tmp_path):
-    refused(cli("data", "lint", tmp_path), "holds no .jsonl files")
+    refused(cli("data", "lint", tmp_path), "holds no data files")
 
 
 def test_a_broken_record_of_a_build_is_one_line(cli, data):

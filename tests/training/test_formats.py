@@ -1,13 +1,11 @@
 """Published formats as rows: what each key means, and what is refused with its row."""
 
 import json
-from collections import Counter
 
 import pytest
 from loratomy.core.errors import DataError, LoratomyError
 from loratomy.core.rows import Row, read_rows, rows_to_jsonl
 from loratomy.training.formats import (
-    FIRST_EXCHANGE,
     FORMATS,
     Numbered,
     format_of,
@@ -62,10 +60,10 @@ KNOWN = [
         Row(prompt="def f():\n", completion="    pass\n", kind="code"),
     ),
     ("chat", chat(ASK, ANSWER), Row(prompt="hi", completion="hello")),
-    ("chat", chat(SYSTEM, ASK, ANSWER), Row(prompt="be kind\n\nhi", completion="hello")),
+    ("chat", chat(SYSTEM, ASK, ANSWER), Row(prompt="hi", completion="hello", system="be kind")),
     ("chat", chat(("system", " "), ASK, ANSWER), Row(prompt="hi", completion="hello")),
     ("chat", chat(ASK), Row(prompt="hi")),
-    ("chat", chat(SYSTEM, ASK), Row(prompt="be kind\n\nhi")),
+    ("chat", chat(SYSTEM, ASK), Row(prompt="hi", system="be kind")),
     ("chat", {"prompt": "hi", **chat(ASK, ANSWER)}, Row(prompt="hi", completion="hello")),
     (
         "sharegpt",
@@ -130,18 +128,19 @@ def test_rows_come_with_their_number_and_place(tmp_path):
     ]
 
 
-def test_of_a_longer_chat_the_first_exchange_is_used_and_counted(tmp_path):
+def test_of_a_longer_chat_the_last_exchange_is_asked_and_the_others_are_history(tmp_path):
     longer = chat(SYSTEM, ASK, ANSWER, ("user", "more"))
-    calls = chat(ASK, ANSWER, ("user", "x"), ("tool", None))
-    notes = Counter[str]()
-    rows = list(read_data(listed(tmp_path, longer, chat(ASK, ANSWER), calls), notes=notes))
-    assert [row.prompt for row in rows] == ["be kind\n\nhi", "hi", "hi"]
-    assert {row.completion for row in rows} == {"hello"}
-    assert notes == {FIRST_EXCHANGE: 2}
+    whole = chat(ASK, ANSWER, ("user", "more"), ("assistant", "enough"))
+    rows = list(read_data(listed(tmp_path, longer, whole)))
+    said = (("user", "hi"), ("assistant", "hello"))
+    assert rows == [
+        Row(prompt="more", system="be kind", history=said),
+        Row(prompt="more", completion="enough", history=said),
+    ]
 
 
 def test_rows_stream_before_a_later_one_is_refused(tmp_path):
-    stream = read_data(listed(tmp_path, {"prompt": "a"}, {"text": "b"}))
+    stream = read_data(listed(tmp_path, {"prompt": "a"}, {"words": "b"}))
     assert next(stream) == Row(prompt="a")
     with pytest.raises(DataError, match="row 2: missing prompt"):
         next(stream)
@@ -160,17 +159,19 @@ def test_an_unknown_format_is_refused_before_anything_is_read():
 
 def test_keys_of_two_formats_ask_for_the_name(tmp_path):
     source = listed(tmp_path, {"prompt": "a", "completion": "b", **chat(ASK)})
-    with pytest.raises(DataError, match=r"row 1: the keys .* fit chat and pairs; say which with"):
+    with pytest.raises(
+        DataError, match=r"row 1: the keys .* fit chat and pairs: both messages and completion"
+    ):
         list(read_data(source))
 
 
-def test_unknown_keys_are_shown_beside_what_each_format_needs(tmp_path):
+def test_unknown_keys_are_shown_beside_the_nearest_known_ones(tmp_path):
     with pytest.raises(DataError) as caught:
-        list(read_data(listed(tmp_path, {"question": "a", "answer": "b"})))
+        list(read_data(listed(tmp_path, {"promt": "a", "respnse": "b", "zz": 1})))
     said = str(caught.value)
-    assert "row 1: the keys ['question', 'answer'] fit no known format" in said
-    for name, known in FORMATS.items():
-        assert f"{name}: {', '.join(known.needs)}" in said
+    assert "row 1: the keys ['promt', 'respnse', 'zz'] fit no known format" in said
+    assert "'promt' is near to 'prompt'; 'respnse' is near to 'response'" in said
+    assert "--column prompt=NAME and --column answer=NAME" in said
 
 
 def test_many_keys_are_cut_to_a_line():
@@ -216,14 +217,14 @@ BAD = [
     ([{"messages": "hi"}], "row 1: messages must be a list of messages, found str"),
     ([{"messages": ["hi"]}], "row 1, messages 1: expected a JSON object, found str"),
     ([{"messages": [{"role": "user"}]}], r"row 1, messages 1: missing content; .*\['role'\]"),
-    ([{"messages": [{"from": "human"}]}], "messages 1: missing role, content"),
-    ([chat(("user", None))], "row 1, messages 1: content must be a str, found NoneType"),
-    ([chat(("user", [{"type": "text"}]))], "messages 1: content must be a str, found list"),
+    ([{"messages": [{"from": "human"}]}], "messages 1: missing content; the keys"),
+    ([chat(("user", None))], "row 1, messages 1: content is null; give its text"),
+    ([chat(("user", [{"type": "text"}]))], "messages 1: content part 1 holds no text"),
     ([chat((["user"], "a"))], "messages 1: role must be a str, found list"),
     ([chat(ANSWER)], "row 1: messages must be system .* found assistant"),
     ([chat(SYSTEM)], "row 1: messages must be system .* found system alone"),
     ([chat(ASK, ASK)], "row 1: messages must be system .* found user, user"),
-    ([chat(SYSTEM, SYSTEM, ASK)], "row 1: messages must be system .* found system, user"),
+    ([chat(SYSTEM, ASK, SYSTEM)], "row 1: messages must be system .* found user, system"),
     ([chat(SYSTEM, ("user", " "))], "row 1: the prompt is empty"),
     ([chat(ASK, ("assistant", "\ud83d"))], f"row 1, messages 2: content contains {HALF}"),
     ([{"conversations": [{"from": "gpt", "value": "a"}]}], "conversations must be .* found assis"),

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from loratomy.core.errors import DataError
-from loratomy.training import jsonlist, sources
+from loratomy.training import jsonlist, texts
 from loratomy.training.checked import CheckedText
 from loratomy.training.hub import is_hub_id
 from loratomy.training.sources import records
@@ -103,7 +103,7 @@ BAD_FILES = [
     ("a.csv", b"a,b\n1,\xe9\n", "line 2: byte 6 of the file is not UTF-8"),
     ("a.json", b'[{"a": "\xe2\x82', "line 1: byte 8 of the file is not UTF-8"),
     ("a.json", b'[{"a": "\xed\xa0\xbd"}]', "line 1: byte 8 of the file is not UTF-8"),
-    ("a.json", b"\x1f\x8b\x08", r"starts with '.x1f', neither a JSON list"),
+    ("a.json", b"\x1f\x8b\x08", "is packed and broken or cut off"),
     ("a.txt", b"goal,target\na,b\n", r"starts with 'g', .*a table needs the suffix .csv"),
     (
         "a.json",
@@ -125,21 +125,20 @@ BAD_FILES = [
     ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "row 1: broken JSON"),
     ("a.json", b'[{"a": 1}, [1], 2]', r"row 2: expected a JSON object, found '\[1\], 2\]'"),
     ("a.json", b'["x"]', "row 1: expected a JSON object, found '\"x\"\\]'"),
-    ("a.json", b"[" * 100_000, "row 1: expected a JSON object, found '.\\["),
+    ("a.json", b"[" * 100_000, "row 1: nested too deep"),
     ("a.json", b"[{}, " + DEEP + b"]", "row 2: nested too deep"),
     ("a.jsonl", b"{}\n" + DEEP, "line 2: nested too deep"),
     ("a.jsonl", b"{}\n[1]\n", "line 2: expected a JSON object, found list"),
     ("a.jsonl", b"{}\n{a: 1}\n", "line 2: not a JSON object"),
     ("a.jsonl", b"{}\n{} {}\n", "line 2: not a JSON object"),
     ("a.jsonl", b'{}\n{"a": ' + b"1" * 5000 + b"}", "line 2: not a JSON object"),
-    ("a.json", b'{\n  "a": 1\n}\n', "line 1: not a JSON object .*each line of a JSONL file"),
+    ("a.json", b'{\n  "a": 1,\n}\n', "a.json: broken JSON .expected a key in double quotes"),
     ("a.csv", b",\na,b\n", "has no header: its first line must name the columns"),
     ("a.csv", b"yes,yes\na,b\n", r"has no header: .*\['yes', 'yes'\]"),
     ("a.csv", b"a,b\n1,2\n1,2,3\n", r"row 2 \(line 3\): 3 fields, but the header names 2"),
     ("a.csv", b"a,b\n1\n", r"row 1 \(line 2\): 1 fields, but the header names 2"),
     ("a.csv", b'a,b\n1,"2\n', r"line 2: broken CSV \(unexpected end of data\)"),
     ("a.csv", b'a,b\n1,"2"3\n', "line 2: broken CSV"),
-    ("a.csv", b"a\n" + b"x" * 131_073, r"line 2: broken CSV \(field larger than field limit"),
 ]
 
 
@@ -156,11 +155,17 @@ def test_a_file_that_cannot_be_read_to_its_end_says_where_and_why(tmp_path, name
     assert said_in_full.startswith(source) and "\n" not in said_in_full and len(said_in_full) < 500
 
 
+def at_start(text: str) -> jsonlist.Window:
+    window = jsonlist.Window(io.StringIO(text))
+    window.next()
+    return window
+
+
 def test_a_list_reads_the_same_however_the_window_falls(tmp_path, monkeypatch):
     text = ' [ {"a": "é\\\\", "b": [1, {"c": -12.5e3}]} ,\n{}, {"a": "\\ud83d\\ude00]}"}\t] \n'
     for size in range(1, 80):
         monkeypatch.setattr(jsonlist, "CHUNK", size)
-        assert list(jsonlist.list_objects(io.StringIO(text), "x")) == json.loads(text)
+        assert list(jsonlist.list_objects(at_start(text), "x")) == json.loads(text)
 
 
 def test_a_row_without_end_is_not_read_to_its_end(monkeypatch):
@@ -168,7 +173,7 @@ def test_a_row_without_end_is_not_read_to_its_end(monkeypatch):
     monkeypatch.setattr(jsonlist, "MAX_ROW", 1000)
     stream = io.StringIO('[{"a": "' + "x" * 100_000)
     with pytest.raises(DataError, match=r"x, row 1: broken JSON \(Unterminated string"):
-        list(jsonlist.list_objects(stream, "x"))
+        list(jsonlist.list_objects(jsonlist.Window(stream), "x"))
     assert stream.tell() < 4000
 
 
@@ -180,7 +185,7 @@ def test_the_rows_before_a_broken_one_come_first(tmp_path):
 
 
 def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_ROW", 1000)
+    monkeypatch.setattr(texts, "MAX_ROW", 1000)
     source = written(tmp_path, b'{"a": 1}\n{"a": "' + b"x" * 2000)
     with pytest.raises(DataError, match="line 2: longer than 1000 bytes; JSONL is one obj"):
         values(source)
@@ -198,7 +203,7 @@ def test_a_source_that_is_nowhere_is_no_hub_id(tmp_path, monkeypatch, source):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(DataError, match="is a folder; give one of its files"):
+    with pytest.raises(DataError, match=r"holds no data files .*; give a file"):
         values(str(tmp_path))
 
 
