@@ -12,8 +12,9 @@ import torch
 
 from ..core import processes
 from ..core.errors import DataError, LoratomyError
-from ..core.gate import PREFIX, WEIGHTS
+from ..core.gate import WEIGHTS
 from ..core.progress import report
+from ..core.stored import PREFIX
 from ..core.subject import Attached
 from .objective import Batch, Objective
 from .recipe import FitPart
@@ -231,6 +232,7 @@ def loss_trainer() -> type[Any]:
                 for pair in self.attached.factor_names(TRAINED).values():
                     for name in pair:
                         key = PREFIX + name.replace(f".{TRAINED}.weight", ".weight")
+                        key = key.removesuffix(f".{TRAINED}")  # an embedding's have no more
                         parameters[name].copy_(stored[key])
 
     return LossTrainer
