@@ -13,6 +13,7 @@ from ..core.runs import MANIFEST, RunFolder, run_path
 from .compare import show
 from .console import progress, say
 from .evaluated import OfAdapter, OfRun
+from .located import HUB_ID, located, of_size, other_base
 from .measuring import measure_run
 from .options import (
     BATCH_HELP,
@@ -37,7 +38,8 @@ def command(
         Path,
         typer.Argument(
             metavar="RUN_OR_ADAPTER",
-            help="A run folder, a PEFT adapter folder, or the folder of an earlier evaluation.",
+            help="A run folder, a PEFT adapter (folder or hub id), or the folder of an earlier "
+            "evaluation.",
         ),
     ],
     data: Annotated[
@@ -83,6 +85,10 @@ def command(
     seed: Annotated[int | None, typer.Option(min=0, help="Of sampling and draws.")] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help=BATCH_HELP + " Default 8192.")
+    ] = None,
+    ignore_module: Annotated[
+        list[str] | None,
+        typer.Option(help="Stored module, or copy of a weight, of an adapter folder to leave out."),
     ] = None,
     template: Annotated[
         str | None,
@@ -130,6 +136,7 @@ def command(
         "format": format,
         "limit": limit,
         "seed": seed,
+        "ignore_module": ignore_module,
         "template": template,
         "other_template": other_template,
         "device": device,
@@ -143,12 +150,18 @@ def command(
         folder = out or run_path(run_name(subject, data or "held-out"), None)
         if folder.resolve() == subject.resolve():
             raise LoratomyError(f"{folder} is what is to be evaluated; give another --out")
-        source = OfRun(subject) if is_run else OfAdapter(subject, options)
+        source = OfRun(subject) if is_run else OfAdapter(_adapter(subject), options)
         _prepare(source, folder, options, given, judged, fresh=fresh)
         anew = False
     comparison = measure_run(folder, **judged, fresh=anew)
     show(comparison, RunFolder.open(folder), as_json=as_json)
     say(f"answers with all scores: {folder}/analysis/measured/*/answers.parquet")
+
+
+def _adapter(given: Path) -> Path:
+    if not given.is_dir() and (given.exists() or not HUB_ID.fullmatch(str(given))):
+        raise LoratomyError(f"{given} is neither a run nor an adapter folder: no such folder")
+    return located(given, "loratomy evaluate")
 
 
 def _prepare(
@@ -294,7 +307,19 @@ def _through_the_gate(source: "OfRun | OfAdapter", study: Study, *, other_templa
 
     here = study.subject.renderer.text("{prompt}")
     for path in source.sources().values():
-        read_adapter(path, study.subject.shapes, ignore_modules=source.ignored())
+        adapter = read_adapter(
+            path,
+            study.subject.shapes,
+            ignore_modules=source.ignored(),
+            base=study.subject.parameter,
+        )
+        if isinstance(source, OfAdapter):
+            for sentence in (
+                other_base(path, study.asked["base"]),
+                of_size(study.subject, adapter, "evaluated"),
+            ):
+                if sentence:
+                    say(sentence)
         known = recorded_rendering(path)
         if known and known.rendered != here and not other_template:
             raise LoratomyError(

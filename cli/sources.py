@@ -17,7 +17,6 @@ from .console import say
 if TYPE_CHECKING:
     from ..core.prompts import Renderer
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 RENDERING = "rendering.json"
 """Beside an adapter: the template that it was trained with."""
 
@@ -27,13 +26,14 @@ def adapter_sums(folder: Path) -> dict[str, str]:
     from ..core.files import sha256
     from ..core.gate import check_folder
 
-    check_folder(folder)
-    return {name: sha256(folder / name) for name in ADAPTER_FILES}
+    return {name: sha256(folder / name) for name in check_folder(folder).files}
 
 
 def copy_adapter(source: Path, work: Path) -> None:
     """Copy an adapter, and what is recorded of its template."""
-    for name in ADAPTER_FILES:
+    from ..core.gate import check_folder
+
+    for name in check_folder(source).files:
         shutil.copyfile(source / name, work / name)
     if (source / RENDERING).is_file():
         shutil.copyfile(source / RENDERING, work / RENDERING)

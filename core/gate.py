@@ -228,9 +228,8 @@ def _mlx_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     kind, given = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
     if kind != "lora" or not isinstance(given, dict):
         raise AdapterError(
-            f"{path} is of an MLX adapter of the kind {kind!r}, with the settings "
-            f"{str(given)[:60]}; plain LoRA alone is read: fuse it (mlx_lm.fuse) and give the model "
-            "to loratomy extract"
+            f"{path} is of an MLX adapter ({kind!r}) with the settings {str(given)[:60]}; "
+            "plain LoRA alone is read: fuse it (mlx_lm.fuse) and give loratomy extract the model"
         )
     _number("lora_parameters.rank", given.get("rank"), whole=True)
     _number("lora_parameters.scale", given.get("scale"), whole=False)

@@ -9,7 +9,7 @@ from .errors import AdapterError
 
 LONGEST = 4000
 """Characters of a pattern; what trainers write has a few hundred."""
-SECONDS = 3.0
+SECONDS = 1.0
 """For all patterns of one config together."""
 _PLAIN = re.compile(r"[\w.]+", re.ASCII)
 
@@ -79,7 +79,7 @@ class Patterns:
 
 
 def _at_the_end(key: str, name: str) -> bool:
-    """Whether a key of word characters and dots fits the end of a name; a dot fits any character."""
+    """Whether a key of word characters and dots fits the end of a name; a dot fits any one."""
     start = len(name) - len(key)
     if start < 0 or (start and name[start - 1] != "."):
         return False
