@@ -234,7 +234,7 @@ def logits_of(model: "nn.Module", family: Family, residual: "torch.Tensor") -> "
     head: Any = submodule(model, family.head)
     norm: Any = submodule(model, family.norm)
     hidden = norm(residual)
-    if family.after_norm and (between := _optional(model, family.after_norm)) is not None:
+    if family.after_norm and (between := optional(model, family.after_norm)) is not None:
         hidden = between(hidden)
     return capped(model, family, head(hidden))
 
@@ -249,7 +249,7 @@ def capped(model: "nn.Module", family: Family, logits: "torch.Tensor") -> "torch
     return logits if cap is None else cap * (logits / cap).tanh()
 
 
-def _optional(model: "nn.Module", path: str) -> Any:
+def optional(model: "nn.Module", path: str) -> Any:
     """The module at a path; None where the model has left it out."""
     try:
         return model.get_submodule(path)
@@ -297,7 +297,7 @@ def _check_paths(model: "nn.Module", family: Family) -> None:
         submodule(layer, family.mlp)
         submodule(layer, family.mlp_norm)
         submodule(layer, family.out_proj)
-    if family.experts and not any(_optional(layer, family.experts) for layer in layers):
+    if family.experts and not any(optional(layer, family.experts) for layer in layers):
         raise LoratomyError(f"no layer of the model has {family.experts!r}")
     names = [n for n, _ in (*model.named_modules(), *model.named_parameters())]
     for part in (*family.lora_modules, *family.lora_parameters):
