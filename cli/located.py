@@ -48,9 +48,9 @@ def fetched(source: str, patterns: Sequence[str], what: str) -> Path:
         )
     except wrong as error:  # its text may hold the token
         raise LoratomyError(
-            f"there is no folder {source!r}, and it cannot be fetched from the hub "
-            f"({type(error).__name__}); for a gated one set HF_TOKEN, without a network give a "
-            "local folder"
+            f"cannot fetch {source!r} from the hub ({type(error).__name__}), and there is no "
+            "folder of that name; for a gated one set HF_TOKEN, without a network give a local "
+            "folder"
         ) from error
 
 

@@ -14,6 +14,7 @@ from .adapters import Shapes
 from .errors import LoratomyError
 from .families import family_of
 from .gate import read_header
+from .pickles import pickled_model
 from .subject import weight_shapes
 
 WEIGHTS = "model.safetensors"
@@ -139,12 +140,8 @@ def _files(folder: Path) -> dict[str, Path]:
     if (folder / WEIGHTS).is_file():
         return dict.fromkeys(read_header(folder / WEIGHTS), folder / WEIGHTS)
     if not (folder / INDEX).is_file():
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        if pickles:
-            raise LoratomyError(
-                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code; "
-                "convert it to safetensors"
-            )
+        if said := pickled_model(folder):
+            raise LoratomyError(said)
         raise LoratomyError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]

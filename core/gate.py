@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AdapterError
+from .pickles import SUFFIXES, pickled_adapter
 from .stored import Stored, sorted_out
 
 WEIGHTS = "adapter_model.safetensors"
@@ -268,7 +269,7 @@ def check_folder(folder: Path) -> Header:
     if mlx:
         weights, config = folder / MLX_WEIGHTS, _mlx_config(config_path, config)
     _check_config(config_path, config)
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pkl"))
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES)
     pickles = [name for name in pickles if not name.startswith(_TRAINER)]
     if not weights.exists():
         raise AdapterError(_no_weights(folder, pickles))
@@ -299,14 +300,4 @@ def _no_weights(folder: Path, pickles: list[str]) -> str:
         only = f" (only what a trainer keeps for going on: {', '.join(held[:4])})" if held else ""
         return f"{folder} holds no {WEIGHTS}{only}; copy it there too"
     name = "adapter_model.bin" if "adapter_model.bin" in pickles else pickles[0]
-    code = (
-        "import torch, safetensors.torch as s; "
-        f"t = torch.load({str(folder / name)!r}, map_location='cpu', weights_only=True); "
-        "s.save_file({k: v.clone().contiguous() for k, v in t.items()}, "
-        f"{str(folder / WEIGHTS)!r})"
-    )
-    return (
-        f"{folder} holds its weights as a pickle ({name}), which can run code and is never read; "
-        f"ask its author for safetensors, or convert it, which runs none: "
-        f"python -c {shlex.quote(code)}"
-    )
+    return pickled_adapter(folder, name, WEIGHTS)

@@ -13,6 +13,7 @@ from torch import nn
 from .adapters import Adapter, Factors, Shapes, factor_keys, filled, pack, uniform, unpack
 from .errors import LoratomyError
 from .families import Family, check_family, family_of, linear_shape, stored_turned, text_tower
+from .pickles import pickled_model
 from .prompts import CHAT, Renderer, position_limit
 from .targets import HEADS, is_embedding
 
@@ -158,7 +159,7 @@ def _inject(model: Any, name: str, adapter: Adapter, dropout: float) -> "PeftMod
         fan_in_fan_out=any(turned),
     )
     with warnings.catch_warnings():  # of Conv1D beside a linear head, and of factors on a tied one
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set|Model with `tie_word_emb")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set|Model has `tie_word_emb")
         if not isinstance(model, PeftModel):
             return PeftModel(model, config, adapter_name=name)
         model.add_adapter(name, config)
@@ -290,6 +291,8 @@ def load_subject(
         raise LoratomyError(f"the base {where!r} is neither a folder nor a hub id (owner/name)")
     if local and not (Path(where) / "config.json").exists():
         raise LoratomyError(f"the base folder {where} holds no config.json")
+    if local and (said := pickled_model(Path(where))):
+        raise LoratomyError(f"the base {said}")
     place = _place(device)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise LoratomyError(f"unknown dtype {dtype!r}; use float32, bfloat16 or float16")
