@@ -107,8 +107,21 @@ def hooks(handles: Iterator[Any]) -> Iterator[None]:
         yield
 
 
-def on_port(layer: Any, port: Port, function: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
-    """A hook that calls `function` with what passes a port; what it returns takes its place."""
+def on_port(
+    layer: Any,
+    port: Port,
+    function: Callable[[torch.Tensor], torch.Tensor | None],
+    *,
+    raw: bool = False,
+) -> Any:
+    """A hook that calls `function` with what passes a port; what it returns takes its place.
+
+    Args:
+        layer: a decoder layer.
+        port: a place in it.
+        function: is given ``[batch, pos, width]``; None leaves what passes as it is.
+        raw: give it the very tensor that passes, which some blocks see as ``[batch * pos, width]``.
+    """
     module = submodule(layer, port.path) if port.path else layer
 
     batch: list[int] = []
@@ -117,7 +130,7 @@ def on_port(layer: Any, port: Port, function: Callable[[torch.Tensor], torch.Ten
         batch[:] = [(args[0] if args else given["hidden_states"]).shape[0]]
 
     def asked(old: torch.Tensor) -> torch.Tensor | None:
-        if old.dim() > 2:
+        if raw or old.dim() > 2:
             return function(old)
         new = function(old.unflatten(0, (batch[0], -1)))  # OPT and experts see a list of tokens
         return None if new is None else new.flatten(0, 1)

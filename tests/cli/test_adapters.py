@@ -126,7 +126,7 @@ def test_an_adapter_that_changes_nothing(opened, cli, out, tiny_base, tiny_adapt
     assert "adapter changes nothing" in result.stderr
 
 
-WEIGHED = ("spectra", "intruders", "difference", "matching", "where", "lens", "candidates")
+WEIGHED = ("spectra", "intruders", "difference", "matching", "where", "lens")
 
 
 @pytest.mark.parametrize("factor", [1e8, 1e18, 1e30])
