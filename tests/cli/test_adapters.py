@@ -149,6 +149,15 @@ def test_weights_that_are_finite_but_enormous(opened, cli, out, tiny_adapter, tm
     assert made | left == set(WEIGHED) and "spectra" in made
 
 
+def test_an_operation_on_what_is_not_finite_is_refused(opened, cli, out, tiny_adapter, tmp_path):
+    huge = scaled(tiny_adapter, tmp_path / "huge", 1e30)
+    huge = scaled(huge, tmp_path / "both", 1e8, part="lora_A")
+    assert opened(adapter=huge).exit_code == 0
+    line = refused(cli("operate", out, "truncate", "--set", "rank=1"))
+    assert "NaN or infinite" in line or "overflow" in line
+    assert not (out / "operations/truncate").exists()
+
+
 def test_modules_may_be_left_out_by_evaluate_too(cli, tiny_base, make_adapter, tmp_path):
     import torch
 
