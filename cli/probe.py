@@ -167,12 +167,16 @@ def _make(
 @contextmanager
 def _numbers_hold() -> Iterator[None]:
     """An error of ours where a decomposition fails: weights so large that numbers overflow."""
-    from numpy.linalg import LinAlgError
-    from torch.linalg import LinAlgError as TorchLinAlgError
+    import numpy as np
+    import torch
 
+    failed: tuple[type[Exception], ...] = (
+        np.linalg.LinAlgError,
+        torch.linalg.LinAlgError,  # pyright: ignore[reportAttributeAccessIssue]
+    )
     try:
         yield
-    except (LinAlgError, TorchLinAlgError) as error:
+    except failed as error:
         raise LoratomyError(
             "its numbers overflow: a matrix cannot be decomposed "
             f"({str(error).strip().splitlines()[0][:120]}); are the adapter's weights of a size "

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .copies import Weights, check_copies
+from .copies import Weights, check_copies, check_whole
 from .errors import AdapterError
 from .gate import CONFIG, WEIGHTS, Header, check_folder
 from .patterns import Patterns
@@ -197,6 +197,7 @@ def read_adapter(
         raise AdapterError(f"cannot read {path}: {error}; copy it again") from error
     copies = {unspelled(n, beginnings): tensors[k] for n, k in header.stored.copies.items()}
     copies = {name: copy for name, copy in copies.items() if not _ignored(name, ignore)}
+    check_whole(folder, header.config.get("modules_to_save") or [], copies, ignore)
     check_copies(folder, copies, base)
     modules = {}
     for name, module in plan.items():

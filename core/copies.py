@@ -1,6 +1,6 @@
 """Copies of base weights beside an adapter's factors: nothing but a copy may be there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -43,6 +43,23 @@ def check_copies(folder: Path, copies: Mapping[str, torch.Tensor], base: Weights
                 f"{folder} holds the whole weight {name} beside its factors, and it is not the "
                 f"base's: {differs}. What it changes is no LoRA; to go on without it, and what it "
                 f"does, add --ignore-module {stem}"
+            )
+
+
+def check_whole(
+    folder: Path, named: Iterable[str], copies: Iterable[str], ignore: Collection[str]
+) -> None:
+    """Raise unless every module that the settings say is saved whole is there.
+
+    Raises:
+        AdapterError: one is not.
+    """
+    held = [f".{name.rsplit('.', 1)[0]}." for name in copies]
+    for module in named:
+        if module not in ignore and not any(f".{module}." in name for name in held):
+            raise AdapterError(
+                f"{folder} is incomplete: modules_to_save names {module}, but no tensor of it is "
+                f"stored; to go on without it, add --ignore-module {module}"
             )
 
 

@@ -81,7 +81,7 @@ FAMILIES: Registry[Family] = Registry("model family")
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-_GEMMA: dict[str, str] = {
+_GEMMA: dict[str, Any] = {
     "mlp_norm": "pre_feedforward_layernorm",
     "logit_softcap": "final_logit_softcapping",
 }
@@ -216,8 +216,8 @@ def stored_turned(module: "nn.Module") -> bool:
 
 def text_tower(model: "nn.Module") -> str:
     """Path of the text tower of a model that takes images too; empty where all of it is text."""
-    config: Any = model.config
-    kind = str(config.model_type)
+    config: Any = getattr(model, "config", None)
+    kind = str(getattr(config, "model_type", ""))
     return FAMILIES[kind].tower if kind in FAMILIES else ""
 
 

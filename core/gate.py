@@ -203,7 +203,10 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     if not (layers is None or isinstance(layers, int) or _list_of(int, layers)):
         raise AdapterError(f"{CONFIG}: layers_to_transform must be layer numbers, is {layers!r}")
     names = ("target_modules", "exclude_modules", "target_parameters", "layers_pattern")
-    for name in (*names, "modules_to_save"):
+    whole = config.get("modules_to_save")
+    if not (whole is None or _list_of(str, whole)):
+        raise AdapterError(f"{CONFIG}: modules_to_save must be a list of names, is {whole!r}")
+    for name in names:
         value = config.get(name)
         if not (value is None or isinstance(value, str) or _list_of(str, value)):
             raise AdapterError(f"{CONFIG}: {name} must be a name or a list of names, is {value!r}")
