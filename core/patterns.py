@@ -9,7 +9,7 @@ from .errors import AdapterError
 
 LONGEST = 4000
 """Characters of a pattern; what trainers write has a few hundred."""
-SECONDS = 1.0
+SECONDS = 0.5
 """For all patterns of one config together."""
 _PLAIN = re.compile(r"[\w.]+", re.ASCII)
 
