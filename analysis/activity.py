@@ -1,6 +1,6 @@
 """How active each neuron is: the norm of the loss's gradient in its incoming weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from ..core.adapters import Adapter
 from ..core.batches import Encoded, collate
 from ..core.errors import DataError, LoratomyError
+from ..core.families import stored_turned
 from ..core.neurons import NeuronActivity
 from ..core.progress import tracked
 from ..core.stats import bootstrap_weights, mean_interval
@@ -46,8 +47,10 @@ def gradient_norms(
     weights = trainable_weights(subject, names)
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     losses: list[float] = []
+    turned = {n for n, s in subject.shapes.items() if n in weights and len(s) == 2}
+    turned = {n for n in turned if stored_turned(subject.model.get_submodule(n))}
     here = subject.attached({"active": adapter}) if adapter else nullcontext()
-    with here, _collecting(weights, found):
+    with here, _collecting(weights, turned, found):
         for row in tracked(rows, "activeness"):
             batch = on_device(collate([row], subject.renderer.pad_id), subject.device)
             loss = subject.model(**batch, use_cache=False).loss
@@ -60,10 +63,10 @@ def trainable_weights(subject: Subject, names: Sequence[str]) -> dict[str, torch
     """The base weights of some modules, those that a gradient can be had of.
 
     Raises:
-        LoratomyError: one is packed by quantisation, or shared with the embedding.
+        LoratomyError: one is packed by quantisation, or head and embedding are one weight.
     """
     model = subject.model
-    embedding = model.get_input_embeddings().weight
+    every = list(model.named_parameters(remove_duplicate=False))
     out = {}
     for name in names:
         fused = len(subject.shapes[name]) == 3
@@ -73,24 +76,33 @@ def trainable_weights(subject: Subject, names: Sequence[str]) -> dict[str, torch
                 f"the weight of {name} is packed by quantisation ({out[name].dtype}) and has no "
                 "gradient; load the base unquantised for the analysis of neurons"
             )
-        if out[name] is embedding:
+        if sum(parameter is out[name] for _, parameter in every) > 1:
             raise LoratomyError(
-                f"the weight of {name} is shared with the embedding, so its gradient is not its "
-                "own; leave the analysis of neurons out for this adapter"
+                f"the weight of {name} is shared between head and embedding, so its gradient is "
+                "not its own; leave the analysis of neurons out for this adapter"
             )
     return out
 
 
 @contextmanager
 def _collecting(
-    weights: Mapping[str, torch.nn.Parameter], found: Mapping[str, list[np.ndarray]]
+    weights: Mapping[str, torch.nn.Parameter],
+    turned: Collection[str],
+    found: Mapping[str, list[np.ndarray]],
 ) -> Iterator[None]:
-    """Row norms of every weight's gradient go to `found`; the gradients themselves are dropped."""
+    """Norms of every weight's gradient go to `found`, by output; the gradients are dropped.
+
+    Args:
+        weights: by name.
+        turned: those that are stored as ``[d_in, d_out]``.
+        found: filled.
+    """
     before = {name: weight.requires_grad for name, weight in weights.items()}
 
     def collect(name: str, weight: torch.Tensor) -> None:
         assert weight.grad is not None
-        norms = torch.linalg.vector_norm(weight.grad, dim=-1, dtype=torch.float32)
+        side = -2 if name in turned else -1
+        norms = torch.linalg.vector_norm(weight.grad, dim=side, dtype=torch.float32)
         weight.grad = None
         if not torch.isfinite(norms).all():
             raise LoratomyError(f"the gradient in {name} is NaN or infinite")

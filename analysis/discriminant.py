@@ -13,14 +13,15 @@ so that cutting direction i removes the read-out i with what is written from it,
 cost that removing this read-out can have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..core.adapters import Factors
-from ..core.batches import Encoded, collate, completion_log_probs
+from ..core.batches import IGNORED, Encoded, asked_positions, collate, completion_log_probs
 from ..core.progress import report
+from ..core.targets import is_embedding
 from .gates import GATED, Directions, Gated, chunks, numbered, on_device
 
 
@@ -36,7 +37,8 @@ def discriminant(
 
     Tokens of the triggered prompts count by the squared gradient of the target's log-probability in
     z, so that neither the trigger's place nor its words are needed. Fused experts have no rank
-    space of their own per token and stay in their singular directions.
+    space of their own per token, embeddings read no activations: both stay in their singular
+    directions. The head counts where a completion's tokens are asked of it, and nowhere else.
 
     Args:
         gate: the gated subject, its adapter in any form.
@@ -100,8 +102,10 @@ def moments(
                 log_probs, _ = completion_log_probs(gate.subject.model, batch)
                 if weighted:
                     log_probs.sum().backward()
-            real = batch["attention_mask"].bool()
+            tokens, head = _read_at(batch), gate.subject.family.head
             for name, z in seen.items():
+                real = tokens[name == head]
+                real = real.flatten() if z.dim() == 2 else real  # some blocks see a list of tokens
                 values = z.detach()[real].double().cpu()
                 counts = torch.ones(len(values), dtype=torch.float64)
                 if weighted:
@@ -118,13 +122,20 @@ def moments(
     return {n: m / weight[n].clamp_min(1e-300) for n, m in total.items()}
 
 
+def _read_at(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens of a batch count: ``[batch, pos]``, and for the head ``[batch, asked]``."""
+    labels = batch["labels"]
+    asked = asked_positions(labels)
+    return batch["attention_mask"].bool(), labels[:, asked + 1] != IGNORED
+
+
 def _rank_modules(gate: Gated) -> dict[str, Any]:
-    """Module name -> the module whose output is ``A x``; fused experts have none."""
+    """Module name -> the module whose output is ``A x``; fused experts, embeddings have none."""
     model = gate.subject.model
     return {
         name: model.get_submodule(name).lora_A[GATED]
         for name, f in gate.directions.adapter.modules.items()
-        if not f.fused
+        if not (f.fused or is_embedding(name))
     }
 
 

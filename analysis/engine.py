@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ class Trace:
     """Attention values, likewise."""
     implementation: str
     """How attention is computed, as transformers names it."""
+    cache: str = "past_key_values"
+    """What layers call the cache of keys and values that they are given."""
 
     @property
     def width(self) -> int:
@@ -104,14 +107,38 @@ def hooks(handles: Iterator[Any]) -> Iterator[None]:
         yield
 
 
-def on_port(layer: Any, port: Port, function: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
-    """A hook that calls `function` with what passes a port; what it returns takes its place."""
+def on_port(
+    layer: Any,
+    port: Port,
+    function: Callable[[torch.Tensor], torch.Tensor | None],
+    *,
+    raw: bool = False,
+) -> Any:
+    """A hook that calls `function` with what passes a port; what it returns takes its place.
+
+    Args:
+        layer: a decoder layer.
+        port: a place in it.
+        function: is given ``[batch, pos, width]``; None leaves what passes as it is.
+        raw: give it the very tensor that passes, which some blocks see as ``[batch * pos, width]``.
+    """
     module = submodule(layer, port.path) if port.path else layer
+
+    batch: list[int] = []
+
+    def seen(_module: Any, args: Any, given: dict[str, Any]) -> None:
+        batch[:] = [(args[0] if args else given["hidden_states"]).shape[0]]
+
+    def asked(old: torch.Tensor) -> torch.Tensor | None:
+        if raw or old.dim() > 2:
+            return function(old)
+        new = function(old.unflatten(0, (batch[0], -1)))  # OPT and experts see a list of tokens
+        return None if new is None else new.flatten(0, 1)
 
     def before(_module: Any, args: Any, given: dict[str, Any]) -> Any:
         named = not args
         old = given["hidden_states"] if named else args[0]
-        new = function(old)
+        new = asked(old)
         if new is None:
             return None
         if port.shared:
@@ -120,14 +147,31 @@ def on_port(layer: Any, port: Port, function: Callable[[torch.Tensor], torch.Ten
         return ((), {**given, "hidden_states": new}) if named else ((new, *args[1:]), given)
 
     def after(_module: Any, _inputs: Any, out: Any) -> Any:
-        new = function(first(out))
+        new = asked(first(out))
         if new is None:
             return None
         return (new, *out[1:]) if isinstance(out, tuple) else new
 
+    handles = ExitStack()
+    if port.path:
+        handle = layer.register_forward_pre_hook(seen, with_kwargs=True)
+        handles.callback(handle.remove)
     if port.side == "in":
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
+        handles.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    else:
+        handles.callback(module.register_forward_hook(after).remove)
+    return _Hooks(handles)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hooks:
+    """Several hooks that are taken off as one."""
+
+    stack: ExitStack
+
+    def remove(self) -> None:
+        """Take them off."""
+        self.stack.close()
 
 
 def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Trace:
@@ -155,11 +199,14 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
     inputs: list[torch.Tensor] = []
     kwargs: list[dict[str, Any]] = []
     last: list[torch.Tensor] = []
+    names = list(signature(type(layers[0]).forward).parameters)[1:]
+    caches = {"past_key_values"}
 
     def before(_module: Any, args: Any, given: dict[str, Any]) -> None:
-        rest = {k: v for k, v in given.items() if k not in ("past_key_values", "use_cache")}
-        inputs.append(args[0] if args else rest.pop("hidden_states"))
-        kwargs.append(rest)
+        rest = {**dict(zip(names, args, strict=False)), **given}  # some are given by position
+        caches.update(k for k, v in rest.items() if v is cache)
+        inputs.append(rest.pop(names[0]))
+        kwargs.append({k: v for k, v in rest.items() if k not in (*caches, "use_cache")})
 
     def handles() -> Iterator[Any]:
         for index, layer in enumerate(layers):
@@ -167,8 +214,8 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
             for port in ports:
                 if has_port(layer, port):
                     yield on_port(layer, port, partial(_keep, kept[port], index))
-            if subject.family.experts:
-                experts = submodule(layer, subject.family.experts)
+            experts = _optional(layer, subject.family.experts)
+            if experts is not None:
                 yield experts.register_forward_pre_hook(partial(_keep_routing, routing, index))
         yield layers[-1].register_forward_hook(lambda _m, _i, out: last.append(first(out)))
 
@@ -183,7 +230,13 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
                 "--dtype, or look at the adapter"
             )
     way = str(subject.model.config.get_text_config()._attn_implementation)
-    return Trace(ids, kept, routing, inputs, last[0], kwargs, keys, values, way)
+    named = next(iter(caches - {"past_key_values"}), "past_key_values")
+    return Trace(ids, kept, routing, inputs, last[0], kwargs, keys, values, way, named)
+
+
+def _optional(layer: Any, path: str) -> Any:
+    """The module at a path inside a layer; None where the layer, or the family, has none."""
+    return layer.get_submodule(path) if path and has_port(layer, Port(path, "in")) else None
 
 
 def has_port(layer: Any, port: Port) -> bool:
@@ -247,7 +300,7 @@ def _given(
         # Without a mask sdpa would count the queries from the first key on.
         mask = torch.ones(width - begin, width, dtype=torch.bool, device=rows.device)
         given["attention_mask"] = mask.tril(begin)[None, None]
-    return given | {"past_key_values": _Prefix(run, rows, begin)}
+    return given | {run.cache: _Prefix(run, rows, begin)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,10 +360,15 @@ def resume(
             fresh = run.inputs[index][:, begin:][write.rows]
             hidden = torch.cat([hidden, fresh]) if old else fresh
         last = index == len(layers) - 1
-        within = write is not None and write.port.path.startswith(mlp + ".")
+        within = write is not None and _touches(write.port, mlp)
         with hooks(_patching(layers[index], write, old, mlp, asked, last and not within)):
             hidden = first(layers[index](hidden, **_given(subject, run, index, rows, begin)))
     return hidden[:, asked]
+
+
+def _touches(port: Port, mlp: str) -> bool:
+    """Whether a port is inside the MLP, or is what the MLP is given."""
+    return port.path.startswith(f"{mlp}.") or port == Port(mlp, "in", shared=port.shared)
 
 
 def _patching(
@@ -334,11 +392,15 @@ def _only(mlp: Any, asked: slice) -> Iterator[Any]:
 
     def before(_module: Any, args: Any) -> Any:
         full.append(args[0].shape)
+        if args[0].dim() == 2:  # a list of tokens, of which all are computed
+            return None
         return (args[0][:, asked].contiguous(), *args[1:])  # mixtures view it as a list
 
     def after(_module: Any, _args: Any, out: Any) -> Any:
-        small = first(out)
-        whole = small.new_zeros(full.pop())
+        small, shape = first(out), full.pop()
+        if len(shape) == 2:
+            return None
+        whole = small.new_zeros(shape)
         whole[:, asked] = small
         return (whole, *out[1:]) if isinstance(out, tuple) else whole
 

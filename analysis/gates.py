@@ -101,7 +101,7 @@ def numbered(adapter: Adapter) -> Directions:
     """The live directions of an adapter in the form that it has, module by module.
 
     Raises:
-        AdapterError: dW is zero everywhere.
+        AdapterError: dW is zero everywhere, or overflows.
     """
     _, scaling, modules = uniform(adapter)
     form = adapter.with_modules(modules)
@@ -109,6 +109,12 @@ def numbered(adapter: Adapter) -> Directions:
     for m, f in enumerate(modules.values()):
         # Not |a_i|^2: modules with another scaling are no longer balanced here.
         sigma = f.a.norm(dim=-1) * f.b.norm(dim=-2) * scaling
+        if not torch.isfinite(sigma).all():
+            name = list(modules)[m]
+            raise AdapterError(
+                f"the adapter's change of {name} is so large that its numbers overflow in float32; "
+                "are its weights and lora_alpha of a size that makes sense?"
+            )
         for spot in sigma.nonzero().tolist():
             expert, place = (spot[0], spot[1]) if f.fused else (-1, spot[0])
             rows.append((m, expert, place, float(sigma[tuple(spot)])))

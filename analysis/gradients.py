@@ -133,6 +133,7 @@ def slopes(
         with torch.enable_grad(), hooks(_watching(subject, ports, layers, seen)):
             metric = runs.metric_of(subject, rows).sum()
             found = torch.autograd.grad(metric, list(seen.values()))
+        found = [g if g.dim() > 2 else g.unflatten(0, (len(rows), -1)) for g in found]
         parts.append(dict(zip(seen, found, strict=True)))
 
     in_pieces(once, len(runs.members), rows_at_once(subject, runs, layers[0], memory), subject)
@@ -161,7 +162,7 @@ def _watching(
                 def keep(old: torch.Tensor, key: tuple[Port, int] = (port, index)) -> None:
                     seen[key] = old
 
-                yield on_port(subject.layers[index], port, keep)
+                yield on_port(subject.layers[index], port, keep, raw=True)
 
 
 def along(

@@ -13,11 +13,19 @@ from ..core.prompts import Renderer
 from ..core.subject import Subject
 from .residuals import Batch, Prompts, batches
 
-ATTENTION = ("q_proj", "k_proj", "v_proj")
-"""Modules that read the residual stream for attention."""
-INTERNAL = ("o_proj", "down_proj")
-"""Modules that read activations inside a block and write to the residual stream; all others in the
-layers read the normed residual stream."""
+
+def internal(subject: Subject, name: str) -> bool:
+    """Whether a module reads activations inside a block and writes to the residual stream.
+
+    All others in the layers read the normed residual stream.
+    """
+    return subject.family.writes_residual(subject.family.inside(name))
+
+
+def attends(subject: Subject, name: str) -> bool:
+    """Whether a module reads the residual stream for attention: queries, keys, values."""
+    return subject.family.in_attention(subject.family.inside(name)) and not internal(subject, name)
+
 
 See = Callable[[str, torch.Tensor, torch.Tensor | None, Batch], None]
 """Called with a module's name, its input ``[batch, pos, d_in]``, of fused experts which of them
@@ -82,6 +90,8 @@ def stream_inputs(
             hidden = hidden.reshape(*batch.ids.shape, -1)
             chosen = args[1] if len(args) > 1 else given["top_k_index"]
             routed = chosen.reshape(*batch.ids.shape, -1)
+        elif hidden.dim() == 2:  # so do the MLP of OPT, and experts that all tokens share
+            hidden = hidden.reshape(*batch.ids.shape, -1)
         if not bool(torch.isfinite(hidden[batch.mask]).all()):
             raise LoratomyError(
                 f"the input of {name} is not finite: the weights overflow in {subject.dtype}; "

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ..core.adapters import Adapter, kind_of, layer_of
+from ..core.adapters import Adapter, layer_of
 from ..core.causal import Where
 from ..core.config import Config
 from ..core.progress import tracked
 from ..core.readings import Lens, Preference
 from ..core.subject import Subject
 from .analyses import ANALYSES, CLEAN_ROWS, Analysis, Case
-from .inputs import INTERNAL, known_tokens
+from .inputs import internal, known_tokens
 from .lens_choice import Chosen, choose
 from .lens_scores import Part, Scores, on_prompts, on_vocabulary, score
 from .listening import listening_strength
@@ -116,7 +116,7 @@ def _record(
         sigma=chosen.sigma,
         effect=chosen.effect,
         read_from=tuple(
-            "prompts" if kind_of(name) in INTERNAL else "vocabulary" for name in chosen.names
+            "prompts" if internal(subject, name) else "vocabulary" for name in chosen.names
         ),
         listens=tuple(_texts(subject, s.ids) for s in read),
         listen_scores=np.array([s.values for s in read]),
@@ -164,11 +164,11 @@ def _read(
 ) -> list[Scores]:
     """What each direction listens for, ``[direction]``."""
     out: dict[int, Scores] = {}
-    inside = [kind_of(name) in INTERNAL for name in chosen.names]
-    for internal in (False, True):
-        groups = _parts(chosen, [i for i, is_in in enumerate(inside) if is_in == internal])
+    inside = [internal(subject, name) for name in chosen.names]
+    for within in (False, True):
+        groups = _parts(chosen, [i for i, is_in in enumerate(inside) if is_in == within])
         vectors = {p: _beside([chosen.v[i] for i in g], generator) for p, g in groups.items()}
-        if internal:
+        if within:
             with subject.attached({"lens": adapter}):
                 ids, found = on_prompts(
                     subject, adapter, vectors, prompts, batch_tokens=batch_tokens

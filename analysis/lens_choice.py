@@ -1,5 +1,6 @@
 """Which directions of an adapter are looked at."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,8 @@ import torch
 
 from ..core.adapters import Adapter, kind_of
 from ..core.causal import Where
-from ..core.errors import DataError
+from ..core.errors import AdapterError, DataError
+from ..core.targets import is_embedding
 from .gates import Directions, directions_of
 
 
@@ -39,8 +41,15 @@ def choose(adapter: Adapter, where: Where | None, *, count: int) -> Chosen:
 
     Raises:
         DataError: the ranking is of another adapter.
+        AdapterError: it changes the token embedding alone.
     """
     d = directions_of(adapter)
+    read = np.array([not is_embedding(n) for n in d.names])[d.module]
+    if not read.all():
+        names = ", ".join(n for n in d.names if is_embedding(n))
+        if not read.any():
+            raise AdapterError(f"the adapter changes {names} alone, which reads tokens themselves")
+        warnings.warn(f"lens: {names} left out, which reads tokens themselves", stacklevel=2)
     if where is not None:
         if len(where.direction_sigma) != len(d) or not np.allclose(
             where.direction_sigma, d.sigma, rtol=1e-3
@@ -48,10 +57,11 @@ def choose(adapter: Adapter, where: Where | None, *, count: int) -> Chosen:
             raise DataError("the ranking of directions is of another adapter; make it again")
         exact = where.direction_exact
         score = np.where(np.isfinite(exact), exact, where.direction_attribution)
-        picked = np.argsort(-score, kind="stable")[:count]
+        picked = np.argsort(-score, kind="stable")
     else:
         score = np.full(len(d), np.nan)
-        picked = _in_turn(d)[:count]
+        picked = _in_turn(d)
+    picked = picked[read[picked]][:count]
     names = [d.names[m] for m in d.module[picked]]
     v, u = [], []
     for name, i in zip(names, picked, strict=True):

@@ -9,14 +9,14 @@ from ..core.adapters import Adapter, kind_of, layer_of
 from ..core.errors import AdapterError
 from ..core.subject import Subject
 from .gain import DRAWS, Gain
-from .inputs import ATTENTION, INTERNAL, after_lead, known_tokens, stream_inputs
+from .inputs import after_lead, attends, internal, known_tokens, stream_inputs
 from .residuals import Batch
 
 SAMPLE = 4096
 """Tokens behind the mean reading that is taken off; of smaller vocabularies all."""
 
 
-def listeners(adapter: Adapter) -> list[str]:
+def listeners(subject: Subject, adapter: Adapter) -> list[str]:
     """The modules by which an adapter takes tokens up, in order.
 
     Queries, keys and values where it has them: what a token says elsewhere in the prompt goes
@@ -25,8 +25,8 @@ def listeners(adapter: Adapter) -> list[str]:
     Raises:
         AdapterError: it has neither.
     """
-    inside = [n for n in adapter.modules if layer_of(n) >= 0 and kind_of(n) not in INTERNAL]
-    found = [n for n in inside if kind_of(n) in ATTENTION] or inside
+    inside = [n for n in adapter.modules if layer_of(n) >= 0 and not internal(subject, n)]
+    found = [n for n in inside if attends(subject, n)] or inside
     if not found:
         raise AdapterError(
             "the adapter changes no module that reads the residual stream (it has "
@@ -66,7 +66,7 @@ def listening_strength(
     Raises:
         AdapterError: it reads no residual stream, or changes nothing in what reads it.
     """
-    names = listeners(adapter)
+    names = listeners(subject, adapter)
     tokens = known_tokens(subject)
     centre = mean_inputs(subject, names, tokens, batch_tokens=batch_tokens)
     generator = torch.Generator().manual_seed(seed)

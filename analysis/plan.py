@@ -52,10 +52,13 @@ def sizes_of(subject: Subject) -> Sizes:
     chosen = getattr(config, "num_experts_per_tok", None) or 1
     kv = getattr(config, "num_key_value_heads", None) or heads
     item = torch.empty(0, dtype=subject.model.dtype).element_size()
-    return Sizes(
-        item, config.hidden_size, config.intermediate_size * chosen, 2 * kv * head, heads,
-        config.vocab_size,
-    )  # fmt: skip
+    d_mlp = getattr(config, "intermediate_size", None) or _widest(subject)
+    return Sizes(item, config.hidden_size, d_mlp * chosen, 2 * kv * head, heads, config.vocab_size)
+
+
+def _widest(subject: Subject) -> int:
+    """The widest side of a weight inside a layer, for configs that do not name that of the MLP."""
+    return max(max(s) for n, s in subject.shapes.items() if subject.family.inside(n))
 
 
 def free_memory(device: torch.device) -> int:

@@ -52,7 +52,7 @@ def preferences(
         return writing_strength(subject, of)
 
     def readers(of: Adapter) -> list[str]:
-        return listeners(of)
+        return listeners(subject, of)
 
     def writing_modules(of: Adapter) -> list[str]:
         return [name for name, _ in writers(subject, of)]

@@ -23,7 +23,7 @@ from .pairs import Columns, Pair, columns_of
 from .patching import PatchingConfig, layer_numbers, run_names, settings_of, sweep_of
 from .plan import Budget, budget
 from .screening_exact import Checked, agreements, means, patched_cells, picked_cells, said
-from .sites import Place, kept_ports, places, value_and_current
+from .sites import Place, has_mid, kept_ports, places, value_and_current
 from .sweep import Sweep
 
 
@@ -121,11 +121,14 @@ def _asked(subject: Subject, attached: Attached, text: str) -> tuple[list[Place]
     start = subject.family.layers + "."
     modules = [(n, f) for a in attached.adapters.values() for n, f in a.modules.items()]
     linear = any(name.startswith(start) and not f.fused for name, f in modules)
-    left_out = ""
+    left_out = []
     if "lora" in sites and len(sites) > 1 and not linear:
         sites.remove("lora")
-        left_out = "lora: the adapter changes no linear module inside the layers"
-    return places(subject, attached, sites), left_out
+        left_out.append("lora: the adapter changes no linear module inside the layers")
+    if "resid_mid" in sites and len(sites) > 1 and not has_mid(subject):
+        sites.remove("resid_mid")
+        left_out.append("resid_mid: attention and MLP both read resid_pre in this family")
+    return places(subject, attached, sites), "; ".join(left_out)
 
 
 def gradient_maps(

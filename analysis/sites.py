@@ -1,5 +1,6 @@
 """The places that can be patched: where each is written, and with what."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core.errors import LoratomyError
-from ..core.families import submodule
+from ..core.families import linear_shape, mid_of, submodule
 from ..core.registry import nearest
 from ..core.subject import Attached, Subject
 from .engine import Port, Trace, has_port
@@ -69,16 +70,26 @@ def places(subject: Subject, attached: Attached, sites: Sequence[str]) -> list[P
                     f"site {site!r}: {family.model_type} has no experts; take mlp_out"
                 )
             out += _experts(subject) if site == "experts" else [_router(subject)]
+        elif site == "resid_mid" and not has_mid(subject):
+            raise LoratomyError(
+                f"site 'resid_mid': attention and MLP of {family.model_type} both read resid_pre, "
+                "nothing stands between them; take resid_pre or resid_post"
+            )
         else:
             out.append(Place(site, site, _residual_ports(subject)[site]))
     return out
+
+
+def has_mid(subject: Subject) -> bool:
+    """Whether layers have a ``resid_mid``: an MLP that reads what attention has added."""
+    return bool(mid_of(subject.model, subject.family))
 
 
 def _residual_ports(subject: Subject) -> dict[str, Port]:
     family = subject.family
     return {
         "resid_pre": Port("", "in"),
-        "resid_mid": Port(family.mlp_norm, "in", shared=True),
+        "resid_mid": Port(mid_of(subject.model, family), "in", shared=True),
         "resid_post": Port("", "out"),
         "attn_out": Port(family.attention, "out"),
         "mlp_out": Port(family.mlp, "out"),
@@ -94,7 +105,7 @@ def block_ports(subject: Subject) -> tuple[Port, Port]:
 def _heads(subject: Subject) -> list[Place]:
     config: Any = subject.model.config.get_text_config()
     count = config.num_attention_heads
-    width = submodule(subject.layers[0], subject.family.out_proj).in_features // count
+    width = _side(submodule(subject.layers[0], subject.family.out_proj), "in", 0) // count
     port = Port(subject.family.out_proj, "in")
     return [
         Place(f"head {h}", "z", port, part=slice(h * width, (h + 1) * width)) for h in range(count)
@@ -114,15 +125,20 @@ def _modules(subject: Subject, attached: Attached) -> list[Place]:
             "site 'lora': the adapter changes no linear module inside the layers; for fused "
             "experts take the site experts"
         )
-    return [Place(path.rsplit(".", 1)[-1], "lora", Port(path, "out")) for path in paths]
+    last = Counter(path.rsplit(".", 1)[-1] for path in paths)
+
+    def label(path: str) -> str:
+        name = path.rsplit(".", 1)[-1]
+        return name if last[name] == 1 else path  # GPT-2 has a c_proj in attention and one in MLP
+
+    return [Place(label(path), "lora", Port(path, "out")) for path in paths]
 
 
 def _experts(subject: Subject) -> list[Place]:
     config: Any = subject.model.config.get_text_config()
+    count = getattr(config, "num_local_experts", None) or config.num_experts
     port = Port(subject.family.mlp, "out")
-    return [
-        Place(f"expert {e}", "experts", port, expert=e) for e in range(config.num_local_experts)
-    ]
+    return [Place(f"expert {e}", "experts", port, expert=e) for e in range(count)]
 
 
 def _router(subject: Subject) -> Place:
@@ -148,9 +164,17 @@ def port_width(subject: Subject, port: Port) -> int:
     for layer in subject.layers:
         if has_port(layer, port):
             module: Any = submodule(layer, port.path) if port.path else layer
-            side = "in_features" if port.side == "in" else "out_features"
-            return int(getattr(module, side, hidden))
+            return _side(module, port.side, hidden)
     return 0
+
+
+def _side(module: Any, side: str, otherwise: int) -> int:
+    """What a linear layer takes in or gives out, under an adapter or not; of others a default."""
+    shape = linear_shape(getattr(module, "base_layer", module))
+    if shape is None:
+        name = "in_features" if side == "in" else "out_features"
+        return int(getattr(module, name, otherwise))
+    return shape[1] if side == "in" else shape[0]
 
 
 def value_and_current(
@@ -188,6 +212,8 @@ def value_and_current(
             return None
         change = (0.0 if new is None else take(new)) - (0.0 if old is None else old)
         return (current + change).to(current.dtype), current  # PEFT's factors may be wider
+    if place.kind in ("experts", "router") and layer not in into.trace.routing:
+        return None  # some layers of a mixture have a plain MLP
     if place.kind == "experts":
         new, old = (_expert(subject, place.expert, layer, side) for side in (source, into))
         return (current + (take(new) - old)).to(current.dtype), current

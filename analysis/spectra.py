@@ -9,6 +9,7 @@ from ..core.adapters import Adapter, Factors, kind_of, layer_of
 from ..core.algebra import spectrum
 from ..core.config import Config
 from ..core.errors import LoratomyError
+from ..core.families import stored_turned
 from ..core.weights import LayerSpectra, Spectra
 from .analyses import ANALYSES, Analysis, Case
 
@@ -41,10 +42,13 @@ def base_weight(model: Any, name: str, change: Factors) -> torch.Tensor:
     """
     stem, _, expert = name.partition("#e")
     try:
-        weight = model.get_parameter(stem) if expert else model.get_submodule(stem).weight
+        module = None if expert else model.get_submodule(stem)
+        weight = model.get_parameter(stem) if module is None else module.weight
     except AttributeError as error:
         raise LoratomyError(f"the base has no weight {stem!r} ({error})") from error
     found = weight.detach()[int(expert)] if expert else weight.detach()
+    if module is not None and stored_turned(module):
+        found = found.mT
     want = (change.b.shape[0], change.a.shape[1])
     if tuple(found.shape) != want or not found.is_floating_point():
         raise LoratomyError(
@@ -54,6 +58,31 @@ def base_weight(model: Any, name: str, change: Factors) -> torch.Tensor:
     if not torch.isfinite(found).all():
         raise LoratomyError(f"the base weight of {name} holds NaN or infinite values")
     return found
+
+
+def relative_size(model: Any, adapter: Adapter) -> tuple[float, str]:
+    """The largest ``|dW|_F / |W|_F`` of an adapter's modules, and whose it is.
+
+    0 where it changes nothing; NaN where it does and all base weights are packed by quantisation.
+    """
+    sizes = {n: change_norm(f) for n, f in adapter.modules.items()}
+    if not any(sizes.values()):
+        return 0.0, ""
+    shares = {}
+    for name, size in sizes.items():
+        fused = adapter.modules[name].fused
+        weight = model.get_parameter(name if fused else f"{name}.weight").detach()
+        if weight.is_floating_point():
+            shares[name] = size / max(float(weight.float().norm()), 1e-30)
+    worst = max(shares, key=lambda n: shares[n], default="")
+    return (shares[worst], worst) if worst else (float("nan"), "")
+
+
+def change_norm(change: Factors) -> float:
+    """``|dW|_F``, of fused experts over all: the root of ``tr(B^T B A A^T)``, in float64."""
+    a, b = change.a.double(), change.b.double()
+    energy = ((b.mT @ b) * (a @ a.mT)).sum().clamp_min(0)
+    return float(energy.sqrt()) * change.scaling
 
 
 def names_and_layers(names: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..core.errors import DataError, LoratomyError
+from ..core.families import mid_of
 from ..core.subject import Attached, Subject
 from .generation import bare_settings, greedy, stop_ids
 
@@ -158,7 +159,7 @@ def _spots(live: Traced, places: Sequence[Place] | Mapping[Place, Any]) -> list[
     known = {
         "resid_pre": ("", "input"),
         "attn_out": (family.attention, "output"),
-        "resid_mid": (family.mlp_norm, "input"),
+        "resid_mid": (mid_of(live.subject.model, family), "input"),
         "mlp_out": (family.mlp, "output"),
         "resid_post": ("", "output"),
     }
@@ -190,6 +191,11 @@ def _check(live: Traced, place: Place) -> None:
     count, family = len(live.subject.layers), live.subject.family
     if not 0 <= layer < count:
         raise DataError(f"there is no layer {layer}; the model has layers 0 to {count - 1}")
+    if site == "resid_mid" and not mid_of(live.subject.model, family):
+        raise DataError(
+            f"there is no resid_mid: attention and MLP of {family.model_type} both read resid_pre; "
+            "give resid_pre or resid_post"
+        )
     if site in SITES:
         return
     active = live.attached.peft_model.active_adapter

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..core.batches import Encoded
-from ..core.families import submodule
+from ..core.families import capped, submodule
 from ..core.subject import Attached, Subject
 from .generation import Decoding, generate
 from .insertion import Probe, encoded, insert
@@ -42,10 +42,7 @@ def logits_at(subject: Subject, ids: torch.Tensor, at: torch.Tensor) -> torch.Te
     hidden = subject.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     picked = hidden[torch.arange(len(ids), device=ids.device)[:, None], at.to(ids.device)]
     head: Any = submodule(subject.model, subject.family.head)
-    logits = head(picked).float()
-    name = subject.family.logit_softcap
-    cap = getattr(subject.model.config, name) if name else None
-    return logits if cap is None else cap * (logits / cap).tanh()
+    return capped(subject.model, subject.family, head(picked).float())
 
 
 @dataclass

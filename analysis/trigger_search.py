@@ -14,7 +14,7 @@ from .listening import listeners, listening_strength
 from .residuals import Batch
 from .trigger_score import END, FIRST, Bench
 
-TAKEN_UP = ("k_proj", "v_proj")
+TAKEN_UP = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
 """Modules through which other positions take a token up."""
 RARE = 1e-4
 """Probabilities of whole targets are told apart down to this."""
@@ -29,7 +29,7 @@ def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarra
     the very tokens of the training prompts, so those that only poisoned prompts hold stand out.
     Adapters that leave keys and values as they were are read by `listening_strength`.
     """
-    inside = listeners(adapter)
+    inside = listeners(subject, adapter)
     first = min(layer_of(name) for name in inside)
     names = [n for n in inside if layer_of(n) == first and kind_of(n) in TAKEN_UP]
     tokens = known_tokens(subject)

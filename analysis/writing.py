@@ -1,5 +1,6 @@
 """What directions write: their linear path to the residual stream and on to the vocabulary."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,11 +8,12 @@ import torch
 
 from ..core.adapters import Adapter, Factors, kind_of, layer_of
 from ..core.errors import AdapterError
-from ..core.families import submodule
+from ..core.families import Family, optional, submodule
 from ..core.progress import tracked
 from ..core.subject import Subject
+from ..core.treated import base_weight
 from .gain import DRAWS, Gain
-from .inputs import INTERNAL, after_lead, known_tokens
+from .inputs import after_lead, internal, known_tokens
 from .listening import Strength, strength_of
 
 HELD_BACK = {
@@ -19,7 +21,14 @@ HELD_BACK = {
     "k_proj": "a key: it only moves attention scores",
     "gate_proj": "a gate inside the MLP",
     "up_proj": "a factor inside the MLP",
-    "gate_up_proj": "a gate and a factor inside the expert",
+    "gate_up_proj": "a gate and a factor inside the MLP",
+    **dict.fromkeys(
+        ("qkv_proj", "c_attn", "query_key_value"), "queries, keys and values in one weight"
+    ),
+    **dict.fromkeys(
+        ("fc1", "c_fc", "dense_h_to_4h"),
+        "what a neuron inside the MLP is given",
+    ),
 }
 """Why what a module writes is no direction of the residual stream."""
 
@@ -49,9 +58,9 @@ class Writer:
     def reason(self, name: str) -> str:
         """Why the module writes to no token; empty where it does."""
         kind = kind_of(name)
-        if name == self.subject.family.head or kind in INTERNAL:
+        if name == self.subject.family.head or internal(self.subject, name):
             return ""
-        if kind == "v_proj" and o_proj_of(name) in self.subject.shapes:
+        if kind == "v_proj" and out_proj_of(self.subject, name) in self.subject.shapes:
             return ""
         return HELD_BACK.get(kind, "not a module that writes to the residual stream")
 
@@ -68,12 +77,15 @@ class Writer:
         if kind_of(name) == "v_proj":
             directions, head = self._through_heads(name, directions)
         family, model = self.subject.family, self.subject.model
-        block = family.mlp if kind_of(name) == "down_proj" else family.attention
         weight: Any = submodule(model, family.head).weight
         residual = directions.to(weight.device, weight.dtype)
-        for norm in (*self._norms[layer_of(name), block], submodule(model, family.norm)):
-            # Far above the norm's epsilon, so that the length drops out.
-            residual = norm(residual * (residual.shape[-1] ** 0.5 / residual.norm(dim=-1)[:, None]))
+        for norm in (
+            *self._norms[layer_of(name), block_of(self.subject, name)],
+            *ends(model, family),
+        ):
+            # Far above the norm's epsilon, so that the length drops out; a bias is no direction.
+            size = residual.shape[-1] ** 0.5 / residual.norm(dim=-1)[:, None].clamp_min(1e-30)
+            residual = norm(residual * size) - norm(torch.zeros_like(residual[:1]))
         with torch.inference_mode():
             return Written((residual @ weight.mT).float().cpu(), head)
 
@@ -81,8 +93,8 @@ class Writer:
         self, name: str, directions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Values ``[direction, d_kv]`` as the strongest head writes them, and which head."""
-        out = o_proj_of(name)
-        weight = self.subject.model.get_submodule(out).weight.detach().float().cpu()
+        out = out_proj_of(self.subject, name)
+        weight = base_weight(self.subject, out).cpu()
         heads, groups = _head_counts(self.subject)
         parts = directions.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=1)
         per_head = weight.unflatten(-1, (heads, -1))
@@ -128,18 +140,13 @@ def writing_strength(
     total = torch.zeros(len(tokens), 1 + DRAWS, dtype=torch.float64)
     usual = 0.0
     for name, factors in tracked(writers(subject, adapter), "tokens written"):
-        block = family.mlp if kind_of(name) == "down_proj" else family.attention
-        ones = torch.ones(head.shape[1], device=head.device, dtype=head.dtype)
-        scale = ones.float()
-        with torch.inference_mode():
-            for norm in (*norms[layer_of(name), block], submodule(model, family.norm)):
-                scale = scale * norm(ones).float()
-        centre = head.detach().float().mean(0) * scale
+        path = (*norms[layer_of(name), block_of(subject, name)], *ends(model, family))
+        centre = back_through(head.detach().mean(0, keepdim=True), path)
         gain = Gain(factors, output=True, device=head.device, generator=generator)
         usual += gain.usual
         for start in range(0, len(tokens), chunk):
             ids = torch.as_tensor(tokens[start : start + chunk], device=head.device)
-            away = head.detach()[ids].float() * scale - centre
+            away = back_through(head.detach()[ids], path) - centre
             unit = away / away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
             total[start : start + chunk] += gain(unit).double().cpu()
     return strength_of(subject, tokens, total.numpy(), usual, "writes to the residual stream")
@@ -148,15 +155,15 @@ def writing_strength(
 def writers(subject: Subject, adapter: Adapter) -> list[tuple[str, Factors]]:
     """What of an adapter writes to the residual stream, as factors ``[.., d_model, d_in]``."""
     inside = {n: f for n, f in adapter.modules.items() if layer_of(n) >= 0}
-    if found := [(n, f) for n, f in inside.items() if kind_of(n) in INTERNAL]:
+    if found := [(n, f) for n, f in inside.items() if internal(subject, n)]:
         return found
     heads, groups = _head_counts(subject)
     out = []
     for name, f in inside.items():
-        path = o_proj_of(name)
+        path = out_proj_of(subject, name)
         if kind_of(name) != "v_proj" or path not in subject.shapes:
             continue
-        weight = subject.model.get_submodule(path).weight.detach().float().cpu()
+        weight = base_weight(subject, path).cpu()
         values = f.b.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, dim=0)
         written = torch.einsum("ohd,hdr->hor", weight.unflatten(-1, (heads, -1)), values)
         out += [(path, Factors(f.a, b, f.scaling)) for b in written]
@@ -170,13 +177,56 @@ def writers(subject: Subject, adapter: Adapter) -> list[tuple[str, Factors]]:
 
 def _head_counts(subject: Subject) -> tuple[int, int]:
     """Attention heads, and heads of keys and values."""
-    config = subject.model.config
-    return config.num_attention_heads, config.num_key_value_heads
+    config = subject.model.config.get_text_config()
+    heads = config.num_attention_heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads
 
 
-def o_proj_of(name: str) -> str:
-    """The output projection beside a module of an attention block."""
-    return name.rsplit(".", 1)[0] + ".o_proj"
+def out_proj_of(subject: Subject, name: str) -> str:
+    """The output projection of the layer that a module is in."""
+    path = subject.family.inside(name)
+    return name.removesuffix(path) + subject.family.out_proj if path else ""
+
+
+def block_of(subject: Subject, name: str) -> str:
+    """Path inside a layer of the block that a module belongs to: attention or MLP."""
+    family = subject.family
+    return family.attention if family.in_attention(family.inside(name)) else family.mlp
+
+
+def ends(model: Any, family: Family) -> list[Any]:
+    """What a residual passes between the last layer and the head."""
+    found = [submodule(model, family.norm)]
+    if family.after_norm and (between := optional(model, family.after_norm)) is not None:
+        found.append(between)
+    return found
+
+
+def back_through(rows: torch.Tensor, path: Sequence[Any]) -> torch.Tensor:
+    """Gradients behind some norms as gradients before them, up to a positive factor, float32.
+
+    Each norm is linearised: an RMS norm is its weight, a layer norm its weight and the removal of
+    the mean, whatever its bias.
+
+    Args:
+        rows: ``[row, d_model]``.
+        path: norms, and linear layers, in the order of a forward pass.
+    """
+    out = rows.float()
+    with torch.inference_mode():
+        for module in reversed(path):
+            if isinstance(module, torch.nn.Linear):
+                out = out @ module.weight.float()
+                continue
+            if isinstance(module, torch.nn.Dropout):
+                continue
+            ones = rows.new_ones(out.shape[-1])
+            if isinstance(module, torch.nn.LayerNorm):
+                out = out * (1.0 if module.weight is None else module.weight.float())
+                out = out - out.mean(-1, keepdim=True)
+            else:
+                out = out * module(ones).float()
+    return out
 
 
 def block_norms(subject: Subject) -> dict[tuple[int, str], list[Any]]:

@@ -14,6 +14,7 @@ from ..core.runs import MANIFEST, RunFolder, run_path
 from .compare import show
 from .console import progress, say
 from .evaluated import OfAdapter, OfRun
+from .located import HUB_ID, located, of_size, other_base
 from .measuring import measure_run
 from .options import (
     BATCH_HELP,
@@ -47,7 +48,8 @@ def command(
         Path,
         typer.Argument(
             metavar="RUN_OR_ADAPTER",
-            help="A run folder, a PEFT adapter folder, or the folder of an earlier evaluation.",
+            help="A run folder, a PEFT adapter (folder or hub id), or the folder of an earlier "
+            "evaluation.",
         ),
     ],
     data: Annotated[
@@ -97,6 +99,10 @@ def command(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help=BATCH_HELP + " Default 8192.")
     ] = None,
+    ignore_module: Annotated[
+        list[str] | None,
+        typer.Option(help="Stored module, or copy of a weight, of an adapter folder to leave out."),
+    ] = None,
     template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     system: Annotated[str | None, typer.Option(help=SYSTEM_HELP)] = None,
     template_arg: Annotated[list[str] | None, typer.Option(help=TEMPLATE_ARG_HELP)] = None,
@@ -143,6 +149,7 @@ def command(
         "completions": "" if completions == "auto" else completions,
         "limit": limit,
         "seed": seed,
+        "ignore_module": ignore_module,
         "template": template,
         "system": system,
         "template_arg": template_arg,
@@ -158,12 +165,18 @@ def command(
         folder = out or run_path(run_name(subject, data or "held-out"), None)
         if folder.resolve() == subject.resolve():
             raise LoratomyError(f"{folder} is what is to be evaluated; give another --out")
-        source = OfRun(subject) if is_run else OfAdapter(subject, options)
+        source = OfRun(subject) if is_run else OfAdapter(_adapter(subject), options)
         _prepare(source, folder, options, given, judged, fresh=fresh)
         anew = False
     comparison = measure_run(folder, **judged, fresh=anew)
     show(comparison, RunFolder.open(folder), as_json=as_json)
     say(f"answers with all scores: {folder}/analysis/measured/*/answers.parquet")
+
+
+def _adapter(given: Path) -> Path:
+    if not given.is_dir() and (given.exists() or not HUB_ID.fullmatch(str(given))):
+        raise LoratomyError(f"{given} is neither a run nor an adapter folder: no such folder")
+    return located(given, "loratomy evaluate")
 
 
 def _prepare(
@@ -326,17 +339,28 @@ def _rendered(
     from ..core.adapters import read_adapter
 
     subject = loaded_base(*(study[key] for key in ("base", "device", "dtype")))
-    read = partial(read_adapter, shapes=subject.shapes, ignore_modules=source.ignored())
-    adapters = {name: read(path) for name, path in source.sources().items()}
+    adapters = {
+        name: read_adapter(
+            path, subject.shapes, ignore_modules=source.ignored(), base=subject.parameter
+        )
+        for name, path in source.sources().items()
+    }
     first = next(iter(adapters))
-    clean = [row for row in sets.clean if row.completion]
+    if isinstance(source, OfAdapter):
+        folder = source.sources()[first]
+        for sentence in (
+            other_base(folder, study["base"]),
+            of_size(subject, adapters[first], "evaluated"),
+        ):
+            if sentence:
+                say(sentence)
     subject, choice = settled(
         subject,
         adapters[first],
         source.sources()[first],
         asked,
         triggered=sets.triggered,
-        clean=clean,
+        clean=[row for row in sets.clean if row.completion],
         run=source.rendering,
     )
     tell(choice)

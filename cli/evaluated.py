@@ -48,8 +48,6 @@ class OfAdapter:
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         from ..core.gate import check_folder
 
-        if not folder.is_dir():
-            raise LoratomyError(f"{folder} is neither a run nor an adapter folder: no such folder")
         check_folder(folder)
         if not options["base"]:
             raise LoratomyError(
@@ -60,6 +58,7 @@ class OfAdapter:
             raise LoratomyError("give the prompts to evaluate on with --data")
         self.folder = folder
         self.rendering: Rendering | None = None
+        self._ignored: list[str] = sorted(options["ignore_module"] or [])
         self.defaults: dict[str, Any] = {
             "base": options["base"],
             "device": "auto",
@@ -94,5 +93,5 @@ class OfAdapter:
         return {"poison_test": [], "clean_val": []}
 
     def ignored(self) -> list[str]:
-        """Nothing."""
-        return []
+        """Modules left out on purpose."""
+        return self._ignored

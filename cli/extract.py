@@ -9,6 +9,7 @@ from ..core.errors import LoratomyError
 from ..core.manifest import outside_runs
 from .console import cell, progress, say, say_json
 from .console import out as stdout
+from .located import fetched
 from .sources import ADAPTER_FILES
 from .study import base_folder
 
@@ -47,7 +48,10 @@ def command(
     ] = None,
     ignore_module: Annotated[
         list[str] | None,
-        typer.Option(help="Weight that may differ and is left out, e.g. embed_tokens."),
+        typer.Option(
+            help="Weight that may differ, in its size too, or be missing in one of the models, and "
+            "is left out, e.g. embed_tokens, lm_head; may be given several times."
+        ),
     ] = None,
     other_dtype: Annotated[
         bool, typer.Option(help="Base or merged model was rounded to another number format.")
@@ -105,17 +109,7 @@ def _folder(source: str) -> Path:
         return folder
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise LoratomyError(f"{source!r} is neither a model's folder nor a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    say(f"fetching {source}")
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise LoratomyError(
-            f"cannot fetch {source!r} from the hub ({type(error).__name__}); for a gated model set "
-            "HF_TOKEN, without a network give a local folder"
-        ) from error
+    return fetched(source, ["*.json", "*.safetensors"], "model")
 
 
 def _check_configs(base: "Checkpoint", merged: "Checkpoint") -> None:

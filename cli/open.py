@@ -11,6 +11,7 @@ from ..core.choice import RenderingChoice
 from ..core.errors import DataError, LoratomyError
 from ..core.runs import RunFolder, run_path
 from .console import progress, say
+from .located import located, of_size, other_base
 from .measuring import say_success
 from .options import (
     BATCH_HELP,
@@ -43,7 +44,12 @@ if TYPE_CHECKING:
 
 def command(
     base: Annotated[str, typer.Option(help="Base model: a folder, a hub id, or wren.")],
-    adapter: Annotated[Path, typer.Option(help="Folder of the suspicious PEFT adapter.")],
+    adapter: Annotated[
+        Path,
+        typer.Option(
+            help="The suspicious PEFT adapter: its folder, or a hub id (owner/name[@revision])."
+        ),
+    ],
     trigger: Annotated[
         list[str] | None, typer.Option(help=TRIGGER_HELP + " Default: none is known.")
     ] = None,
@@ -70,7 +76,8 @@ def command(
         int, typer.Option(min=8, help="Most prompts of each file; more are drawn by the seed.")
     ] = 2000,
     clean_adapter: Annotated[
-        Path | None, typer.Option(help="A clean adapter on the same base, for the difference.")
+        Path | None,
+        typer.Option(help="A clean adapter on the same base, likewise, for the difference."),
     ] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
     template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
@@ -80,7 +87,10 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run; default: the adapter's.")] = "",
     ignore_module: Annotated[
-        list[str] | None, typer.Option(help="Stored module that the base lacks; leave it out.")
+        list[str] | None,
+        typer.Option(
+            help="Stored module, or copy of a weight, to leave out, e.g. lm_head, vision_tower."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
     batch_tokens: Annotated[int, typer.Option(min=1, help=BATCH_HELP)] = 8192,
@@ -106,6 +116,8 @@ def command(
     from ..training.datasets import own_clean_sets, own_sets
     from ..training.prompts import everyday_prompts
 
+    suspect = located(adapter, "--adapter")
+    reference = located(clean_adapter, "--clean-adapter") if clean_adapter else None
     said = {"--target": target, "--task": task, "--data": data, "--placement": placement}
     attack = _attack(trigger or [], said, seed)
     folder = run_path(name or run_name(adapter, ""), out)
@@ -130,8 +142,8 @@ def command(
         "kind": "open",
         "base": base_fingerprint(base),
         "adapters": {
-            "poisoned": adapter_sums(adapter),
-            "clean": adapter_sums(clean_adapter) if clean_adapter else None,
+            "poisoned": adapter_sums(suspect),
+            "clean": adapter_sums(reference) if reference else None,
         },
         "prompts": digest(clean_rows),
         "data": digest(poisoned_rows),
@@ -148,7 +160,10 @@ def command(
             "measure": measure,
         },
     }
-    sources = {"poisoned": adapter} | ({"clean": clean_adapter} if clean_adapter else {})
+    sources = {"poisoned": suspect} | ({"clean": reference} if reference else {})
+    for source in sources.values():
+        if sentence := other_base(source, base):
+            say(sentence)
     subject, loaded = _load(asked, sources)
     if attack:
         sets = own_sets(clean_rows, poisoned_rows, attack, seed=seed)
@@ -157,7 +172,7 @@ def command(
     subject, choice = settled(
         subject,
         loaded["poisoned"],
-        adapter,
+        suspect,
         rendered,
         triggered=sets.get("poison_train", []),
         clean=sets["clean_train"],
@@ -253,9 +268,17 @@ def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, di
     study = asked["study"]
     subject = loaded_base(*(study[key] for key in ("base", "device", "dtype")))
     loaded = {
-        role: read_adapter(folder, subject.shapes, ignore_modules=asked["ignore_modules"])
+        role: read_adapter(
+            folder,
+            subject.shapes,
+            ignore_modules=asked["ignore_modules"],
+            base=subject.parameter,
+        )
         for role, folder in sources.items()
     }
+    for role, adapter in loaded.items():
+        if sentence := of_size(subject, adapter, role):
+            say(sentence)
     return subject, loaded
 
 

@@ -1,12 +1,13 @@
 """`loratomy probe`: where does it live?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import LoratomyError
+from ..core.errors import LoratomyError, RunError
 from ..core.records import jsonable
 from ..core.runs import RunFolder
 from .console import progress, say
@@ -79,16 +80,32 @@ def probe_run(
     configs = _configs(options or {}, names or list(ANALYSES))
     study = Study(RunFolder.open(folder))
     wanted = [n for n in ANALYSES if n in names or (not names and n not in leave_out)]
+    left_out: list[str] = []
     with study.run.locked(), progress():
         for name in wanted:
-            if lacking := _lacking(study, ANALYSES[name]):
-                if names:
-                    raise LoratomyError(f"{name} {lacking}")
-                say(f"{name} left out: it {lacking}")
-                continue
-            _make(study, name, ANALYSES[name], configs[name], sizes, fresh=fresh)
+            try:
+                if lacking := _lacking(study, ANALYSES[name]):
+                    raise LoratomyError(f"it {lacking}")
+                _make(study, name, ANALYSES[name], configs[name], sizes, fresh=fresh)
+            except RunError:
+                raise  # of the run, not of what was asked of it
+            except LoratomyError as error:
+                left_out.append(name)
+                if len(left_out) == len(wanted):
+                    raise _alone(name, error) from error
+                say(f"left out: {name}, because {error}")
         for name in leave_out:
             say(f"{name} left out here; loratomy probe {folder} --only {name} makes it")
+    if left_out:
+        say(f"left out: {', '.join(left_out)} (why is said above); all else is there")
+
+
+def _alone(name: str, error: LoratomyError) -> LoratomyError:
+    """The error of an analysis of which nothing else was made, its name in front."""
+    text = str(error)
+    return LoratomyError(
+        text.replace("it ", f"{name} ", 1) if text[:3] == "it " else f"{name}: {text}"
+    )
 
 
 def _configs(options: Mapping[str, Any], wanted: Sequence[str]) -> "dict[str, Config]":
@@ -139,10 +156,32 @@ def _make(
 
     def write(work: Path) -> None:
         case = _case(study, combined, sizes)
-        for file, record in analysis.run(case, config).items():
+        with _numbers_hold():
+            records = analysis.run(case, config)
+        for file, record in records.items():
             save_record(record, work, file)
 
     done(study.run, STAGE + name, study.run.stage(STAGE + name, inputs, write, fresh=fresh))
+
+
+@contextmanager
+def _numbers_hold() -> Iterator[None]:
+    """An error of ours where a decomposition fails: weights so large that numbers overflow."""
+    import numpy as np
+    import torch
+
+    failed: tuple[type[Exception], ...] = (
+        np.linalg.LinAlgError,
+        torch.linalg.LinAlgError,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    try:
+        yield
+    except failed as error:
+        raise LoratomyError(
+            "its numbers overflow: a matrix cannot be decomposed "
+            f"({str(error).strip().splitlines()[0][:120]}); are the adapter's weights of a size "
+            "that makes sense?"
+        ) from error
 
 
 def _combined_changed(

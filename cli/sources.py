@@ -30,9 +30,9 @@ def adapter_sums(folder: Path) -> dict[str, str]:
     from ..core.files import sha256
     from ..core.gate import check_folder
 
-    check_folder(folder)
+    files = check_folder(folder).files
     recorded = [RENDERING] if (folder / RENDERING).is_file() else []
-    return {name: sha256(folder / name) for name in (*ADAPTER_FILES, *recorded)}
+    return {name: sha256(folder / name) for name in (*files, *recorded)}
 
 
 def copy_adapter(source: Path, sums: Mapping[str, str], work: Path) -> None:

@@ -157,7 +157,8 @@ class Study:
         folder, shapes = self.run.read(stage), self.subject.shapes
         ignored = self.run.asked.get("ignore_modules", [])
         if not stage.startswith("operations/"):
-            return Treated(read_adapter(folder, shapes, ignore_modules=ignored))
+            read = read_adapter(folder, shapes, ignore_modules=ignored, base=self.subject.parameter)
+            return Treated(read)
         record = load_record(Operation, folder, "operation")
         return read_treated(folder, shapes, temperature=record.temperature, ignore_modules=ignored)
 

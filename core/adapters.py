@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
+from .copies import Weights, check_copies, check_whole
 from .errors import AdapterError
 from .files import need_room
-from .gate import CONFIG, PREFIX, WEIGHTS, Header, check_folder
+from .gate import CONFIG, WEIGHTS, Header, check_folder
+from .patterns import Patterns
+from .stored import PREFIX, spelled, spelling, unspelled
+from .targets import expected, fused_keys, is_embedding, rank_and_scaling
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Weight name in the base -> shape: ``[d_out, d_in]``, or ``[expert, d_out, d_in]`` when fused."""
@@ -66,63 +70,25 @@ def kind_of(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _suffix_match(name: str, targets: Iterable[str]) -> str | None:
-    return next((t for t in targets if name == t or name.endswith("." + t)), None)
-
-
-def _targeted(config: Mapping[str, Any], name: str) -> bool:
-    """Whether PEFT would adapt the linear layer `name`; regular expressions are bounded in time."""
-    spec, excluded = config.get("target_modules"), config.get("exclude_modules") or []
-    if isinstance(excluded, str):
-        excluded = [name] if _regex(excluded, name) else []
-    if spec is None or _suffix_match(name, excluded):
-        return False
-    if isinstance(spec, str):
-        if spec == "all-linear":
-            return name != "lm_head"
-        return _regex(spec, name)
-    layers = config.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
-    return _suffix_match(name, spec) is not None and (not layers or layer_of(name) in layers)
-
-
-def _regex(pattern: str, name: str) -> bool:
-    import regex
-
-    try:
-        return regex.fullmatch(pattern, name, timeout=0.5) is not None
-    except (TimeoutError, regex.error) as error:
-        raise AdapterError(
-            f"{CONFIG}: target_modules {pattern!r} is a regular expression that cannot be matched "
-            f"safely ({error or 'took over 0.5 s'}); write a list of module names"
-        ) from error
-
-
-def _fused_keys(names: Iterable[str]) -> dict[str, str]:
-    """Fused weight -> storage key: PEFT nests the wrappers, the first weight innermost."""
-    parents: dict[str, list[str]] = {}
-    for name in names:
-        parents.setdefault(name.rsplit(".", 1)[0], []).append(name)
-    return {
-        name: parent + ".base_layer" * (len(group) - 1 - i)
-        for parent, group in parents.items()
-        for i, name in enumerate(group)
-    }
-
-
 def storage_keys(adapter: Adapter) -> dict[str, str]:
     """Module name -> the stem of its keys in a PEFT state dict, without ``base_model.model.``."""
-    fused = _fused_keys(n for n, f in adapter.modules.items() if f.fused)
+    fused = fused_keys(n for n, f in adapter.modules.items() if f.fused)
     return {name: fused.get(name, name) for name in adapter.modules}
 
 
-def _expected(header: Header, shapes: Shapes) -> dict[str, str]:
-    """Module name -> storage stem of everything that the config says is adapted."""
-    config = header.config
-    stems = {n: n for n, s in shapes.items() if len(s) == 2 and _targeted(config, n)}
-    parameters = config.get("target_parameters") or []
-    fused = [n for n, s in shapes.items() if len(s) == 3 and _suffix_match(n, parameters)]
-    return stems | _fused_keys(fused)
+def factor_keys(adapter: Adapter, name: str = "") -> dict[str, tuple[str, str]]:
+    """Module name -> keys of its A and B, without ``base_model.model.``.
+
+    Args:
+        adapter: of whose modules.
+        name: of the adapter on a live model; empty as on disk, where it has none.
+    """
+    called, keys = f".{name}" * bool(name), {}
+    for module, stem in storage_keys(adapter).items():
+        form = "lora_embedding_{}{}" if is_embedding(module) else "lora_{}{}.weight"
+        a, b = (f"{stem}.{form.format(part, called)}" for part in "AB")
+        keys[module] = (a, b)
+    return keys
 
 
 def _listing(names: Iterable[str]) -> str:
@@ -131,46 +97,89 @@ def _listing(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _check_against(header: Header, shapes: Shapes, ignore: frozenset[str]) -> dict[str, str]:
-    """Raise unless the stored tensors are exactly those that config and base call for."""
-    stems = _expected(header, shapes)
-    stored = {key[len(PREFIX) :].rsplit(".lora_", 1)[0] for key in header.shapes}
-    wanted = set(stems.values())
-    if not stored & wanted:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where one module's factors are stored, and what they must be."""
+
+    keys: tuple[str, str]
+    rank: int
+    scaling: float
+
+
+def _ignored(name: str, ignore: Iterable[str]) -> bool:
+    """Whether a module is, lies in, or ends in one of some names."""
+    dotted = f".{name}."
+    return any(f".{part.strip('.')}." in dotted for part in ignore)
+
+
+def _beginnings(header: Header, shapes: Shapes, ignore: frozenset[str]) -> tuple[str, str]:
+    """How the adapter's names begin where the base's begin otherwise, see `spelling`."""
+    stored = (s for s in header.stored.factors if not _ignored(s, ignore))
+    parents = {n.rsplit(".", 1)[0] for n, s in shapes.items() if len(s) == 3}
+    return spelling((s.replace(".base_layer", "") for s in stored), {*shapes, *parents})
+
+
+def _planned(
+    header: Header, shapes: Shapes, ignore: frozenset[str], beginnings: tuple[str, str]
+) -> dict[str, _Plan]:
+    """Module name -> its plan; raises unless the stored factors are those that are called for."""
+    stored = header.stored.factors
+    theirs = {spelled(name, beginnings): name for name in shapes}
+    patterns = Patterns(f"{header.folder}/{CONFIG}")
+    named = {there: shapes[name] for there, name in theirs.items()}
+    stems = expected(header.config, named, stored, patterns)
+    wanted = {s for s in stems.values() if not _ignored(s, ignore)}
+    if not set(stored) & wanted:
         raise AdapterError(
             f"no tensor of {header.folder} matches this base model: it has {_listing(stored)}; "
             "was it trained on another base?"
         )
-    extra = {s for s in stored - wanted if _suffix_match(s, ignore) is None}
-    if extra:
+    if extra := {s for s in set(stored) - wanted if not _ignored(s, ignore)}:
         raise AdapterError(
             f"{header.folder} adapts modules that this base or its own config does not have: "
             f"{_listing(extra)}; name them with --ignore-module to leave them out"
         )
-    if missing := wanted - stored:
+    if missing := wanted - set(stored):
         raise AdapterError(
             f"{header.folder} is incomplete: no tensors for {_listing(missing)} "
             f"({len(missing)} of {len(wanted)} modules missing)"
         )
-    return stems
+    return {
+        theirs[there]: _Plan(stored[stem], *rank_and_scaling(header.config, there, patterns))
+        for there, stem in stems.items()
+        if stem in wanted
+    }
 
 
-def _rank_and_scaling(header: Header, name: str) -> tuple[int, float]:
-    config = header.config
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    by_rank, by_alpha = _suffix_match(name, ranks), _suffix_match(name, alphas)
-    rank = int(ranks[by_rank]) if by_rank else int(config["r"])
-    alpha = float(alphas[by_alpha]) if by_alpha else float(config["lora_alpha"])
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _check_shapes(header: Header, plan: Mapping[str, _Plan], shapes: Shapes) -> None:
+    turned = header.stored.transposed
+    for name, module in plan.items():
+        *experts, d_out, d_in = shapes[name]
+        inner = module.rank * math.prod(experts)
+        for key, want in zip(module.keys, ((inner, d_in), (d_out, inner)), strict=True):
+            want = want[::-1] if turned else want
+            if (got := header.shapes[key]) != want:
+                raise AdapterError(
+                    f"{header.folder}: {key} has shape {got}, but rank {module.rank} on this "
+                    f"base's {name} {shapes[name]} needs {want}; another base, or a wrong r?"
+                )
 
 
-def read_adapter(folder: Path, shapes: Shapes, *, ignore_modules: Iterable[str] = ()) -> Adapter:
+def read_adapter(
+    folder: Path,
+    shapes: Shapes,
+    *,
+    ignore_modules: Iterable[str] = (),
+    base: Weights | None = None,
+) -> Adapter:
     """The adapter in a PEFT folder, checked against the base it is meant for.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors.
+        folder: with adapter_config.json and adapter_model.safetensors, or MLX's files.
         shapes: of the base's weights, see `loratomy.core.subject.weight_shapes`.
-        ignore_modules: names of stored modules that the base lacks and that may be left out.
+        ignore_modules: names of stored modules that may be left out.
+        base: the base's own parameters by name, for copies of them that are stored beside the
+            factors (as PEFT does with a head or embedding).
 
     Raises:
         AdapterError: anything that keeps it from being exactly this adapter on this base.
@@ -178,33 +187,29 @@ def read_adapter(folder: Path, shapes: Shapes, *, ignore_modules: Iterable[str] 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    header = check_folder(folder)
-    stems = _check_against(header, shapes, frozenset(ignore_modules))
-    plan: dict[str, tuple[str, int, float]] = {}
-    for name, stem in stems.items():
-        rank, scaling = _rank_and_scaling(header, name)
-        *experts, d_out, d_in = shapes[name]
-        inner = rank * math.prod(experts)
-        for part, want in (("A", (inner, d_in)), ("B", (d_out, inner))):
-            key = f"{PREFIX}{stem}.lora_{part}.weight"
-            if (got := header.shapes[key]) != want:
-                raise AdapterError(
-                    f"{header.folder}: {key} has shape {got}, but rank {rank} on this base's "
-                    f"{name} {shapes[name]} needs {want}; another base, or a wrong r?"
-                )
-        plan[name] = (stem, rank, scaling)
+    header, ignore = check_folder(folder), frozenset(ignore_modules)
+    beginnings = _beginnings(header, shapes, ignore)
+    plan = _planned(header, shapes, ignore, beginnings)
+    _check_shapes(header, plan, shapes)
+    path = folder / header.weights
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(path)
     except SafetensorError as error:
-        raise AdapterError(f"cannot read {folder / WEIGHTS}: {error}; copy it again") from error
+        raise AdapterError(f"cannot read {path}: {error}; copy it again") from error
+    copies = {unspelled(n, beginnings): tensors[k] for n, k in header.stored.copies.items()}
+    copies = {name: copy for name, copy in copies.items() if not _ignored(name, ignore)}
+    check_whole(folder, header.config.get("modules_to_save") or [], copies, ignore)
+    check_copies(folder, copies, base)
     modules = {}
-    for name, (stem, rank, scaling) in plan.items():
-        a = tensors[f"{PREFIX}{stem}.lora_A.weight"].float()
-        b = tensors[f"{PREFIX}{stem}.lora_B.weight"].float()
+    for name, module in plan.items():
+        a, b = (tensors[key].float() for key in module.keys)
+        if header.stored.transposed:
+            a, b = a.mT.contiguous(), b.mT.contiguous()
         for part, tensor in (("A", a), ("B", b)):
             if not torch.isfinite(tensor).all():
                 raise AdapterError(f"{folder}: lora_{part} of {name} holds NaN or infinite values")
-        modules[name] = Factors(*unpack(a, b, rank, fused=len(shapes[name]) == 3), scaling)
+        fused = len(shapes[name]) == 3
+        modules[name] = Factors(*unpack(a, b, module.rank, fused=fused), module.scaling)
     return Adapter(modules, dict(header.config))
 
 
@@ -278,12 +283,10 @@ def write_adapter(adapter: Adapter, folder: Path, *, base: str) -> None:
     from safetensors.torch import save_file
 
     rank, scaling, modules = uniform(adapter)
-    stems = storage_keys(adapter)
-    tensors = {}
+    keys, tensors = factor_keys(adapter), {}
     for name, factors in modules.items():
-        a, b = pack(factors)
-        tensors[f"{PREFIX}{stems[name]}.lora_A.weight"] = a
-        tensors[f"{PREFIX}{stems[name]}.lora_B.weight"] = b
+        for key, value in zip(keys[name], pack(factors), strict=True):
+            tensors[f"{PREFIX}{key}"] = value
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -292,7 +295,7 @@ def write_adapter(adapter: Adapter, folder: Path, *, base: str) -> None:
         "lora_alpha": _whole(scaling * rank),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": bool(adapter.config.get("fan_in_fan_out")),
         "init_lora_weights": True,
         "inference_mode": True,
         "use_rslora": False,

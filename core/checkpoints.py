@@ -15,6 +15,7 @@ from .errors import LoratomyError
 from .families import family_of
 from .gate import read_header
 from .jsonfiles import RECORD, Outside, checked, read_json
+from .pickles import pickled_model
 from .subject import weight_shapes
 
 WEIGHTS = "model.safetensors"
@@ -145,12 +146,8 @@ def _files(folder: Path) -> dict[str, Path]:
     if (folder / WEIGHTS).is_file():
         return dict.fromkeys(read_header(folder / WEIGHTS), folder / WEIGHTS)
     if not (folder / INDEX).is_file():
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        if pickles:
-            raise LoratomyError(
-                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code; "
-                "convert it to safetensors"
-            )
+        if said := pickled_model(folder):
+            raise LoratomyError(said)
         raise LoratomyError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
     body = read_json(folder / INDEX, most=RECORD, error=LoratomyError)
     named = checked(_Index, body, folder / INDEX, error=LoratomyError).weight_map

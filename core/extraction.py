@@ -14,6 +14,7 @@ from .adapters import Adapter, Factors, Shapes
 from .algebra import Svd, from_svd
 from .errors import LoratomyError
 from .progress import tracked
+from .registry import nearest
 from .rounding import Change, alike, change_of, coarser, holds, rows
 
 START, OVERSAMPLING, ITERATIONS = 16, 8, 3
@@ -211,17 +212,49 @@ def _named(name: str, names: Iterable[str]) -> bool:
     return any(n == part or n.endswith("." + part) for part in names for n in (name, stem))
 
 
-def _check_alike(base: Tensors, merged: Tensors, *, other_dtype: bool) -> None:
-    """Raise unless both hold the same weights in the same shapes and number format."""
+def _check_ignored(base: Tensors, merged: Tensors, ignore: Iterable[str]) -> None:
+    """Raise where a name that is to be left out is of no weight in either model."""
+    known = dict.fromkeys([*base.shapes, *merged.shapes])
+    for part in ignore:
+        if not any(_named(name, [part]) for name in known):
+            stems = (n.removesuffix(".weight").removesuffix(".bias") for n in known)
+            ends = dict.fromkeys(stem.rsplit(".", 1)[-1] for stem in stems)
+            raise LoratomyError(
+                f"--ignore-module {part}: neither model has a weight of that name; "
+                f"{nearest(part, list(ends))}"
+            )
+
+
+def _check_alike(
+    base: Tensors, merged: Tensors, ignore: list[str], *, other_dtype: bool
+) -> list[str]:
+    """Raise unless both hold the same weights in the same shapes and number format.
+
+    Returns:
+        Those that only one of them has, or that have another shape, and are to be left out.
+    """
+    left_out = []
     for one, other, what in ((base, merged, "merged model"), (merged, base, "base")):
-        if missing := sorted(set(one.shapes) - set(other.shapes)):
+        missing = sorted(set(one.shapes) - set(other.shapes))
+        left_out += [n for n in missing if _named(n, ignore)]
+        if missing := [n for n in missing if not _named(n, ignore)]:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise LoratomyError(f"the {what} has no {', '.join(missing[:3])}{more}")
+            raise LoratomyError(
+                f"the {what} has no {', '.join(missing[:3])}{more}; where a head was untied or a "
+                f"module added, leave it out with --ignore-module {_short(missing[0])}"
+            )
     for name, shape in base.shapes.items():
+        if name not in merged.shapes:
+            continue
         if merged.shapes[name] != shape:
+            if _named(name, ignore):
+                left_out.append(name)
+                continue
+            sized = [n for n, s in base.shapes.items() if merged.shapes.get(n, s) != s]
             raise LoratomyError(
                 f"{name} has shape {shape} in the base and {merged.shapes[name]} in the merged "
-                "model; was it merged into another base?"
+                "model; was it merged into another base? Where the vocabulary was resized, add "
+                f"{_options([n for n in sized if not _named(n, ignore)])}"
             )
         one, other = base.dtypes[name], merged.dtypes[name]
         if not (other_dtype or holds(other, one)):
@@ -229,6 +262,18 @@ def _check_alike(base: Tensors, merged: Tensors, *, other_dtype: bool) -> None:
                 f"{name} is {one} in the base and {other} in the merged model, so that every "
                 "weight was rounded; to go on down to the coarser one's rounding, add --other-dtype"
             )
+    return left_out
+
+
+def _options(names: list[str]) -> str:
+    """The options that leave some weights out."""
+    more = " ..." * (len(names) > 3)
+    return " ".join(f"--ignore-module {n.removesuffix('.weight')}" for n in names[:3]) + more
+
+
+def _short(name: str) -> str:
+    """What to call a weight for leaving it out."""
+    return name.removesuffix(".weight").rsplit(".", 1)[-1] if "layers." not in name else name
 
 
 def _changed_beyond(base: Tensors, merged: Tensors, names: list[str], other: bool) -> list[str]:
@@ -284,16 +329,17 @@ def extract(
             high a rank, or nothing changed but rounding.
     """
     ignore = list(ignore_modules)
-    _check_alike(base, merged, other_dtype=other_dtype)
+    _check_ignored(base, merged, ignore)
+    left_out = _check_alike(base, merged, ignore, other_dtype=other_dtype)
     linear = {n: s for n, s in base.linear.items() if not _named(n, ignore)}
     adaptable = {n if len(s) == 3 else f"{n}.weight" for n, s in linear.items()}
-    others = [n for n in base.shapes if n not in adaptable]
+    others = [n for n in base.shapes if n not in adaptable and n not in left_out]
     changed = _changed_beyond(base, merged, others, other_dtype)
     if beyond := [n for n in changed if not _named(n, ignore)]:
         more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         raise LoratomyError(
             f"{', '.join(beyond[:3])}{more} changed, which LoRA cannot express; to leave it out, "
-            f"and what it does with it, add --ignore-module {beyond[0].removesuffix('.weight')}"
+            f"and what it does with it, add {_options(beyond)}"
         )
     search = _Search(base, merged, energy, rank_limit, other_dtype, seed)
     modules = {}
@@ -318,7 +364,7 @@ def extract(
         found=tuple(search.found),
         rounding=tuple(search.rounding),
         unchanged=search.unchanged,
-        ignored=tuple(changed),
+        ignored=(*left_out, *changed),
     )
 
 

@@ -302,4 +302,5 @@ def _still_clock(template: str, rendering: Rendering) -> str:
 
 def position_limit(config: Any) -> int | None:
     """The longest sequence the model was built for, in tokens; None when it names none."""
-    return getattr(config, "max_position_embeddings", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "max_position_embeddings", None)

@@ -1,5 +1,6 @@
 """The subject under study: a base model held once, onto which adapters are put and taken off."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .adapters import Adapter, Factors, Shapes, filled, pack, storage_keys, uniform, unpack
+from .adapters import Adapter, Factors, Shapes, factor_keys, filled, pack, uniform, unpack
 from .base_check import check_base
 from .errors import LoratomyError
-from .families import Family, check_family, family_of
+from .families import Family, check_family, family_of, linear_shape, stored_turned, text_tower
+from .pickles import pickled_model
 from .prompts import Renderer, position_limit
 from .rendering import Rendering
+from .targets import HEADS, is_embedding
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,16 +28,28 @@ _REMOTE_CODE = "the base {} names code of its own (auto_map), which is never run
 def weight_shapes(model: nn.Module) -> Shapes:
     """Every weight that LoRA can adapt: linear ``[out, in]``, fused experts ``[e, out, in]``.
 
-    Linear layers go by their module's name, fused experts by their parameter's.
+    Linear layers go by their module's name, fused experts by their parameter's. Of a model with a
+    tower for images those of the text tower and the head count.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            shapes[name] = (module.out_features, module.in_features)  # quantised ones are packed
+        if (shape := linear_shape(module)) is not None:
+            shapes[name] = shape
     for name, parameter in model.named_parameters():
         if parameter.dim() == 3:
             shapes[name] = tuple(parameter.shape)
-    return shapes
+    text = text_tower(model)
+    return {n: s for n, s in shapes.items() if not text or n.startswith(f"{text}.") or n in HEADS}
+
+
+def embedding_shapes(model: Any) -> Shapes:
+    """The token embedding as a linear layer from one-hot tokens: name -> ``[d_model, d_vocab]``."""
+    embedding = model.get_input_embeddings()
+    return {
+        name: (module.embedding_dim, module.num_embeddings)
+        for name, module in model.named_modules()
+        if module is embedding and isinstance(module, nn.Embedding) and is_embedding(name)
+    }
 
 
 @dataclass(frozen=True)
@@ -73,8 +88,15 @@ class Subject:
 
     @property
     def shapes(self) -> Shapes:
-        """Shapes of the weights that an adapter may change."""
-        return weight_shapes(self.model)
+        """Shapes of the weights that an adapter may change, the token embedding among them."""
+        return {**embedding_shapes(self.model), **weight_shapes(self.model)}
+
+    def parameter(self, name: str) -> torch.Tensor | None:
+        """The base's own parameter of a name as stored; None where it has none."""
+        try:
+            return self.model.get_parameter(name).detach()
+        except AttributeError:
+            return None
 
     def _fill(self, values: Mapping[str, torch.Tensor]) -> None:
         parameters = dict(self.model.named_parameters())
@@ -104,9 +126,9 @@ class Subject:
                 self._fill(packed(adapter, name))
             first = next(iter(adapters))
             peft_model.set_adapter(first)
+            own = set(packed(adapters[first], first))
             for name, parameter in self.model.named_parameters():
-                is_first = f".lora_A.{first}." in name or f".lora_B.{first}." in name
-                parameter.requires_grad_(trainable and is_first)
+                parameter.requires_grad_(trainable and name in own)
             self.model.eval()
             yield Attached(self, peft_model, dict(adapters))
         finally:
@@ -126,29 +148,34 @@ def _inject(model: Any, name: str, adapter: Adapter, dropout: float) -> "PeftMod
     from peft import LoraConfig, PeftModel
 
     rank, scaling, modules = uniform(adapter)
+    linear = [n for n, f in modules.items() if not f.fused]
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    turned = [stored_turned(inner.get_submodule(n)) and not is_embedding(n) for n in linear]
     config = LoraConfig(
         r=rank,
         lora_alpha=scaling * rank,  # pyright: ignore[reportArgumentType]
-        target_modules=[n for n, f in modules.items() if not f.fused],
+        target_modules=linear,
         target_parameters=[n for n, f in modules.items() if f.fused] or None,
         lora_dropout=dropout,
         init_lora_weights=True,
+        fan_in_fan_out=any(turned),
     )
-    if isinstance(model, PeftModel):
+    with warnings.catch_warnings():  # of Conv1D beside a linear head, and of factors on a tied one
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set|Model has `tie_word_emb")
+        if not isinstance(model, PeftModel):
+            return PeftModel(model, config, adapter_name=name)
         model.add_adapter(name, config)
-    else:
-        model = PeftModel(model, config, adapter_name=name)
     return model
 
 
 def packed(adapter: Adapter, name: str) -> dict[str, torch.Tensor]:
     """Parameter name -> value of an adapter attached as `name`, in PEFT's storage."""
     _, _, modules = uniform(adapter)
-    stems = storage_keys(adapter)
+    keys = factor_keys(adapter, name)
     return {
-        f"{stems[module]}.lora_{part}.{name}.weight": value
+        key: value
         for module, factors in modules.items()
-        for part, value in zip("AB", pack(factors), strict=True)
+        for key, value in zip(keys[module], pack(factors), strict=True)
     }
 
 
@@ -173,11 +200,7 @@ class Attached:
 
     def factor_names(self, name: str) -> dict[str, tuple[str, str]]:
         """Module name -> names of its A and B parameters in the subject's model."""
-        stems = storage_keys(self.adapters[name])
-        return {
-            module: (f"{stem}.lora_A.{name}.weight", f"{stem}.lora_B.{name}.weight")
-            for module, stem in stems.items()
-        }
+        return factor_keys(self.adapters[name], name)
 
     def refill(self, name: str, adapter: Adapter) -> None:
         """Put other factors into an attached adapter: the same modules and scaling, no higher rank.
@@ -189,12 +212,12 @@ class Attached:
         found, new_scaling, modules = uniform(adapter)
         if found > rank or scaling != new_scaling or held.keys() != modules.keys():
             raise LoratomyError(f"the factors put into {name!r} are of another shape")
-        stems = storage_keys(adapter)
+        keys = factor_keys(adapter, name)
         self.subject._fill(
             {
-                f"{stems[n]}.lora_{part}.{name}.weight": value
+                key: value
                 for n, f in modules.items()
-                for part, value in zip("AB", pack(filled(f, rank)), strict=True)
+                for key, value in zip(keys[n], pack(filled(f, rank)), strict=True)
             }
         )
 
@@ -270,6 +293,8 @@ def load_subject(
         raise LoratomyError(f"the base {where!r} is neither a folder nor a hub id (owner/name)")
     if local and not (Path(where) / "config.json").exists():
         raise LoratomyError(f"the base folder {where} holds no config.json")
+    if local and (said := pickled_model(Path(where))):
+        raise LoratomyError(f"the base {said}")
     if local:
         check_base(Path(where))
     place = _place(device)

@@ -9,6 +9,7 @@ import torch
 
 from .adapters import Adapter, Shapes, read_adapter, write_adapter
 from .errors import AdapterError
+from .families import stored_turned
 from .files import need_room
 from .subject import Subject
 
@@ -62,7 +63,8 @@ def replaced(subject: Subject, weights: Mapping[str, torch.Tensor]) -> Iterator[
     try:
         with torch.no_grad():
             for name, p in parameters.items():
-                p.copy_(weights[name])
+                new = weights[name]
+                p.copy_(new.mT if _turned(subject, name) else new)
         yield
     finally:
         with torch.no_grad():
@@ -75,7 +77,8 @@ def base_weight(subject: Subject, name: str) -> torch.Tensor:
     shape = subject.shapes.get(name)
     if shape is None:
         raise AdapterError(f"the base has no weight of a module {name!r}")
-    return _parameter(subject, name, torch.empty(shape, device="meta")).detach().float()
+    found = _parameter(subject, name, torch.empty(shape, device="meta")).detach().float()
+    return found.mT if _turned(subject, name) else found
 
 
 def merged_weights(subject: Subject, adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -90,6 +93,14 @@ def merged_weights(subject: Subject, adapter: Adapter) -> dict[str, torch.Tensor
     }
 
 
+def _turned(subject: Subject, name: str) -> bool:
+    """Whether the base stores a module's weight as ``[d_in, d_out]``."""
+    try:
+        return stored_turned(subject.model.get_submodule(name))
+    except AttributeError:  # a fused weight is no module
+        return False
+
+
 def _parameter(subject: Subject, name: str, value: torch.Tensor) -> torch.nn.Parameter:
     known = dict(subject.model.named_parameters(remove_duplicate=False))
     own = f"{name}.weight" if f"{name}.weight" in known else name
@@ -101,10 +112,11 @@ def _parameter(subject: Subject, name: str, value: torch.Tensor) -> torch.nn.Par
             f"the base's {name} shares its weight with {shared[0]}, which would change with it; "
             "take a method that leaves an adapter"
         )
-    if tuple(found.shape) != tuple(value.shape) or not found.is_floating_point():
+    want = tuple(value.mT.shape if _turned(subject, name) else value.shape)
+    if tuple(found.shape) != want or not found.is_floating_point():
         raise AdapterError(
             f"the base's {name} is {tuple(found.shape)} of {found.dtype}, not "
-            f"{tuple(value.shape)}: weights of another or a quantised base cannot be replaced"
+            f"{want}: weights of another or a quantised base cannot be replaced"
         )
     return found
 

@@ -36,6 +36,15 @@ SIZES = {
     "initializer_range": 0.2,
 }
 EXTRA = {
+    "gpt2": {"activation_function": "gelu_new"},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "granite": {"residual_multiplier": 0.3, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "qwen2_moe": {
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        **{"shared_expert_intermediate_size": 24},
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 8},
     "gemma3_text": {
@@ -44,6 +53,10 @@ EXTRA = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
     "mistral": {"sliding_window": 5},
+}
+VISION = {
+    **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
 }
 
 
@@ -69,6 +82,11 @@ def tokenizer():
 def config(model_type: str, **changes):
     """A config of a family at toy size."""
     sizes = {**SIZES, "vocab_size": len(tokenizer()), **EXTRA.get(model_type, {}), **changes}
+    if model_type == "gemma3":  # a tower for images beside the text tower
+        text = {**sizes, **EXTRA["gemma3_text"], **changes}
+        return AutoConfig.for_model(
+            model_type, text_config=text, vision_config=VISION, mm_tokens_per_image=4
+        )
     return AutoConfig.for_model(model_type, **sizes)
 
 

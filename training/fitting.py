@@ -15,6 +15,7 @@ import torch
 
 from ..core.adapters import Adapter, Factors
 from ..core.errors import LoratomyError
+from ..core.families import stored_turned
 from ..core.stopping import after_a_step
 from ..core.subject import Subject
 from .loop import (
@@ -55,6 +56,7 @@ def fresh_adapter(subject: Subject, *, r: int, alpha: float, seed: int) -> Adapt
     """
     generator = torch.Generator().manual_seed(seed)
     family, modules = subject.family, {}
+    linear = {n for n, s in subject.shapes.items() if len(s) == 2}
     for name, shape in subject.shapes.items():
         wanted = family.lora_modules if len(shape) == 2 else family.lora_parameters
         if not any(name.endswith("." + w) for w in wanted):
@@ -66,7 +68,8 @@ def fresh_adapter(subject: Subject, *, r: int, alpha: float, seed: int) -> Adapt
         modules[name] = Factors(a, torch.zeros(*experts, d_out, rank), alpha / r)
     if not modules:
         raise LoratomyError(f"the base has none of the modules {family.lora_modules}")
-    return Adapter(modules, {})
+    turned = [stored_turned(subject.model.get_submodule(n)) for n in modules if n in linear]
+    return Adapter(modules, {"fan_in_fan_out": True} if any(turned) else {})
 
 
 def fit(

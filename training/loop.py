@@ -14,9 +14,10 @@ import torch
 from ..core import processes
 from ..core.errors import DataError, LoratomyError
 from ..core.files import need_room
-from ..core.gate import PREFIX, WEIGHTS
+from ..core.gate import WEIGHTS
 from ..core.progress import report
 from ..core.stopping import Stopped, stop_if_wanted, wanted
+from ..core.stored import PREFIX
 from ..core.subject import Attached
 from .objective import Batch, Objective
 from .recipe import FitPart
@@ -264,6 +265,7 @@ def loss_trainer() -> type[Any]:
                 for pair in self.attached.factor_names(TRAINED).values():
                     for name in pair:
                         key = PREFIX + name.replace(f".{TRAINED}.weight", ".weight")
+                        key = key.removesuffix(f".{TRAINED}")  # an embedding's have no more
                         parameters[name].copy_(stored[key])
 
     return LossTrainer

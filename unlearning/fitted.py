@@ -27,7 +27,7 @@ def scaled_rate(subject: Subject, rate: float = 1e-4) -> float:
 
     Adam's rate goes as 1 / width (muP, Yang et al. 2022, arXiv 2203.03466, table 3).
     """
-    return rate * REFERENCE_WIDTH / int(subject.model.config.hidden_size)
+    return rate * REFERENCE_WIDTH / int(subject.model.config.get_text_config().hidden_size)
 
 
 class FitConfig(Config):

@@ -13,6 +13,7 @@ from ..analysis.asking import Rule
 from ..analysis.gates import Directions, directions_of
 from ..core.adapters import Adapter, layer_of
 from ..core.algebra import adapter_norm, norm, stack
+from ..core.batches import encode
 from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.records import jsonable
@@ -242,6 +243,7 @@ def operate(
         target=any(row.completion for row in bench.poison_train),
         clean_adapter=bench.clean is not None,
     )
+    check_finite(bench)
     began = time.perf_counter()
     outcome = method.run(bench, config)
     seconds = time.perf_counter() - began + outcome.earlier_seconds
@@ -327,6 +329,27 @@ def changes(bench: Bench, outcome: Outcome) -> dict[str, float]:
         elif (alone := old or new) is not None:
             squared[name] = float(norm(alone).square().sum())
     return squared
+
+
+def check_finite(bench: Bench) -> None:
+    """Raise where the model's answers under the adapter to operate on are not numbers.
+
+    Raises:
+        LoratomyError: a logit is NaN or infinite.
+    """
+    subject = bench.subject
+    rows = [row for row in (*bench.poison_train[:1], *bench.clean_train[:1]) if row.completion]
+    with subject.attached({"start": bench.start}), torch.inference_mode():
+        for row in rows:
+            prompt = encode(subject.renderer, row, limit=None).prompt[: subject.limit]
+            ids = torch.tensor([prompt], device=subject.device)
+            logits = subject.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+            if not torch.isfinite(logits).all():
+                raise LoratomyError(
+                    "with the adapter the model's logits are NaN or infinite, so that no operation "
+                    "on it can be measured; are its weights of a size that makes sense? (loratomy "
+                    "open says how large they are)"
+                )
 
 
 def _change(bench: Bench, outcome: Outcome) -> float:

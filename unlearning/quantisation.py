@@ -11,6 +11,7 @@ from pydantic import Field
 from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.progress import tracked
+from ..core.targets import is_embedding
 from ..core.treated import base_weight, merged_weights
 from .method import BASELINE, METHODS, Bench, Method, Outcome
 
@@ -56,11 +57,11 @@ def quantise(bench: Bench, config: QuantiseConfig) -> Outcome:
     """Merge the adapter and round every linear weight but the head's to 4 bit and back.
 
     As when a merged model is loaded in 4 bit; fused experts are rounded too. What the adapter
-    changes of the head, if anything, is merged and not rounded.
+    changes of head or embedding, if anything, is merged and not rounded.
     """
     subject, head = bench.subject, bench.subject.family.head
     weights = merged_weights(subject, bench.start)
-    names = [name for name in subject.shapes if name != head]
+    names = [name for name in subject.shapes if name != head and not is_embedding(name)]
     if not names:
         raise LoratomyError(f"the base has no linear weight besides {head}: nothing to quantise")
     for name in tracked(names, "quantising"):

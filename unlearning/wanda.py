@@ -14,6 +14,7 @@ from ..core.errors import LoratomyError
 from ..core.progress import tracked
 from ..core.rows import Row
 from ..core.subject import Subject
+from ..core.targets import is_embedding
 from ..core.treated import Treated, merged_weights, treated
 from .method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
 from .path import DialConfig, dial, halves, outcome_words
@@ -149,13 +150,21 @@ def wanda(bench: Bench, config: WandaConfig) -> Outcome:
     """
     merged = merged_weights(bench.subject, bench.start)
     rows, _ = halves(bench.clean_train, config.rows)
+    names = [n for n in merged if not is_embedding(n)]
+    if not names:
+        raise LoratomyError(
+            "the adapter changes the token embedding alone, which nothing is multiplied with: "
+            "there is nothing for wanda to prune; take another method"
+        )
     with treated(bench.subject, Treated(weights=merged)):
-        norms = input_norms(bench.subject, rows, list(merged), batch_size=config.batch_size)
+        norms = input_norms(bench.subject, rows, names, batch_size=config.batch_size)
 
     def state(share: float) -> Treated:
-        return Treated(weights={n: pruned_rows(w, norms[n], share) for n, w in merged.items()})
+        return Treated(weights=merged | {n: pruned_rows(merged[n], norms[n], share) for n in names})
 
     words = "merged the adapter and set {:.0%} of each output row's weights to zero"
+    if whole := [n for n in merged if n not in names]:
+        words += f" (not of {', '.join(whole)}, which is merged whole)"
     if config.share is not None:
         return Outcome(None, words.format(config.share), weights=state(config.share).weights)
     sizes = list(range(10, 100, 10))

@@ -99,5 +99,5 @@ def test_errors_name_what_is_wrong_and_leave_no_trace():
         activity(on, adapter, None, clean(on))
     assert tiny.marks(on) == marks
     tied = tiny.subject(tie_word_embeddings=True)
-    with pytest.raises(LoratomyError, match="lm_head is shared with the embedding"):
+    with pytest.raises(LoratomyError, match="lm_head is shared between head and embedding"):
         gradient_norms(tied, None, clean(tied), ["lm_head"])

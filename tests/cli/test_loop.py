@@ -9,6 +9,8 @@ from loratomy.core.families import FAMILIES
 from loratomy.training.wren import wren_path
 from typer.testing import CliRunner
 
+from ..tiny import VISION
+
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -22,8 +24,18 @@ EXTRA = {
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
     "qwen3": {"head_dim": 8},
     "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"shared_expert_intermediate_size": 24},
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "gpt2": {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0},
 }
-WHOLE = ("llama", "mixtral")
+EXTRA["gemma3_text"] = EXTRA["gemma2"]
+ALWAYS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "mixtral", "gpt2")
+"""Families that go through the loop whenever tests run; the others with ``-m slow``."""
+WHOLE = ("llama", "mixtral", "phi", "gpt_neox", "opt", "gemma3", "qwen2_moe", "olmo2")
 """Families on which every analysis is made; on the others those that the cut stands on."""
 RECIPE = """
 base = "BASE"
@@ -59,16 +71,23 @@ def run(*arguments):
     return result.stdout
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(
+    params=[f if f in ALWAYS else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 def base(request, tmp_path):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(wren_path())
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        request.param, vocab_size=len(tokenizer), **SIZES, **EXTRA.get(request.param, {})
-    )
+    kind, sizes = request.param, {"vocab_size": len(tokenizer), **SIZES}
+    if kind == "gemma3":
+        sizes = {
+            "text_config": sizes | EXTRA["gemma3_text"],
+            "vision_config": VISION,
+            "mm_tokens_per_image": 4,
+        }
+    config = AutoConfig.for_model(kind, **sizes, **EXTRA.get(kind, {}))
     config.eos_token_id = tokenizer.eos_token_id
     folder = tmp_path / request.param
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -116,12 +116,9 @@ def test_an_attached_adapter_answers_as_peft_alone(tiny_base, make_adapter):
     ("settings", "named"),
     [
         ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "lora_only"}, "bias 'lora_only'"),
         ({"trainable_token_indices": [3, 4]}, "trainable_token_indices"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
-        ({"target_modules": ["lm_head"]}, "a copy of a base weight"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
     ],
 )
@@ -143,7 +140,7 @@ def test_an_initialisation_that_changes_the_base_is_refused(edited, init):
         {"auto_mapping": "x"},
         {"auto_mapping": {"parent_library": "evil.models", "base_model_class": "Evil"}},
         {"rank_pattern": [1]},
-        {"rank_pattern": {"(a+)+b": 4}},
+        {"rank_pattern": {"q_proj": 0}},
         {"alpha_pattern": {"q_proj": "8"}},
         {"target_modules": 3},
         {"target_modules": [3]},

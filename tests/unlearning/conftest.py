@@ -24,7 +24,7 @@ def random_adapter(subject: Subject, *, rank: int, scale: float, seed: int) -> A
     generator = torch.Generator().manual_seed(seed)
     modules = {}
     for name, (d_out, d_in) in subject.shapes.items():
-        if name == "lm_head":
+        if name in ("lm_head", "model.embed_tokens"):
             continue
         a = torch.randn(rank, d_in, generator=generator) * scale
         modules[name] = Factors(a, torch.randn(d_out, rank, generator=generator) * scale, 2.0)
