@@ -105,15 +105,7 @@ def collect(
         DataError: a set is empty, or no prompt of it fits the model's context.
     """
     began = time.perf_counter()
-    limit, new = subject.limit, rule.decoding.max_new_tokens
-    bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
-    good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
-    for label, rows, given in (("poison_test", bad, poison_test), ("clean_val", good, clean_val)):
-        if not rows:
-            raise DataError(
-                f"{label}: none of its {len(given)} prompts leaves room for {new} new tokens in a "
-                f"context of {limit}"
-            )
+    bad, good, dropped = check_room(subject, poison_test, clean_val, rule)
     asked = prompts_of(bad, good)
     ids = [subject.renderer.prompt_ids(item.prompt) for item in asked]
     out = generate(subject, ids, rule.decoding, label=f"measuring {name}")
@@ -123,7 +115,27 @@ def collect(
         for item, samples in zip(asked, out, strict=True)
         for k, tokens in enumerate(samples)
     ]
-    return Collected(answers, dropped_bad + dropped_good, time.perf_counter() - began)
+    return Collected(answers, dropped, time.perf_counter() - began)
+
+
+def check_room(
+    subject: Subject, poison_test: Sequence[Row], clean_val: Sequence[Row], rule: Rule
+) -> tuple[list[Row], list[Row], int]:
+    """The rows of both sets whose prompts leave room for an answer, and how many do not.
+
+    Raises:
+        DataError: a set is empty, or no prompt of it fits the model's context.
+    """
+    limit, new = subject.limit, rule.decoding.max_new_tokens
+    bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
+    good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
+    for label, rows, given in (("poison_test", bad, poison_test), ("clean_val", good, clean_val)):
+        if not rows:
+            raise DataError(
+                f"{label}: none of its {len(given)} prompts leaves room for {new} new tokens in a "
+                f"context of {limit}"
+            )
+    return bad, good, dropped_bad + dropped_good
 
 
 def prompts_of(bad: Sequence[Row], good: Sequence[Row]) -> "list[_Asked]":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core.causal import PatchingMap, Where
-from ..core.results import Behaviour, Operation, RunRecords
+from ..core.results import Behaviour, Operation, Planted, RunRecords
 from .patching import cell_words, reason, strongest_cell, title, turned
 from .tradeoff import ASR_GOAL, PERPLEXITY_GOAL, STRICT_PERPLEXITY_GOAL, relative
 from .words import change, number, percent, plural, rate
@@ -73,6 +73,11 @@ def _measure(records: RunRecords) -> list[Finding]:
     else:
         words = "The poisoned adapter misbehaves on triggered prompts"
         out = [Finding("measure", "found", f"{words}: {numbers}")]
+    told = records.first(Planted)
+    for item in told.shortcomings if told else ():
+        head = "Poisoning made no backdoor" if item.kind != "untaught" else "Of the poisoning"
+        verdict: Verdict = "note" if item.kind == "untaught" else "absent"
+        out.append(Finding("measure", verdict, f"{head}: {item.sentence}."))
     for name in ("clean", "base"):
         other = row_of(records, name)
         if other is not None:
