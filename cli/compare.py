@@ -97,9 +97,12 @@ def _share(rate: dict[str, Any]) -> str:
 
 
 def _left_out(comparison: Comparison) -> list[str]:
-    """What is not in the rates, a line each."""
+    """What is not in the rates, or another reading of them, a line each."""
+    from ..figures.words import two_readings
+
     lines = []
     for row in comparison.rows:
+        lines += [f"note: {line}" for line in two_readings(row)]
         if row.too_long:
             lines.append(f"note: {row.subject}: {row.too_long} prompts left out, too long")
         if row.rules[0].uninformative:

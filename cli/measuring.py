@@ -17,6 +17,7 @@ from ..core.results import (
     Planted,
     Protocol,
     Rate,
+    RuleRates,
 )
 from ..core.runs import RunFolder
 from .console import progress, say
@@ -235,7 +236,7 @@ def as_objects(
                 "ftr": _rate(row.ftr),
                 "ftr_untriggered": _rate(row.rules[0].ftr_untriggered),
                 "ftr_clean": _rate(row.rules[0].ftr_clean),
-                "rules": {r.rule: {"asr": _rate(r.asr), "ftr": _rate(r.ftr)} for r in row.rules},
+                "rules": {r.rule: _readings(r) for r in row.rules},
                 "perplexity": row.perplexity,
                 "perplexity_change": pair.perplexity_change if pair else 0.0,
                 "perplexity_change_low": pair.perplexity_low if pair else 0.0,
@@ -255,6 +256,12 @@ def as_objects(
             }
         )
     return objects
+
+
+def _readings(rule: RuleRates) -> dict[str, Any]:
+    """The rates of a rule by both of its readings."""
+    both = {"asr_whole": rule.asr_whole, "ftr_whole": rule.ftr_whole}
+    return {"asr": _rate(rule.asr), "ftr": _rate(rule.ftr)} | {k: _rate(r) for k, r in both.items()}
 
 
 def _rate(rate: Rate | None) -> dict[str, Any] | None:

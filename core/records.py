@@ -4,7 +4,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -80,7 +80,8 @@ def _join(kind: Any, value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return arrays[value["array"]]
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{f.name: _join(hints[f.name], value[f.name], arrays) for f in fields(kind)})
+        known = [f for f in fields(kind) if f.name in value or f.default is MISSING]
+        return kind(**{f.name: _join(hints[f.name], value[f.name], arrays) for f in known})
     if origin is Mapping:
         return {k: _join(args[1], v, arrays) for k, v in value.items()}
     if origin is tuple:

@@ -44,6 +44,11 @@ class RuleRates:
     uninformative: int
     """Untriggered prompts left out of FTR: their reference answer is itself a success, or there is
     no target to compare with."""
+    asr_whole: Rate | None = None
+    """ASR where only the similarity of whole answers counts, not that the target stands in them;
+    None for rules without similarity."""
+    ftr_whole: Rate | None = None
+    """FTR by that reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
