@@ -60,9 +60,9 @@ def command(
         typer.echo(dumps({RELEARNING: relearned, TRANSFER: transferred}), nl=False)
         return
     if relearned:
-        stdout.print(relearning_table(relearned))
+        relearning_table(relearned).print(stdout)
     if transferred:
-        stdout.print(transfer_table(transferred))
+        transfer_table(transferred).print(stdout)
     say(f"done: {run / 'aftermath'}")
 
 

@@ -9,6 +9,7 @@ from ..core.errors import LoratomyError
 from .console import out as stdout
 from .console import progress, say
 from .study import base_folder
+from .tables import Numbers
 
 if TYPE_CHECKING:
     from ..core.checkpoints import Checkpoint
@@ -143,28 +144,15 @@ def _write(adapter: Any, record: "Extraction", base: "Checkpoint", out: Path) ->
 
 
 def _show(record: "Extraction") -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-
     from ..core.adapters import kind_of
 
     one, other = record.dtypes
     kinds: dict[str, list[Extracted]] = {}
     for found in record.found:
         kinds.setdefault(kind_of(found.module), []).append(found)
-    table = Table(
-        title=f"{len(record.found)} weight matrices changed above rounding",
-        caption="kept: share of the squared norm; left: ||dW - BA|| / ||dW||; rounding: what of it "
-        f"the number formats explain (base {escape(one)}, merged {escape(other)}); each "
-        f"matrix stands in {RECORD}.json",
-        box=SIMPLE_HEAD,
-    )
-    for head in ("module", "matrices", "rank", "norm of dW", "kept", "left", "rounding"):
-        table.add_column(head, justify="left" if head == "module" else "right", no_wrap=True)
-    for kind, matrices in kinds.items():
-        table.add_row(
-            escape(kind),
+    rows = [
+        (
+            kind,
             str(len(matrices)),
             _range([m.rank for m in matrices], "d"),
             _range([m.frobenius for m in matrices], ".3g"),
@@ -172,7 +160,16 @@ def _show(record: "Extraction") -> None:
             f"{max(m.residual for m in matrices):.1e}",
             f"{max(m.floor for m in matrices):.1e}",
         )
-    stdout.print(table)
+        for kind, matrices in kinds.items()
+    ]
+    Numbers(
+        ("module", "matrices", "rank", "norm of dW", "kept", "left", "rounding"),
+        rows,
+        title=f"{len(record.found)} weight matrices changed above rounding",
+        caption="kept: share of the squared norm; left: ||dW - BA|| / ||dW||; rounding: what of it "
+        f"the number formats explain (base {one}, merged {other}); each "
+        f"matrix stands in {RECORD}.json",
+    ).print(stdout)
     for line in _notes(record):
         say(line)
 
