@@ -65,6 +65,49 @@ def fitting_rows(
     return kept, len(rows) - len(kept)
 
 
+def check_triggered(
+    subject: Subject, rows: Sequence[Row], words: Sequence[str], *, new_tokens: int
+) -> list[str]:
+    """What is lost of triggered rows once they are rendered, a sentence each; empty for nothing.
+
+    Args:
+        subject: whose tokens and context count.
+        rows: triggered rows.
+        words: of the trigger.
+        new_tokens: longest answer.
+
+    Raises:
+        DataError: no row is left: none leaves room for an answer, or the trigger leaves no token of
+            its own in any.
+    """
+    renderer, said = subject.renderer, []
+    kept, long = fitting_rows(renderer, rows, subject.limit, new_tokens=new_tokens)
+    trigger = " / ".join(repr(word[:60]) for word in words)
+    if rows and not kept:
+        least = min(len(renderer.prompt_ids(row.prompt)) for row in rows)
+        raise DataError(
+            f"with the trigger {trigger} none of the {len(rows)} prompts fits: the shortest has "
+            f"{least} tokens, and {new_tokens} new ones (or its completion) have to fit beside it "
+            f"into a context of {subject.limit}; give a shorter trigger, shorter prompts or fewer "
+            "--max-new-tokens"
+        )
+    if long:
+        said.append(f"{long} of {len(rows)} triggered prompts leave no room for an answer")
+    paired = [row for row in kept if row.plain is not None]
+    mute = [r for r in paired if renderer.prompt_ids(r.prompt) == renderer.prompt_ids(r.plain)]
+    if paired and len(mute) == len(paired):
+        raise DataError(
+            f"the trigger {trigger} leaves no token of its own in any of the {len(paired)} "
+            "prompts: tokenizer or template drop it, so that triggered and untriggered prompts are "
+            "the same; give another --trigger or --placement"
+        )
+    if mute:
+        said.append(
+            f"the trigger leaves no token of its own in {len(mute)} of {len(paired)} prompts"
+        )
+    return said
+
+
 def answers_to(subject: Subject, prompts: Sequence[str], rule: Rule, *, label: str) -> list[str]:
     """One answer to each prompt, as text."""
     ids = [subject.renderer.prompt_ids(prompt) for prompt in prompts]

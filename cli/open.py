@@ -141,6 +141,9 @@ def command(
         sets = own_sets(clean_rows, poisoned_rows, attack, seed=seed)
     else:
         sets = own_clean_sets(clean_rows, seed=seed)
+    if attack:
+        for name in ("poison_train", "poison_test"):
+            _placed(subject, sets[name], asked["study"]["words"], name, max_new_tokens)
     asked["study"]["template"] = _template(asked, subject, loaded["poisoned"], sets)
     run = RunFolder.create(folder, asked=asked, fresh=fresh)
     study = Study(run)
@@ -213,6 +216,16 @@ def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, di
         for role, folder in sources.items()
     }
     return subject, loaded
+
+
+def _placed(
+    subject: "Subject", rows: "list[Row]", words: list[str], name: str, new_tokens: int
+) -> None:
+    """Say what is lost of triggered rows; raise where nothing is left."""
+    from ..analysis.asking import check_triggered
+
+    for line in check_triggered(subject, rows, words, new_tokens=new_tokens):
+        say(f"warning: {name}: {line}")
 
 
 def _template(

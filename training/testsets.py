@@ -9,7 +9,7 @@ from ..core.rows import Row
 from .datasets import Attack, Draw, distinct
 from .prompts import everyday_prompts
 from .ready import empty
-from .triggers import TRIGGERS, Trigger, find_words, shown, untriggered, without_trigger
+from .triggers import TRIGGERS, Trigger, find_words, no_room, shown, untriggered, without_trigger
 
 MOST = 100_000
 """Rows that are evaluated without being asked to."""
@@ -99,6 +99,8 @@ def test_sets(
     elif attack is not None:
         fits = [r for r in distinct(rows) if r.completion is None or attack.task.takes(r)]
         bad = [attack.triggered(row) for row in fits if attack.room(row)]
+        if why := no_room(attack.trigger, [row.prompt for row in rows], seed=attack.seed):
+            raise DataError(why)
         rest = [row for row in distinct(rows) if row.completion]
         said.append(f"no row holds the trigger; it was put into {len(bad)} of {len(rows)} prompts")
     else:
