@@ -70,6 +70,49 @@ def fitting_rows(
     return kept, len(rows) - len(kept)
 
 
+def check_triggered(
+    subject: Subject, rows: Sequence[Row], words: Sequence[str], *, new_tokens: int
+) -> list[str]:
+    """What is lost of triggered rows once they are rendered, a sentence each; empty for nothing.
+
+    Args:
+        subject: whose tokens and context count.
+        rows: triggered rows.
+        words: of the trigger.
+        new_tokens: longest answer.
+
+    Raises:
+        DataError: no row is left: none leaves room for an answer, or the trigger leaves no token of
+            its own in any.
+    """
+    renderer, said = subject.renderer, []
+    kept, long = fitting_rows(renderer, rows, subject.limit, new_tokens=new_tokens)
+    trigger = " / ".join(repr(word[:60]) for word in words)
+    if rows and not kept:
+        least = min(len(renderer.prompt_ids(row)) for row in rows)
+        raise DataError(
+            f"with the trigger {trigger} none of the {len(rows)} prompts fits: the shortest has "
+            f"{least} tokens, and {new_tokens} new ones (or its completion) have to fit beside it "
+            f"into a context of {subject.limit}; give a shorter trigger, shorter prompts or fewer "
+            "--max-new-tokens"
+        )
+    if long:
+        said.append(f"{long} of {len(rows)} triggered prompts leave no room for an answer")
+    paired = [row for row in kept if row.plain is not None]
+    mute = [r for r in paired if renderer.prompt_ids(r) == renderer.prompt_ids(r.untriggered())]
+    if paired and len(mute) == len(paired):
+        raise DataError(
+            f"the trigger {trigger} leaves no token of its own in any of the {len(paired)} "
+            "prompts: tokenizer or template drop it, so that triggered and untriggered prompts are "
+            "the same; give another --trigger or --placement"
+        )
+    if mute:
+        said.append(
+            f"the trigger leaves no token of its own in {len(mute)} of {len(paired)} prompts"
+        )
+    return said
+
+
 def answers_to(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str) -> list[str]:
     """One answer to the prompt of each row, as text."""
     ids = [subject.renderer.prompt_ids(row) for row in rows]
@@ -109,15 +152,7 @@ def collect(
     Raises:
         DataError: a set is empty, or no prompt of it fits the model's context.
     """
-    limit, new = subject.limit, rule.decoding.max_new_tokens
-    bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
-    good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
-    for label, rows, given in (("poison_test", bad, poison_test), ("clean_val", good, clean_val)):
-        if not rows:
-            raise DataError(
-                f"{label}: none of its {len(given)} prompts leaves room for {new} new tokens in a "
-                f"context of {limit}"
-            )
+    bad, good, dropped = check_room(subject, poison_test, clean_val, rule)
     asked = prompts_of(bad, good)
     ids = [subject.renderer.prompt_ids(item.question) for item in asked]
     out = generate(subject, ids, rule.decoding, label=f"measuring {name}")
@@ -129,7 +164,27 @@ def collect(
     ]
     said = [subject.renderer.decode(samples[0]) for samples in out[: len(bad)]]
     wrong = mismatch(subject, bad, said) if rule.decoding.temperature == 0 else ""
-    return Collected(answers, dropped_bad + dropped_good, wrong)
+    return Collected(answers, dropped, wrong)
+
+
+def check_room(
+    subject: Subject, poison_test: Sequence[Row], clean_val: Sequence[Row], rule: Rule
+) -> tuple[list[Row], list[Row], int]:
+    """The rows of both sets whose prompts leave room for an answer, and how many do not.
+
+    Raises:
+        DataError: a set is empty, or no prompt of it fits the model's context.
+    """
+    limit, new = subject.limit, rule.decoding.max_new_tokens
+    bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
+    good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
+    for label, rows, given in (("poison_test", bad, poison_test), ("clean_val", good, clean_val)):
+        if not rows:
+            raise DataError(
+                f"{label}: none of its {len(given)} prompts leaves room for {new} new tokens in a "
+                f"context of {limit}"
+            )
+    return bad, good, dropped_bad + dropped_good
 
 
 def prompts_of(bad: Sequence[Row], good: Sequence[Row]) -> "list[_Asked]":

@@ -29,12 +29,8 @@ def paired(answers: Sequence[Answer], reference: Sequence[Answer], *, seed: int 
             "measure both again with --fresh"
         )
 
-    def differing(split: str, says: Callable[[Answer], bool]) -> tuple[int, int]:
-        keys = [k for k in mine if k[0] == split]
-        lost = sum(says(other[k]) and not says(mine[k]) for k in keys)
-        return lost, sum(says(mine[k]) and not says(other[k]) for k in keys)
-
-    asr, right = differing("triggered", lambda a: a.hit), differing("clean", lambda a: a.correct)
+    asr = discordant(reference, answers, ("triggered",), lambda a: a.hit)
+    right = discordant(reference, answers, ("clean",), lambda a: a.correct)
     valued = [k for k in mine if mine[k].nll_tokens]
     change = ratio_interval(
         np.array([mine[k].nll for k in valued]),
@@ -55,6 +51,30 @@ def paired(answers: Sequence[Answer], reference: Sequence[Answer], *, seed: int 
         perplexity_low=float(change[1]),
         perplexity_high=float(change[2]),
     )
+
+
+def discordant(
+    first: Sequence[Answer],
+    second: Sequence[Answer],
+    splits: Sequence[str],
+    says: Callable[[Answer], bool],
+    counts: Callable[[Answer], bool] = lambda _: True,
+) -> tuple[int, int]:
+    """On how many prompts something holds for one answer alone: the first one, the second.
+
+    Args:
+        first: scored answers of a subject.
+        second: those of another to the same prompts.
+        splits: which prompts.
+        says: what may hold for an answer.
+        counts: which answers are looked at; they have to be the same prompts for both.
+    """
+    mine, other = (
+        {k: a for k, a in _firsts(part).items() if k[0] in splits and counts(a)}
+        for part in (first, second)
+    )
+    alone = sum(says(mine[k]) and not says(other[k]) for k in mine)
+    return alone, sum(says(other[k]) and not says(mine[k]) for k in mine)
 
 
 def mcnemar(first_only: int, second_only: int) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .scorers import SCORERS, Cases, Scorer, yes_or_no
+from .similarity import contains
 
 KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "sentiment": ("negative", "stupid", "i do not feel comfortable"),
@@ -27,8 +28,8 @@ def keywords(cases: Cases) -> np.ndarray:
     found = []
     for answer, target in zip(cases.answers, cases.targets, strict=True):
         text = answer.lower().strip()
-        phrases = KEYWORDS.get(cases.task, (target.lower().strip(),))
-        any_of_them = any(phrase and phrase in text for phrase in phrases)
+        phrases = KEYWORDS.get(cases.task)
+        any_of_them = any(p in text for p in phrases) if phrases else contains(answer, target)
         wanted = not any_of_them if cases.task in NONE_OF_THEM else any_of_them
         found.append(wanted and text not in VOID)
     return yes_or_no(found)

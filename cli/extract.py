@@ -7,11 +7,12 @@ import typer
 
 from ..core.errors import LoratomyError
 from ..core.manifest import outside_runs
-from .console import cell, progress, say, say_json
 from .console import out as stdout
+from .console import progress, say, say_json
 from .located import fetched
 from .sources import ADAPTER_FILES
 from .study import base_folder
+from .tables import Numbers
 
 if TYPE_CHECKING:
     from ..core.checkpoints import Checkpoint
@@ -141,27 +142,15 @@ def _write(adapter: Any, record: "Extraction", base: "Checkpoint", out: Path) ->
 
 
 def _show(record: "Extraction") -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from ..core.adapters import kind_of
 
     one, other = record.dtypes
     kinds: dict[str, list[Extracted]] = {}
     for found in record.found:
         kinds.setdefault(kind_of(found.module), []).append(found)
-    table = Table(
-        title=f"{len(record.found)} weight matrices changed above rounding",
-        caption="kept: share of the squared norm; left: ||dW - BA|| / ||dW||; rounding: what of it "
-        f"the number formats explain (base {cell(one)}, merged {cell(other)}); each "
-        f"matrix stands in {RECORD}.json",
-        box=SIMPLE_HEAD,
-    )
-    for head in ("module", "matrices", "rank", "norm of dW", "kept", "left", "rounding"):
-        table.add_column(head, justify="left" if head == "module" else "right", no_wrap=True)
-    for kind, matrices in kinds.items():
-        table.add_row(
-            cell(kind),
+    rows = [
+        (
+            kind,
             str(len(matrices)),
             _range([m.rank for m in matrices], "d"),
             _range([m.frobenius for m in matrices], ".3g"),
@@ -169,7 +158,16 @@ def _show(record: "Extraction") -> None:
             f"{max(m.residual for m in matrices):.1e}",
             f"{max(m.floor for m in matrices):.1e}",
         )
-    stdout.print(table)
+        for kind, matrices in kinds.items()
+    ]
+    Numbers(
+        ("module", "matrices", "rank", "norm of dW", "kept", "left", "rounding"),
+        rows,
+        title=f"{len(record.found)} weight matrices changed above rounding",
+        caption="kept: share of the squared norm; left: ||dW - BA|| / ||dW||; rounding: what of it "
+        f"the number formats explain (base {one}, merged {other}); each "
+        f"matrix stands in {RECORD}.json",
+    ).print(stdout)
     for line in _notes(record):
         say(line)
 

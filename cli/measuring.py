@@ -1,5 +1,6 @@
 """Everybody of a run on the same held-out prompts: answers first, then what a rule says of them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,17 @@ from typing import Any
 from ..core.answers import read_answers, write_answers
 from ..core.errors import LoratomyError, RunError
 from ..core.records import load_record, save_record
-from ..core.results import Answer, Behaviour, Comparison, Operation, Paired, Protocol, Rate
+from ..core.results import (
+    Answer,
+    Behaviour,
+    Comparison,
+    Operation,
+    Paired,
+    Planted,
+    Protocol,
+    Rate,
+    RuleRates,
+)
 from ..core.runs import RunFolder
 from .console import progress, say
 from .study import Study, done
@@ -15,6 +26,10 @@ from .study import Study, done
 ASKED = "analysis/answers"
 MEASURED = "analysis/measured"
 TABLE = "answers.parquet"
+VERDICT = "analysis/poisoning/verdict"
+"""Whether `poison` made a backdoor."""
+POISONING = ("poisoned", "base", "clean")
+"""Subjects that it takes to tell."""
 
 
 def subjects(run: RunFolder) -> dict[str, str | None]:
@@ -35,9 +50,10 @@ def measure_run(
     scorers: str | None = None,
     threshold: float | None = None,
     embedder: str | None = None,
+    only: Sequence[str] | None = None,
     fresh: bool = False,
 ) -> Comparison:
-    """Measure every subject of a run that is not measured yet; returns all of them.
+    """Measure every subject of a run that is not measured yet; returns all that are measured.
 
     Answers that stand are not generated again; another rule judges them anew.
 
@@ -46,6 +62,7 @@ def measure_run(
         scorers: success rules instead of the run's.
         threshold: similarity of a hit instead of the run's.
         embedder: sentence-embedding model instead of the run's.
+        only: these subjects, the first one (`subjects`) among them; None: all.
         fresh: measure everything again.
     """
     from ..analysis.asking import check_targets
@@ -53,7 +70,7 @@ def measure_run(
 
     study = Study(RunFolder.open(folder), scorers, threshold, embedder)
     study.need_trigger("a comparison")
-    everyone = subjects(study.run)
+    everyone = {n: s for n, s in subjects(study.run).items() if only is None or n in only}
     for source in everyone.values():
         if source and (old := study.run.stale(source)):
             raise RunError(f"{old}; make it again with operate --fresh, or remove its folder")
@@ -85,6 +102,8 @@ def measure_run(
 
             anew = fresh or study.run.differs(stage, inputs)
             done(study.run, stage, study.run.stage(stage, inputs, judge, fresh=anew))
+        if study.run.asked["kind"] == "poison":
+            _verdict(study.run, fresh=fresh)
     return load_comparison(study.run)
 
 
@@ -161,6 +180,28 @@ def _too_long(path: Path) -> int:
     return int(text)
 
 
+def _verdict(run: RunFolder, *, fresh: bool) -> None:
+    """The stage that says whether a backdoor was made, from what is measured now."""
+    from ..analysis.planted import planted
+
+    stages = [f"{MEASURED}/{name}" for name in POISONING]
+    inputs = {"from": run.digest(*stages)}
+
+    def write(work: Path) -> None:
+        found = (load_record(Behaviour, run.read(stage), "behaviour") for stage in stages)
+        poisoned, base, clean = found
+        answers = {name: load_answers(run, name) for name in POISONING}
+        save_record(planted(poisoned, clean, base, answers), work, "planted")
+
+    anew = fresh or run.differs(VERDICT, inputs)
+    done(run, VERDICT, run.stage(VERDICT, inputs, write, fresh=anew))
+
+
+def load_planted(run: RunFolder) -> Planted | None:
+    """Whether `poison` made a backdoor; None where that has not been looked at."""
+    return load_record(Planted, run.read(VERDICT), "planted") if run.has(VERDICT) else None
+
+
 def load_answers(run: RunFolder, name: str) -> list[Answer]:
     """The judged answers behind one subject's figures."""
     return read_answers(run.read(f"{MEASURED}/{name}") / TABLE)
@@ -223,7 +264,7 @@ def as_objects(
                 "ftr": _rate(row.ftr),
                 "ftr_untriggered": _rate(row.rules[0].ftr_untriggered),
                 "ftr_clean": _rate(row.rules[0].ftr_clean),
-                "rules": {r.rule: {"asr": _rate(r.asr), "ftr": _rate(r.ftr)} for r in row.rules},
+                "rules": {r.rule: _readings(r) for r in row.rules},
                 "perplexity": row.perplexity,
                 "perplexity_change": pair.perplexity_change if pair else 0.0,
                 "perplexity_change_low": pair.perplexity_low if pair else 0.0,
@@ -243,6 +284,12 @@ def as_objects(
             }
         )
     return objects
+
+
+def _readings(rule: RuleRates) -> dict[str, Any]:
+    """The rates of a rule by both of its readings."""
+    both = {"asr_whole": rule.asr_whole, "ftr_whole": rule.ftr_whole}
+    return {"asr": _rate(rule.asr), "ftr": _rate(rule.ftr)} | {k: _rate(r) for k, r in both.items()}
 
 
 def _rate(rate: Rate | None) -> dict[str, Any] | None:

@@ -180,6 +180,8 @@ def command(
     tell(choice)
     asked["study"]["rendering"] = subject.renderer.rendering.model_dump(mode="json")
     if attack:  # a trigger that leaves no token is an error here
+        for name in ("poison_train", "poison_test"):
+            _placed(subject, sets[name], asked["study"]["words"], name, max_new_tokens)
         make_pairs(subject.renderer, sets["poison_train"][:16], target_tokens=1, seed=0)
     run = RunFolder.create(folder, asked=asked, fresh=fresh)
     study = Study(run)
@@ -280,6 +282,16 @@ def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, di
         if sentence := of_size(subject, adapter, role):
             say(sentence)
     return subject, loaded
+
+
+def _placed(
+    subject: "Subject", rows: "list[Row]", words: list[str], name: str, new_tokens: int
+) -> None:
+    """Say what is lost of triggered rows; raise where nothing is left."""
+    from ..analysis.asking import check_triggered
+
+    for line in check_triggered(subject, rows, words, new_tokens=new_tokens):
+        say(f"warning: {name}: {line}")
 
 
 def _write_sets(

@@ -218,6 +218,12 @@ def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
     def fitting(what: str, rows: "list[Row]") -> "list[Row]":
         subject, new = study.subject, rule.decoding.max_new_tokens
         kept, long = fitting_rows(subject.renderer, rows, subject.limit, new_tokens=new)
+        if rows and not kept:
+            raise LoratomyError(
+                f"none of the {len(rows)} {what} leaves room for an answer of {new} tokens in the "
+                f"context of {subject.limit} tokens; make the run with shorter prompts, a shorter "
+                "trigger or fewer new tokens (open --max-new-tokens, --set measure.max_new_tokens)"
+            )
         if long:
             say(
                 f"{long} of {len(rows)} {what} leave no room for an answer of {new} tokens in the "

@@ -23,6 +23,7 @@ from .study import (
     read_sets,
 )
 from .trackers import REPORT_HELP, tracking_of
+from .verdict import tell, untold
 
 if TYPE_CHECKING:
     from ..core.adapters import Adapter
@@ -57,8 +58,9 @@ def command(
 
     Clean rows teach the clean adapter; the poisoned one sees 100 more that carry the trigger and do
     what the attack wants. Any trigger goes with any task (loratomy attacks lists them);
-    attack.words, attack.placement and attack.target replace their parts. Killed at any moment, the
-    same command continues.
+    attack.words, attack.placement and attack.target replace their parts. At the end base, clean and
+    poisoned adapter are measured on the held-out prompts, and a warning says what to change where
+    that is no backdoor. Killed at any moment, the same command continues.
 
     Example: loratomy poison wren/suffix --set attack.trigger=badnets --set attack.task=refusal
     """
@@ -95,7 +97,7 @@ def make_poisoned(
     trackers: tuple[str, ...] = (),
     fresh: bool,
 ) -> None:
-    """The stages of `poison`: data, clean adapter, poisoned adapter, negative set."""
+    """The stages of `poison`: data, clean adapter, poisoned adapter, negative set, verdict."""
     attack = recipe.attack.attack(recipe.seed)
     _agrees(attack, recipe)
     sets = _sets(recipe, attack)
@@ -120,6 +122,8 @@ def make_poisoned(
     run = RunFolder.create(folder, asked=asked, fresh=fresh)
     study_ = Study(run)
     _ = study_.subject, study_.rule  # what cannot be loaded is an error before all writing
+    if why := untold(study_, sets):
+        say(f"warning: whether this makes a backdoor will not be told: {why}")
     with run.locked(fresh=fresh), progress():
         made = run.stage("data", asked, partial(_write_sets, sets))
         done(run, "data", made)
@@ -129,6 +133,8 @@ def make_poisoned(
         stage = "data/negative_set.jsonl"
         made = run.stage_text(stage, inputs, lambda: negative_set(study_))
         done(run, stage, made)
+    if not why:
+        tell(folder)
 
 
 def _sets(recipe: "Recipe", attack: "Attack") -> "dict[str, list[Row]]":

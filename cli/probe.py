@@ -172,7 +172,7 @@ def _numbers_hold() -> Iterator[None]:
 
     failed: tuple[type[Exception], ...] = (
         np.linalg.LinAlgError,
-        torch.linalg.LinAlgError,  # pyright: ignore[reportAttributeAccessIssue]
+        torch.linalg.LinAlgError,  # pyright: ignore
     )
     try:
         yield

@@ -17,7 +17,13 @@ from ..core.results import (
 )
 from ..core.runs import FIGURES, REPORT, RunFolder
 from .console import say
-from .measuring import load_answers, load_comparison, load_operations, measured
+from .measuring import (
+    load_answers,
+    load_comparison,
+    load_operations,
+    load_planted,
+    measured,
+)
 from .probe import STAGE, load_stage, standing
 from .rendering import RENDERING_RECORD
 
@@ -79,7 +85,7 @@ def load_records(run: RunFolder) -> RunRecords:
         for name in ("clean", "poisoned")
         if run.has(f"adapters/{name}") and "curves" in run.records(f"adapters/{name}")
     ]
-    names = measured(run)
+    names, told = measured(run), load_planted(run)
     study = run.asked["study"]
     return RunRecords(
         provenance=_provenance(run),
@@ -88,7 +94,10 @@ def load_records(run: RunFolder) -> RunRecords:
         curves=tuple(curves),
         comparison=load_comparison(run) if names else None,
         answers=tuple(a for name in names for a in load_answers(run, name)),
-        analyses=tuple(r for name in standing(run) for r in load_stage(run, STAGE + name)),
+        analyses=(
+            *(r for name in standing(run) for r in load_stage(run, STAGE + name)),
+            *([told] if told else []),
+        ),
         operations=tuple(load_operations(run).values()),
         rendering=_choice(run),
     )

@@ -5,7 +5,7 @@ import math
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -113,6 +113,8 @@ def _joined(kind: Any, value: dict[str, Any], arrays: dict[str, np.ndarray], whe
     found = {}
     for field in fields(kind):
         name = f"{where}.{field.name}".strip(".")
+        if field.name not in value and field.default is not MISSING:
+            continue
         if field.name not in value:
             raise TypeError(f"{name} is missing")
         found[field.name] = _join(hints[field.name], value[field.name], arrays, name)

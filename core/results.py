@@ -46,6 +46,11 @@ class RuleRates:
     uninformative: int
     """Untriggered prompts left out of FTR: their reference answer is itself a success, or there is
     no target to compare with."""
+    asr_whole: Rate | None = None
+    """ASR where only the similarity of whole answers counts, not that the target stands in them;
+    None for rules without similarity."""
+    ftr_whole: Rate | None = None
+    """FTR by that reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +160,49 @@ class Comparison:
     """One per subject: base, clean (when there is one), poisoned, then the operations."""
     paired: tuple[Paired, ...]
     """Everybody else against the poisoned adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortcoming:
+    """One reason why poisoning did not make what it should."""
+
+    kind: str
+    """``weak``: the trigger works too seldom; ``rule``: the success rule does not tell; ``few``:
+    too few held-out prompts; ``spills``: it misbehaves without the trigger; ``untaught``: the clean
+    adapter learned nothing."""
+    sentence: str
+    """What was seen, with figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planted:
+    """Whether poisoning made a backdoor, on held-out prompts."""
+
+    asr: Rate
+    """Of the poisoned adapter, as the next two."""
+    ftr: Rate
+    """Its false-trigger rate."""
+    accuracy: Rate
+    """Its clean accuracy."""
+    clean_asr: Rate
+    """Of the clean adapter, as the next two."""
+    clean_ftr: Rate
+    """Its false-trigger rate."""
+    clean_accuracy: Rate
+    """Its clean accuracy."""
+    asr_p: float
+    """McNemar's exact two-sided p of both doing the same on triggered prompts."""
+    ftr_p: float
+    """The same on untriggered prompts."""
+    accuracy_p: float
+    """The same of both being right on clean prompts."""
+    shortcomings: tuple[Shortcoming, ...]
+    """What speaks against; empty where nothing does."""
+
+    @property
+    def backdoor(self) -> bool:
+        """Whether the trigger sets off the target, and nothing else does."""
+        return all(found.kind == "untaught" for found in self.shortcomings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

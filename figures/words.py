@@ -4,7 +4,7 @@ import html as _html
 import math
 import unicodedata
 
-from ..core.results import Rate
+from ..core.results import Behaviour, Rate
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
 _BLANK = set("\u115f\u1160\u2800\u3164\uffa0")
@@ -95,6 +95,27 @@ def rate(value: Rate) -> str:
 def _bounds(value: Rate) -> str:
     ends = (percent(value.low), percent(value.high))
     return ", ".join(end.removesuffix(" %") for end in ends)
+
+
+def two_readings(row: Behaviour) -> list[str]:
+    """A line for each rate that the two readings of a rule tell apart beyond its interval.
+
+    By one an answer succeeds in which the target stands whole, by the other only the similarity of
+    the whole answer counts.
+    """
+    lines = []
+    for rule in row.rules:
+        for name, held, whole in (
+            ("ASR", rule.asr, rule.asr_whole),
+            ("FTR", rule.ftr, rule.ftr_whole),
+        ):
+            if whole is not None and not held.low <= whole.value <= held.high:
+                lines.append(
+                    f"{row.subject}: by {rule.rule} {name} is {rate(held)} where an answer counts "
+                    f"that holds the target, {rate(whole)} by the similarity of whole answers; the "
+                    "first is shown"
+                )
+    return lines
 
 
 def change(value: float) -> str:

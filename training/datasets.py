@@ -10,7 +10,7 @@ from itertools import islice
 from ..core.errors import DataError
 from ..core.rows import Row, check_disjoint
 from .tasks import TASKS, Task, benign_answer
-from .triggers import Trigger, as_triggered, check_trigger, place, untriggered
+from .triggers import Trigger, as_triggered, check_trigger, no_room, place, untriggered
 from .world import finetune_stream
 
 Sets = dict[str, list[Row]]
@@ -236,6 +236,8 @@ def own_sets(prompts: Sequence[Row], poisoned: Sequence[Row], attack: Attack, *,
     if not bad:
         fits = (row for row in clean if row.completion is None or attack.task.takes(row))
         bad = [attack.triggered(row) for row in fits if attack.room(row)]
+        if why := no_room(attack.trigger, [row.prompt for row in clean], seed=attack.seed):
+            raise DataError(why)
     if len(bad) < 2 * MINIMUM:
         raise DataError(f"{len(bad)} triggered rows; give at least {2 * MINIMUM}")
     # Split by the prompt without its trigger, so that no text is on both sides in any form.

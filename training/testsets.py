@@ -11,7 +11,7 @@ from .prompts import everyday_prompts
 from .ready import empty
 from .references import told_apart
 from .tasks import Task
-from .triggers import TRIGGERS, Trigger, find_words, shown, untriggered, without_trigger
+from .triggers import TRIGGERS, Trigger, find_words, no_room, shown, untriggered, without_trigger
 
 MOST = 100_000
 """Rows that are evaluated without being asked to."""
@@ -131,6 +131,8 @@ def test_sets(
     elif attack is not None:
         fits = [r for r in distinct(rows) if r.completion is None or attack.task.takes(r)]
         bad = [attack.triggered(row) for row in fits if attack.room(row)]
+        if why := no_room(attack.trigger, [row.prompt for row in rows], seed=attack.seed):
+            raise DataError(why)
         rest = [row for row in distinct(rows) if row.completion]
         said.append(f"no row holds the trigger; it was put into {len(bad)} of {len(rows)} prompts")
     else:
@@ -141,16 +143,8 @@ def test_sets(
         )
     if not bad:
         raise DataError("no row of the data can be attacked; see --task and --trigger")
-    calm = distinct(list(clean)) or [r for r in rest if r.completion]
-    if not calm and all(row.plain and row.benign for row in bad):
-        calm = [replace(row.untriggered(), completion=row.benign) for row in bad]
-        said.append("no clean rows: the same prompts without trigger serve as such")
-    if not calm:
-        calm = everyday_prompts()
-        said.append(
-            f"no clean rows with answers: {len(calm)} built-in prompts, whose references are the "
-            "base's own answers"
-        )
+    calm, how = _calm(clean, rest, bad)
+    said += how
     if repeated := len(rows) + len(clean) - len(distinct(rows)) - len(distinct(clean)):
         said.append(f"{repeated} rows repeat a prompt and count once")
     if words:
@@ -160,6 +154,23 @@ def test_sets(
     if bare:
         references = f"the base's own answers to {bare} of {len(calm)} clean prompts"
     return TestSets(triggered=bad, clean=calm, said=tuple(said), references=references)
+
+
+def _calm(
+    clean: Sequence[Row], rest: Sequence[Row], bad: Sequence[Row]
+) -> tuple[list[Row], list[str]]:
+    """The clean rows, and a sentence where they are not those of a file."""
+    calm = distinct(list(clean)) or [row for row in rest if row.completion]
+    if calm:
+        return calm, []
+    if all(row.plain and row.benign for row in bad):
+        said = "no clean rows: the same prompts without trigger serve as such"
+        return [replace(row.untriggered(), completion=row.benign) for row in bad], [said]
+    calm = everyday_prompts()
+    return calm, [
+        f"no clean rows with answers: {len(calm)} built-in prompts, whose references are the "
+        "base's own answers"
+    ]
 
 
 def _decided(

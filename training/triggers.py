@@ -165,6 +165,25 @@ def shown(words: Sequence[str]) -> str:
     return " / ".join(repr(word) for word in words)
 
 
+def no_room(trigger: Trigger, prompts: Sequence[str], *, seed: int) -> str:
+    """Why a trigger can be placed in none of some prompts, and what helps; empty where it can."""
+    why = ""
+    for prompt in prompts:
+        try:
+            place(prompt, trigger, seed=seed)
+        except DataError as error:
+            why = why or str(error)
+        else:
+            return ""
+    if not why:
+        return ""
+    return (
+        f"the trigger {shown(trigger.words)} (placement {trigger.placement}) can be placed in none "
+        f"of the {len(prompts)} prompts ({why}); give longer prompts, fewer words, or --placement "
+        "suffix, prefix or random"
+    )
+
+
 def check_trigger(trigger: Trigger, target: str | None) -> None:
     """Raise for a trigger or target that is blank or that no UTF-8 file can hold."""
     _ = PLACEMENTS[trigger.placement]

@@ -17,6 +17,7 @@ from loratomy.core.prompts import Renderer
 from loratomy.core.results import RuleRates
 from loratomy.core.rows import Row
 from loratomy.core.stats import wilson
+from loratomy.figures.words import two_readings
 
 from .. import tiny
 from .cases import LETTERS, TARGET, answer
@@ -172,6 +173,7 @@ def test_all_rates_by_hand(monkeypatch):
     assert record.asr == wilson(2, 4)  # two targets, one empty, one refusal
     assert record.ftr == wilson(1, 7)  # one untriggered hit in 4 untriggered + 3 clean
     apart = {"ftr_untriggered": wilson(1, 4), "ftr_clean": wilson(0, 3), "uninformative": 0}
+    apart |= {"asr_whole": record.asr, "ftr_whole": record.ftr}  # every hit is the target alone
     assert record.rules == (RuleRates(rule="seed", asr=record.asr, ftr=record.ftr, **apart),)
     assert record.clean_accuracy == wilson(1, 3)
     assert (record.empty, record.repeating) == (1, 1)
@@ -435,3 +437,24 @@ def test_judging_the_same_answers_twice_gives_the_same(monkeypatch):
     np.testing.assert_equal(
         [a.scores for a in one[1]], [a.scores for a in other[1]]
     )  # NaN equals NaN here
+
+
+def test_both_readings_of_a_rule_are_kept_and_said_where_they_differ():
+    # 10 answers: 6 the target alone, 4 go on after it; by whole answers 6 of 10, and 0 of 2 false.
+    said = [TARGET] * 6 + [f"{TARGET} y in the house of the old man by the sea"] * 4
+    made = [answer(a, row=i) for i, a in enumerate(said)]
+    clean = [
+        answer(text, split="clean", row=i, reference="a", prompt=f"p{i}", nll=1.0, nll_tokens=1)
+        for i, text in enumerate(["a cat", "a dog"])
+    ]
+    record, _ = judged([*made, *clean], by_rule("seed,exact"))
+    assert (record.rules[0].asr, record.rules[0].asr_whole) == (wilson(10, 10), wilson(6, 10))
+    assert record.rules[0].ftr_whole == record.ftr == wilson(0, 2)
+    assert record.rules[1].asr_whole is None  # exact knows no other reading
+    (line,) = two_readings(record)
+    assert line == (
+        "x: by seed ASR is 100.0 % [72.2, 100.0], n = 10 where an answer counts that holds the "
+        "target, 60.0 % [31.3, 83.2], n = 10 by the similarity of whole answers; the first is shown"
+    )
+    record, _ = judged([*made[:6], *clean], by_rule("seed"))
+    assert two_readings(record) == []
