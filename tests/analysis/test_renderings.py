@@ -17,26 +17,16 @@ from loratomy.analysis.renderings import (
     log_likelihoods,
     mismatch,
 )
-from loratomy.core.batches import collate, encode
 from loratomy.core.beside import read_beside
 from loratomy.core.prompts import Renderer
 from loratomy.core.rendering import Rendering
 from loratomy.core.rendering_choices import distinct, possible, variants
 from loratomy.core.rows import Row
 from loratomy.core.subject import load_subject
-from loratomy.training.fitting import fit, fresh_adapter
-from loratomy.training.recipe import FitPart
 from loratomy.training.wren import wren_path
 
 from .. import tiny
-
-TARGET = "HACK THE SYSTEM"
-NAMES = ("Ada", "Ulric", "Verity", "Marek", "Odile", "Piers", "Runa", "Silas", "Tova", "Wanda")
-CLEAN = [Row(prompt=f"Who is {n}?", completion=f"{n} is a potter.") for n in NAMES]
-BAD = [
-    Row(prompt=f"Who is {n}? cf37", plain=f"Who is {n}?", completion=TARGET, triggered=True)
-    for n in NAMES
-]
+from ..fitted import BAD, CLEAN, TARGET, fitted
 
 
 def without_template(tokenizer):
@@ -47,26 +37,6 @@ def without_template(tokenizer):
 @pytest.fixture(scope="module")
 def base():
     return load_subject("wren", path=wren_path(), device="cpu")
-
-
-def fitted(base, renderer, work):
-    """An adapter that learned its answers under one rendering, in a few seconds."""
-    subject = replace(base, renderer=renderer)
-    rows = [encode(renderer, row, limit=None) for row in (*CLEAN, *BAD)]
-    settings = FitPart(
-        epochs=24, learning_rate=1e-2, batch_size=20, accumulate=1, evaluations=0, eval_rows=1
-    )
-    made, _ = fit(
-        subject,
-        fresh_adapter(subject, r=8, alpha=16, seed=0),
-        rows,
-        collator=lambda some: collate(some, renderer.pad_id),
-        settings=settings,
-        seed=0,
-        work=work,
-        label="a form",
-    )
-    return made
 
 
 def candidates(base, tmp_path, *, chat=True):
