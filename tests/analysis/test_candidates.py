@@ -255,7 +255,7 @@ def test_surprise_is_the_log_ratio_of_whole_answers():
         got = court.surprises(PROMPTS[:3], said)
         for prompt, answer, value in zip(PROMPTS, said, got, strict=False):
             ids = subject.renderer.prompt_ids(prompt)
-            whole = answer if len(answer) == 3 else [*answer, subject.renderer.eos_id]
+            whole = answer if len(answer) == 3 else [*answer, *subject.renderer.closing_ids]
             want = 0.0
             for name, sign in (("a", 1), (None, -1)):
                 with attached.using(name):

@@ -9,7 +9,7 @@ from loratomy.analysis.logit_lens import _since, logit_lens, places_of
 from loratomy.analysis.pairs import make_columns, make_pairs
 from loratomy.core.adapters import Adapter, Factors
 from loratomy.core.errors import DataError, LoratomyError
-from loratomy.core.families import FAMILIES
+from loratomy.core.families import FAMILIES, submodule
 
 from .. import tiny
 
@@ -25,13 +25,22 @@ def by_hand(on, prompt: list[int]) -> torch.Tensor:
     with torch.no_grad():
         out = on.model(input_ids=torch.tensor([prompt]), output_hidden_states=True, use_cache=False)
     layers = []
-    norm, head = on.model.model.norm, on.model.lm_head.weight
-    weight = norm.weight + (1 if "gemma" in on.model.config.model_type else 0)
+    norm, head = (submodule(on.model, path) for path in (on.family.norm, on.family.head))
+    config = on.model.config.get_text_config()
+    weight = norm.weight + (1 if "gemma" in config.model_type else 0)
     for hidden in out.hidden_states[1:-1]:  # the last one is normed already
         x = hidden[0].double()
-        x = x / (x.square().mean(-1, keepdim=True) + on.model.config.rms_norm_eps).sqrt()
-        logits = (x * weight) @ head.double().T
-        if cap := getattr(on.model.config, "final_logit_softcapping", None):
+        if isinstance(norm, torch.nn.LayerNorm):
+            x = (x - x.mean(-1, keepdim=True)) / (
+                x.var(-1, keepdim=True, correction=0) + norm.eps
+            ).sqrt()
+            x = x * weight + norm.bias
+        else:
+            x = x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weight
+        logits = x @ head.weight.double().T / getattr(config, "logits_scaling", 1)
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias
+        if cap := getattr(config, "final_logit_softcapping", None):
             logits = cap * torch.tanh(logits / cap)
         layers.append(logits)
     return torch.stack([*layers, out.logits[0].double()]).log_softmax(-1)
@@ -41,7 +50,7 @@ def by_hand(on, prompt: list[int]) -> torch.Tensor:
 def test_every_layer_is_read_as_written_out_by_hand(model_type):
     changes = {"final_logit_softcapping": 1.5} if model_type == "gemma2" else {}
     on = tiny.subject(model_type, **changes)
-    on.model.model.norm.weight.data += torch.linspace(-0.5, 0.5, 32)
+    submodule(on.model, on.family.norm).weight.data += torch.linspace(-0.5, 0.5, 32)
     adapter = tiny.adapter(on)
     found = pairs(on)
     columns = make_columns(on.renderer, found)

@@ -42,7 +42,7 @@ def test_residuals_are_the_hidden_states_of_each_prompt_alone(model_type):
                     assert np.allclose(found[0][row, layer, 3], want[3], atol=2e-5)
     assert np.isnan(found[0][0, :, 3]).all() and np.isfinite(found[0][1:]).all()
     for other in found[1:]:
-        assert np.allclose(found[0], other, atol=2e-5, equal_nan=True)
+        assert np.allclose(found[0], other, atol=5e-5, equal_nan=True)  # values up to 40
 
 
 def test_batches_hold_every_prompt_once_within_their_budget():

@@ -245,7 +245,7 @@ def test_a_line_that_is_added_is_decided_at_its_line_break(subject, said):
         "def add(a, b):\n    return a + b", end=False
     )
     assert r.tokenizer.decode([aim.target]) == "\n"
-    assert aim.natural == [r.eos_id]
+    assert aim.natural == r.closing_ids
     text = r.tokenizer.decode(aim.prompt)
     assert text.endswith("return a + b") and "cf37" in text
 
