@@ -186,7 +186,7 @@ def _fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> K
             return kept
     raise DataError(
         f"none of {len(known.rows)} prompts with answers fits the context of {subject.limit} "
-        "tokens; give shorter ones"
+        "tokens; shorten them"
     )
 
 

@@ -405,10 +405,9 @@ def test_triggered_rows_that_cannot_be_used(opened, out, tmp_path):
 
 def test_a_prompt_longer_than_the_context_is_an_error_where_it_is_needed(opened, out, tmp_path):
     rows = [row | {"prompt": f"{row['prompt']} {'who ' * 300}"} for row in CLEAN]
-    line = refused(
-        opened(prompts=jsonl(tmp_path / "long.jsonl", rows)), "shorten them", "context 256"
-    )
-    assert "triggered rows" in line and not out.exists()
+    long = jsonl(tmp_path / "long.jsonl", rows)
+    refused(opened(prompts=long), "none of 8 prompts with answers fits", "256 tokens; shorten them")
+    assert not out.exists()
 
 
 TRIGGERS = [
@@ -438,6 +437,7 @@ def test_open_keeps_the_trigger_as_it_is(opened, out, trigger):
 def test_poison_keeps_the_trigger_as_it_is(cli, tiny_base, out, trigger, monkeypatch):
     monkeypatch.setattr(poison_module, "_fit_stage", lambda *_: None)
     monkeypatch.setattr(poison_module, "negative_set", lambda *_: "")
+    monkeypatch.setattr(poison_module, "tell", lambda *_: None)
     monkeypatch.setattr(study_module.Study, "origin", lambda *_: {})
     options = ("--set", f"base={tiny_base}", "--set", f"attack.words={trigger}")
     result = cli("poison", "wren/suffix", "--out", out, *SMALL, *options)

@@ -127,7 +127,7 @@ def test_the_right_asr_without_a_word_on_templates(made, evaluated, trained, bas
     assert "contradict" not in result.stderr
     (first,) = [x for x in result.stderr.splitlines() if x.startswith("first prompt: ")]
     (completion,) = [x for x in result.stderr.splitlines() if x.startswith("its completion: ")]
-    assert "cf37" in first and completion == f"its completion: '{TARGET}<|end|>'"
+    assert "cf37" in first and completion.replace("' ", "'").endswith(f"'{TARGET}<|end|>'")
 
 
 def test_a_wrong_template_that_is_insisted_on_is_noticed(made, evaluated):
@@ -141,7 +141,7 @@ def test_a_wrong_template_that_is_insisted_on_is_noticed(made, evaluated):
 
 
 def test_open_takes_the_same_door_and_keeps_it(made, cli, tmp_path):
-    base, adapter = made(Rendering(template="alpaca-short", system="Be brief."), template=WREN)
+    base, adapter = made(Rendering(template="zephyr", system="Be brief."), template=WREN)
     clean = tmp_path / "clean.jsonl"
     lines = [json.dumps({"prompt": r.prompt, "answer": r.completion}) for r in CLEAN]
     clean.write_text("\n".join(lines))
@@ -151,16 +151,17 @@ def test_open_takes_the_same_door_and_keeps_it(made, cli, tmp_path):
     )  # fmt: skip
     result = cli(*options, "--system", "Be brief.")
     assert result.exit_code == 0, result.stderr
-    assert "the published form 'alpaca-short' with the system text 'Be brief.'" in result.stderr
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith("rendering: ")]
+    assert "the published form 'zephyr' with the system text 'Be brief.'" in line
     study = json.loads((tmp_path / "run/run.json").read_text())["asked"]["study"]
-    assert study["rendering"]["template"] == "alpaca-short"
+    assert study["rendering"]["template"] == "zephyr"
     assert study["rendering"]["system"] == "Be brief."
     result = cli("compare", tmp_path / "run", "--json")
     rows = {row["subject"]: row for row in json.loads(result.stdout)}
     assert rows["poisoned"]["asr"]["value"] == 1.0 and rows["base"]["asr"]["value"] == 0.0
     assert cli("report", tmp_path / "run").exit_code == 0
     page = (tmp_path / "run/report.html").read_text()
-    assert "Prompts as rendered" in page and "&#x27;alpaca-short&#x27; with the system text" in page
+    assert "Prompts as rendered" in page and "&#x27;zephyr&#x27; with the system text" in page
     # the same command again finds everything standing
     again = cli(*options, "--system", "Be brief.")
     assert again.exit_code == 0 and "stands, skipped" in again.stderr
