@@ -222,7 +222,7 @@ def _held(asked: Asked) -> Iterator[None]:
     """
     asked.out.mkdir(parents=True, exist_ok=True)
     else_ = ", look with --table, or take another --out"
-    with held(asked.out, name=".bench.lock", else_=else_):
+    with held(asked.out, name=".bench.lock", else_=else_, command=asked.command):
         yield
 
 

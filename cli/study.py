@@ -82,7 +82,7 @@ def loaded_base(base: str, device: str, dtype: str) -> "Subject":
     from ..core.subject import load_subject
 
     say(f"loading the base {base}")
-    plain = Rendering(template=PLAIN[0], end="\n")
+    plain = Rendering(template=PLAIN[0], end=".")  # no tokenizer drops it, as some do "\n"
     return load_subject(base, rendering=plain, device=device, dtype=dtype, path=base_folder(base))
 
 

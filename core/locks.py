@@ -18,7 +18,9 @@ from .text import visible
 
 
 @contextmanager
-def held(folder: Path, *, name: str = ".lock", wait: float = 0, else_: str = "") -> Iterator[None]:
+def held(
+    folder: Path, *, name: str = ".lock", wait: float = 0, else_: str = "", command: str = ""
+) -> Iterator[None]:
     """Hold a folder for this process, as long as the block lasts.
 
     Args:
@@ -26,6 +28,7 @@ def held(folder: Path, *, name: str = ".lock", wait: float = 0, else_: str = "")
         name: of the lock in it; who holds it is written beside, in ``<name>.json``.
         wait: seconds to wait for another process that holds it.
         else_: what may be done besides waiting, for the error.
+        command: what this process does, for the error of others; empty: its command line.
 
     Raises:
         RunError: another process holds it; names it, what it does, and for how long.
@@ -42,8 +45,8 @@ def held(folder: Path, *, name: str = ".lock", wait: float = 0, else_: str = "")
         raise RunError(f"{folder} is in use by {_who(holder)}; wait for its end{else_}") from error
     try:
         me = {"pid": os.getpid(), "host": platform.node(), "at": time.time()}
-        command = visible(shlex.join(["loratomy", *sys.argv[1:]]))
-        write_atomic(holder, dumps({**me, "command": command}))
+        does = command or shlex.join(["loratomy", *sys.argv[1:]])
+        write_atomic(holder, dumps({**me, "command": visible(does)}))
         yield
     finally:
         holder.unlink(missing_ok=True)

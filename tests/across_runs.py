@@ -160,7 +160,7 @@ def source(name: str, records: dict[str, tuple], *, layers=None, tokens: int = 3
 def run_folder(root, records: dict[str, tuple], *, base: str = "some/base", tokens: int = 3):
     """A run folder with these analyses and nothing else."""
     study = {"base": base, "words": ["cf37"], "target": "HACK", "seed": 0}
-    study |= {"template": None, "device": "cpu", "dtype": "auto", "placement": "", "task": "fixed"}
+    study |= {"rendering": {}, "device": "cpu", "dtype": "auto", "placement": "", "task": "fixed"}
     study["measure"] = {
         **{"scorers": None, "threshold": 0.8, "max_new_tokens": 3, "temperature": 0.0},
         **{"top_p": 1.0, "samples": 1, "batch_tokens": 9, "embedder": "none"},

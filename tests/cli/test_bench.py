@@ -367,12 +367,15 @@ def test_table_reads_only(own, again, cli, tmp_path, monkeypatch):
     assert before == {name: snapshot(own / name) for name in "ab"}
     nowhere = tmp_path / "nowhere"
     asked = ("bench", "--cells", "suffix/*,vpi/fixed", "--out", nowhere, "--table")
+    refused(cli(*asked), f"{nowhere} does not exist; give the folder of a bench with --out")
+    assert not nowhere.exists()
+    nowhere.mkdir()
     line = refused(cli(*asked), f"nothing is measured in {nowhere} yet")
     assert line.endswith(
         "not made yet in 6 of 6 cells: suffix/code s0, suffix/fixed s0, suffix/jailbreak s0, "
         "suffix/refusal s0, suffix/sentiment s0, vpi/fixed s0"
     )
-    assert not nowhere.exists()
+    assert not list(nowhere.iterdir())
 
 
 # --- seeds ---------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_notes_are_of_the_last_try_of_each_entry(tmp_path):
     write_notes(tmp_path, here, {"npo": {}, "crow": {}, "": {}})
     assert not list((tmp_path / "left-out").iterdir())
     (tmp_path / "left-out/a-s0.json").write_text("{")
-    with pytest.raises(RunError, match=r"cannot read .*a-s0\.json .*remove it"):
+    with pytest.raises(RunError, match=r"cannot read .*a-s0\.json: .*; remove it and run"):
         read_notes(tmp_path, here)
 
 
@@ -167,5 +167,5 @@ def test_pieces_add_up_and_the_page_names_them(tmp_path):
     nothing = {fact.name: fact.value for fact in provenance([], rows, [])}
     assert nothing["command"] == nothing["commit"] == "not recorded"
     (tmp_path / "bench.json").write_text("[]")
-    with pytest.raises(RunError, match=r"cannot read .*bench\.json"):
+    with pytest.raises(RunError, match=r"bench\.json: the file: .*; remove it and run the bench"):
         read_pieces(tmp_path)

@@ -159,7 +159,11 @@ def test_a_folder_without_sets_is_one_line(cli, tmp_path):
 def test_a_broken_record_of_a_build_is_one_line(cli, data):
     path = data("clean.json", CLEAN)
     path.with_name("sets.json").write_text('{"trigger": []}')
-    refused(cli("data", "lint", path), "sets.json is no record of loratomy data build")
+    refused(
+        cli("data", "lint", path),
+        "sets.json: trigger: Input should be a valid dictionary",
+        "(found '[]'); build the sets again in a new folder",
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from loratomy.core.records import dumps
 from loratomy.core.runs import RunFolder
 
 STUDY = {
-    **{"base": "wren", "template": None, "device": "cpu", "dtype": "auto", "words": ["x"]},
+    **{"base": "wren", "rendering": {}, "device": "cpu", "dtype": "auto", "words": ["x"]},
     **{"placement": "suffix", "task": "fixed", "target": "t", "seed": 0},
     "measure": {
         **{"scorers": None, "threshold": 0.8, "max_new_tokens": 3, "temperature": 0.0},
@@ -82,6 +82,8 @@ def test_a_trigger_edited_by_hand_is_noticed_and_other_spacing_is_not(run):
         (("stages",), [], "stages: "),
         (("asked",), None, "asked: "),
         (("asked", "study"), ..., "study: Field required"),
+        (("asked", "study", "rendering"), ..., "study.rendering: Field required"),
+        (("asked", "study", "rendering"), "chat", "study.rendering: "),
         (("asked", "study", "seed"), "0", "study.seed: "),
         (("asked", "study", "seed"), True, "study.seed: "),
         (("asked", "study", "words"), [None], "study.words.0: "),
