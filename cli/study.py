@@ -8,6 +8,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.base_check import check_files
 from ..core.errors import DataError, LoratomyError, RunError
 from ..core.files import sha256
 from ..core.jsonfiles import Outside, checked, read_json
@@ -53,6 +54,7 @@ def base_fingerprint(source: str) -> dict[str, Any]:
     folder = base_folder(source) or Path(source)
     if not folder.is_dir():
         return {"source": source}
+    check_files(folder)
     files = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".safetensors"):
@@ -384,5 +386,10 @@ def negative_set(study: Study) -> str:
         rows = own_answers(study.subject, prompts, study.rule, label="the negative set")
     rows = [row for row in rows if row.completion]
     if not rows:
-        raise LoratomyError("the model answers nothing to the untriggered prompts")
+        who = "poisoned" if study.clean is None else "clean"
+        cure = "; give one that answers with --clean-adapter" if study.clean is None else ""
+        raise LoratomyError(
+            f"with the {who} adapter the model answers nothing to the {len(prompts)} untriggered "
+            f"prompts{cure}"
+        )
     return rows_to_jsonl(rows)

@@ -334,8 +334,10 @@ def changes(bench: Bench, outcome: Outcome) -> dict[str, float]:
 def check_finite(bench: Bench) -> None:
     """Raise where the model's answers under the adapter to operate on are not numbers.
 
+    A normalisation whose sum of squares overflows gives zeros, and so equal logits.
+
     Raises:
-        LoratomyError: a logit is NaN or infinite.
+        LoratomyError: a logit is NaN or infinite, or all of them are equal.
     """
     subject = bench.subject
     rows = [row for row in (*bench.poison_train[:1], *bench.clean_train[:1]) if row.completion]
@@ -344,11 +346,11 @@ def check_finite(bench: Bench) -> None:
             prompt = encode(subject.renderer, row, limit=None).prompt[: subject.limit]
             ids = torch.tensor([prompt], device=subject.device)
             logits = subject.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-            if not torch.isfinite(logits).all():
+            if not torch.isfinite(logits).all() or bool(logits.max() == logits.min()):
                 raise LoratomyError(
-                    "with the adapter the model's logits are NaN or infinite, so that no operation "
-                    "on it can be measured; are its weights of a size that makes sense? (loratomy "
-                    "open says how large they are)"
+                    "with the adapter the model's logits are NaN or infinite, or all equal, so "
+                    "that no operation on it can be measured; are its weights of a size that makes "
+                    "sense? (loratomy open says how large they are)"
                 )
 
 

@@ -152,7 +152,11 @@ def test_weights_that_are_finite_but_enormous(opened, cli, out, tiny_adapter, tm
 def test_an_operation_on_what_is_not_finite_is_refused(opened, cli, out, tiny_adapter, tmp_path):
     huge = scaled(tiny_adapter, tmp_path / "huge", 1e30)
     huge = scaled(huge, tmp_path / "both", 1e8, part="lora_A")
-    assert opened(adapter=huge).exit_code == 0
+    nothing = opened(adapter=huge)
+    refused(nothing, "with the poisoned adapter the model answers nothing", "--clean-adapter")
+    assert "times the norm of the base's weight" in nothing.stderr
+    again = opened("--fresh", adapter=huge, clean_adapter=tiny_adapter)
+    assert again.exit_code == 0, again.stderr
     line = refused(cli("operate", out, "truncate", "--set", "rank=1"))
     assert "NaN or infinite" in line or "overflow" in line
     assert not (out / "operations/truncate").exists()

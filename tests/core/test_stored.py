@@ -256,7 +256,9 @@ def test_an_enormous_config_is_not_read(edited):
     folder = edited()
     with (folder / "adapter_config.json").open("r+b") as file:
         file.truncate(2**33)
-    with pytest.raises(AdapterError, match=rf"adapter_config\.json: {2**33} bytes, where {2**24} are the most"):
+    with pytest.raises(
+        AdapterError, match=rf"adapter_config\.json: {2**33} bytes, where {2**24} are the most"
+    ):
         check_folder(folder)
 
 
