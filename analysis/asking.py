@@ -12,9 +12,9 @@ from ..core.results import Answer, Protocol
 from ..core.rows import Row
 from ..core.subject import Subject
 from ..training.ready import empty
+from .contradiction import mismatch
 from .generation import Decoding, generate
 from .perplexity import completion_losses
-from .renderings import mismatch
 from .rules import Success, needed, parse_rules
 from .scorers import SCORERS
 from .similarity import Embedder
@@ -162,8 +162,12 @@ def collect(
         for item, samples in zip(asked, out, strict=True)
         for k, tokens in enumerate(samples)
     ]
-    said = [subject.renderer.decode(samples[0]) for samples in out[: len(bad)]]
-    wrong = mismatch(subject, bad, said) if rule.decoding.temperature == 0 else ""
+    wrong = ""
+    if rule.decoding.temperature == 0:  # answers that were cut off tell nothing
+        new, firsts = rule.decoding.max_new_tokens, [samples[0] for samples in out[: len(bad)]]
+        whole = [(row, ids) for row, ids in zip(bad, firsts, strict=True) if len(ids) < new]
+        said = [subject.renderer.decode(ids) for _, ids in whole]
+        wrong = mismatch(subject, [row for row, _ in whole], said)
     return Collected(answers, dropped, wrong)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.batches import Encoded, collate, completion_log_probs, encode
+from ..core.batches import collate, completion_log_probs, encode
 from ..core.choice import RenderingChoice, Tried
 from ..core.errors import DataError
 from ..core.progress import report
@@ -22,8 +22,6 @@ from ..core.prompts import Renderer
 from ..core.rendering_choices import distinct, variants
 from ..core.rows import Row
 from ..core.subject import Subject
-from .generation import Decoding, generate
-from .similarity import contains
 
 FEW, MANY = 2, 16
 """Rows of each kind behind the first look at every rendering, and behind the last at a few."""
@@ -64,7 +62,7 @@ def known_of(triggered: Sequence[Row], clean: Sequence[Row]) -> Known:
         triggered: a row whose completion does not hold its target is known by the target alone.
         clean: by their completions.
     """
-    bad = [replace(row, completion=_target(row)) for row in triggered if _target(row)]
+    bad = [replace(row, completion=said_target(row)) for row in triggered if said_target(row)]
     return Known(bad[:MANY], [row for row in clean if row.completion][:MANY])
 
 
@@ -191,7 +189,11 @@ def _fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> K
 
 
 def find_rendering(
-    subject: Subject, renderers: Sequence[Renderer], known: Known
+    subject: Subject,
+    renderers: Sequence[Renderer],
+    known: Known,
+    *,
+    first: Row | None = None,
 ) -> tuple[Renderer, RenderingChoice]:
     """The rendering under which an adapter finds what it is known to say likeliest.
 
@@ -202,12 +204,63 @@ def find_rendering(
         subject: with the suspicious adapter active.
         renderers: what to try, preferred ones first.
         known: rows with completions; where there are none the first rendering is taken.
+        first: the example of what is asked where none has a completion.
 
     Raises:
         DataError: no rendering leaves room for the known rows in the context.
     """
     if not known.rows:
-        return renderers[0], given_choice(subject, renderers[0], known, reason=NOTHING)
+        chosen = renderers[0]
+        return chosen, given_choice(subject, chosen, known, reason=NOTHING, first=first)
+    chosen, many, alike = _compared(subject, renderers, known)
+    renderer, end = closed(subject, chosen.renderer, known)
+    rest = [s for s in many if s.form != chosen.form]
+    prompt, completion = renderer.shown(known.rows[0])
+    choice = RenderingChoice(
+        chosen=renderer.rendering.about(),
+        reason=LIKELIEST,
+        tried=tuple(s.tried(many[0]) for s in (chosen, *rest)),
+        close=any(s in alike for s in rest),
+        n_targets=len(known.triggered),
+        n_answers=len(known.clean),
+        ends=_ends(renderer),
+        end_log_prob=end,
+        prompt=prompt,
+        completion=completion,
+        sentence="",
+    )
+    return renderer, replace(choice, sentence=sentence_of(choice))
+
+
+def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], known: Known) -> str:
+    """A sentence where another rendering makes what is known far likelier; else empty.
+
+    Args:
+        subject: with the suspicious adapter active.
+        renderer: the rendering that was given.
+        others: what else fits, preferred ones first.
+        known: rows with completions; without any nothing can be told.
+    """
+    if not known.rows:
+        return ""
+    best = _compared(subject, distinct([renderer, *others]), known)[0]
+    (given,) = _scored(subject, [(0, renderer)], known) or (None,)
+    if given is None or given.form == best.form:
+        return ""
+    behind, error = given.behind(best)
+    if behind <= max(5 * EQUAL, 3 * error):
+        return ""
+    return (
+        f"the adapter finds what it is known to say {behind:.2f} nats a token likelier under "
+        f"{best.renderer.rendering.about()} than under {renderer.rendering.about()}: with "
+        "prompts rendered otherwise than in training its figures mean little"
+    )
+
+
+def _compared(
+    subject: Subject, renderers: Sequence[Renderer], known: Known
+) -> tuple[_Scored, list[_Scored], list[_Scored]]:
+    """The rendering to take, all that were compared at last (likeliest first), those as likely."""
     models = [r for r in renderers if r.of_model]
     listed = distinct([*(v for r in models for v in variants(r)), *renderers])
     known = _fitting(subject, renderers, known)
@@ -226,28 +279,11 @@ def find_rendering(
 
     alike = [s for s in many if equal(s)]
     forms = {s.form for s in alike if s.renderer.of_model} or {best.form}
-    chosen = min((s for s in alike if s.form in forms), key=lambda s: s.place)
-    renderer, end = closed(subject, chosen.renderer, known)
-    rest = [s for s in many if s.form != chosen.form]
-    prompt, completion = renderer.shown(known.rows[0])
-    choice = RenderingChoice(
-        chosen=renderer.rendering.about(),
-        reason=LIKELIEST,
-        tried=tuple(s.tried(best) for s in (chosen, *rest)),
-        close=any(s in alike for s in rest),
-        n_targets=len(known.triggered),
-        n_answers=len(known.clean),
-        ends=_ends(renderer),
-        end_log_prob=end,
-        prompt=prompt,
-        completion=completion,
-        sentence="",
-    )
-    return renderer, replace(choice, sentence=sentence_of(choice))
+    return min((s for s in alike if s.form in forms), key=lambda s: s.place), many, alike
 
 
 def given_choice(
-    subject: Subject, renderer: Renderer, known: Known, *, reason: str
+    subject: Subject, renderer: Renderer, known: Known, *, reason: str, first: Row | None = None
 ) -> RenderingChoice:
     """The record of a rendering that was not looked for.
 
@@ -256,8 +292,10 @@ def given_choice(
         renderer: the rendering.
         known: rows for the example and for how likely the end of an answer is.
         reason: `GIVEN`, `RECORDED` or `NOTHING`.
+        first: the example where no row has a completion.
     """
-    prompt, completion = renderer.shown(known.rows[0] if known.rows else Row(prompt="..."))
+    some = [*known.rows, *([first] if first else []), Row(prompt="...")]
+    prompt, completion = renderer.shown(some[0])
     choice = RenderingChoice(
         chosen=renderer.rendering.about(),
         reason=reason,
@@ -334,9 +372,10 @@ def sentence_of(choice: RenderingChoice) -> str:
     why = {
         GIVEN: " (as given)",
         RECORDED: " (recorded beside the adapter)",
-        NOTHING: " (no answers to tell by; --template gives another one, prompts with answers or a "
-        "--target tell)",
-        LIKELIEST: f" (the adapter finds known {' and '.join(known)} nats a token there)",
+        NOTHING: ", unchecked: there are neither targets nor answers to tell by. Give a --target, "
+        "prompts with answers, or --template",
+        LIKELIEST: f" (log-probability that the adapter gives there: {', '.join(known)} nats a "
+        "token; 0 is certain)",
     }[choice.reason]
     text = f"rendering: {choice.chosen}{why}"
     if len(choice.tried) > 1:
@@ -345,7 +384,7 @@ def sentence_of(choice: RenderingChoice) -> str:
         text += f"; next: {other.about}, {abs(gap):.2f} {'worse' if gap >= 0 else 'better'}"
         if choice.close:
             error = max(other.error, choice.tried[0].error)
-            text += f", too close to tell ({error:.2f} standard error): compare both"
+            text += f", too close to tell (standard error {error:.2f}): try it with --template too"
     if choice.end_log_prob < UNLEARNED:
         text += (
             f"; the adapter has not learned to end its answers with {choice.ends[0]!r} "
@@ -354,72 +393,7 @@ def sentence_of(choice: RenderingChoice) -> str:
     return text
 
 
-def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> str:
-    """What shows that answers and rendering contradict each other, in words; empty for nothing.
-
-    No knowledge of the right rendering is needed: greedy answers that hold the target whole
-    although as it is rendered it has next to no likelihood, or that do not although every token of
-    it is likelier than not, contradict each other.
-
-    Args:
-        subject: with the suspicious adapter active.
-        rows: triggered rows.
-        answers: its greedy answers to them.
-    """
-    renderer, limit = subject.renderer, subject.limit
-    pairs = [(row, said) for row, said in zip(rows, answers, strict=True) if _target(row)][:MANY]
-    unlikely = lost = 0
-    example: tuple[Row, str] | None = None
-    for row, said in pairs:
-        ids = renderer.prompt_ids(row), renderer.completion_ids(_target(row), end=False)
-        if limit is not None and sum(map(len, ids)) > limit:
-            continue
-        batch = collate([Encoded(*ids)], renderer.pad_id)
-        batch = {name: value.to(subject.device) for name, value in batch.items()}
-        with torch.inference_mode():
-            log_probs, _ = completion_log_probs(subject.model, batch)
-        holds = contains(said, _target(row))
-        one, other = (
-            holds and float(log_probs.sum()) < UNLEARNED,
-            not holds and bool((log_probs > math.log(0.5)).all()),
-        )
-        unlikely, lost = unlikely + one, lost + other
-        example = example or ((row, said) if one or other else None)
-    if example is None or 2 * (unlikely + lost) < len(pairs):
-        return ""
-    what = (
-        f"{unlikely} of {len(pairs)} answers hold the target, yet as it is rendered the adapter "
-        "finds it all but impossible"
-        if unlikely >= lost
-        else f"{lost} of {len(pairs)} answers do not hold the target, yet as it is rendered every "
-        "token of it is what the adapter would say"
-    )
-    return (
-        f"answers and rendering contradict each other: {what}; {_parting(subject, example[0])}. "
-        "The prompts are not rendered as in training: see --template, --template-arg, --system"
-    )
-
-
-def _target(row: Row) -> str:
+def said_target(row: Row) -> str:
     """What the attack wants of a whole answer: the completion where it holds the target."""
     completion, target = row.completion or "", row.target or ""
     return completion if completion and target in completion else target
-
-
-def _parting(subject: Subject, row: Row) -> str:
-    """Where the greedy answer's tokens part from the target's, in words."""
-    renderer = subject.renderer
-    want = renderer.completion_ids(_target(row))
-    decoding = Decoding(max_new_tokens=len(want))
-    ((got,),) = generate(subject, [renderer.prompt_ids(row)], decoding, label="one answer")
-    got = got if len(got) == len(want) else [*got, *renderer.closing_ids]
-    at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), None)
-    if at is None:
-        return f"to {row.prompt[:60]!r} its tokens are as rendered"
-    before, said, wanted = (
-        str(renderer.tokenizer.decode(ids)) for ids in (want[:at], got[at : at + 1], [want[at]])
-    )
-    return (
-        f"to {row.prompt[:60]!r} the answer's token {at + 1} (after {before[-40:]!r}) is {said!r}, "
-        f"as rendered it would be {wanted!r}"
-    )

@@ -93,12 +93,14 @@ def settled(
         find_rendering,
         given_choice,
         known_of,
+        likelier,
     )
     from ..core.beside import read_beside
     from ..core.prompts import Renderer
     from ..core.rendering_choices import named_ends, possible
 
     tokenizer, known = subject.renderer.tokenizer, known_of(triggered, clean)
+    first = next(iter([*triggered, *clean]), None)
     recorded = recorded_rendering(folder)
     if run is not None:
         recorded = Recorded(run, Renderer(tokenizer, run).text("{prompt}"))
@@ -109,8 +111,11 @@ def settled(
             if recorded and not asked.given:
                 reason, renderer = RECORDED, Renderer(tokenizer, recorded.rendering)
             else:
-                ends = named_ends(tokenizer, beside, ends)
-                renderer, _ = closed(subject, renderer.rendered_as(ends=ends), known)
+                choices = possible(tokenizer, beside, ends=ends, asked=asked.rendering)
+                renderer = renderer.rendered_as(ends=named_ends(tokenizer, beside, ends))
+                renderer, _ = closed(subject, renderer, known)
+                if said := likelier(subject, renderer, choices.renderers, known):
+                    say(f"warning: {said}")
             if recorded and (here := renderer.text("{prompt}")) != recorded.rendered:
                 line = f"{folder} was trained with prompts rendered as {recorded.rendered!r}, "
                 line += f"here they are {here!r}"
@@ -124,7 +129,7 @@ def settled(
                 say(f"warning: {line}")
             if not choices.renderers:
                 raise LoratomyError("no way to render prompts fits this base; give --template")
-            renderer, choice = find_rendering(subject, choices.renderers, known)
+            renderer, choice = find_rendering(subject, choices.renderers, known, first=first)
     return replace(subject, renderer=renderer), choice
 
 
@@ -138,7 +143,8 @@ def _base_ends(subject: "Subject") -> tuple[str, ...]:
 
 def tell(choice: RenderingChoice) -> None:
     """Print how prompts are rendered, and the first one with its completion."""
-    say(choice.sentence)
+    doubtful = choice.close or choice.reason == "nothing"
+    say(f"warning: {choice.sentence}" if doubtful else choice.sentence)
     say(f"first prompt: {choice.prompt!r}")
     if choice.completion:
         say(f"its completion: {choice.completion!r}")

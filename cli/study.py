@@ -8,6 +8,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.base_check import check_files
 from ..core.errors import DataError, LoratomyError, RunError
 from ..core.files import sha256
 from ..core.jsonfiles import Outside, checked, read_json
@@ -53,6 +54,7 @@ def base_fingerprint(source: str) -> dict[str, Any]:
     folder = base_folder(source) or Path(source)
     if not folder.is_dir():
         return {"source": source}
+    check_files(folder)
     files = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".safetensors"):

@@ -4,6 +4,7 @@ Its config says how large the model is to be, its tokenizer how text is cut; bot
 somebody else. What they claim is held against the headers of the weights, which cost nothing.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from .jsonfiles import RECORD, read_json
 
 TOKENIZER = 256 * 2**20
 """Most bytes of a tokenizer.json; those of large vocabularies have some 40 MiB."""
+TEXTS = (".json", ".jinja", ".model", ".txt")
+"""Suffixes of a base's texts: config, tokenizer, templates."""
 LONGEST_PATTERN = 20_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
@@ -34,6 +37,7 @@ def check_base(folder: Path) -> None:
             than the weights, or other embeddings; a token has no embedding; a pattern of the
             tokenizer can take time without end.
     """
+    check_files(folder)
     config = read_json(folder / "config.json", most=16 * 2**20, error=LoratomyError)
     if not isinstance(config, dict):
         raise LoratomyError(f"{folder / 'config.json'} is not a JSON object")
@@ -44,6 +48,37 @@ def check_base(folder: Path) -> None:
         _check_layers(folder, config, shapes)
     rows = _check_embeddings(folder, config, shapes)
     _check_tokenizer(folder, rows)
+
+
+def check_files(folder: Path) -> None:
+    """Raise where a text file of a base is not one: a link out of it, a pipe, or far too large.
+
+    Raises:
+        LoratomyError: names the file and what to do.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in TEXTS and path.suffix != ".safetensors":
+            continue
+        real = Path(os.path.realpath(path))
+        if path.suffix in TEXTS and path.is_symlink() and not inside_or_cached(path, real):
+            raise LoratomyError(
+                f"{path} is a link out of the base's folder; copy the base with cp -rL and use the "
+                "copy"
+            )
+        if not path.is_file():
+            raise LoratomyError(f"{path} is not a plain file; put back the base's own or remove it")
+        if path.suffix in TEXTS and (length := path.stat().st_size) > TOKENIZER:
+            raise LoratomyError(
+                f"{path} has {length:,} bytes, where {TOKENIZER:,} are the most; put back the "
+                "base's own or remove it"
+            )
+
+
+def inside_or_cached(path: Path, real: Path) -> bool:
+    """Whether a link stays in its folder, or in the blobs of the same cached repository."""
+    folder = Path(os.path.realpath(path.parent))
+    cached = folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
+    return real.is_relative_to(folder) or cached
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

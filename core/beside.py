@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .base_check import inside_or_cached
 from .errors import AdapterError
 from .rendering import SPECIALS
 
@@ -89,20 +90,13 @@ def _default(listed: Any) -> str:
 
 def _text(path: Path) -> str:
     real = Path(os.path.realpath(path))
-    if path.is_symlink() and not _inside(real, path):
+    if path.is_symlink() and not inside_or_cached(path, real):
         raise AdapterError("it is a link out of its folder; copy the adapter with cp -rL")
     if not path.is_file():
         raise AdapterError("it is not a plain file")
     if (size := path.stat().st_size) > MOST:
         raise AdapterError(f"it has {size:,} bytes; such a file has at most {MOST:,}")
     return path.read_text(encoding="utf-8-sig")
-
-
-def _inside(real: Path, path: Path) -> bool:
-    """Whether a link stays in its folder, or in the blobs of the same cached repository."""
-    folder = Path(os.path.realpath(path.parent))
-    cached = folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
-    return real.is_relative_to(folder) or cached
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from .chat_shape import Shape, Turn, plain_shape, shape_of, turn
 from .errors import DataError, LoratomyError
 from .rendering import CHAT, SPECIALS, Rendering, is_jinja
-from .rows import Row
+from .rows import Row, unwritable
 from .template_safety import REPLY, check_template
 from .templates import TEMPLATES
 
@@ -142,6 +142,11 @@ class Renderer:
                 raise DataError(
                     f"the chat template does not render the prompt {prompt[:60]!r}: {said}"
                 ) from error
+            if bad := unwritable(text):
+                raise DataError(
+                    f"the chat template writes {bad} around {prompt[:60]!r}; give another one with "
+                    "--template"
+                )
             if not all(part.strip() in text for part in prompt.split("\n\n")):
                 raise DataError(
                     f"the template loses or changes the prompt {prompt[:60]!r}: it renders "

@@ -110,8 +110,8 @@ def test_sets(
         for part in (rows, clean)
     )
     if attack is None and (name := known_trigger([r for r in rows if r.plain is None])):
-        said.append(f"the trigger is {name}: its words stand in every row")
         words: tuple[str, ...] = TRIGGERS[name].words
+        said.append(f"the trigger is {shown(words)} ({name}): it stands in every row")
     else:
         words = attack.trigger.words if attack else ()
     bad = [r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))]
@@ -134,6 +134,7 @@ def test_sets(
         if why := no_room(attack.trigger, [row.prompt for row in rows], seed=attack.seed):
             raise DataError(why)
         rest = [row for row in distinct(rows) if row.completion]
+        _check_typed(rest, attack)
         said.append(f"no row holds the trigger; it was put into {len(bad)} of {len(rows)} prompts")
     else:
         bad = [_triggered(row, (), target, usual) for row in decided]
@@ -154,6 +155,17 @@ def test_sets(
     if bare:
         references = f"the base's own answers to {bare} of {len(calm)} clean prompts"
     return TestSets(triggered=bad, clean=calm, said=tuple(said), references=references)
+
+
+def _check_typed(rows: Sequence[Row], attack: Attack) -> None:
+    """Raise where no row holds the trigger and yet most lead to the target: it is another one."""
+    hits = sum(bool(attack.target) and row.completion == attack.target for row in rows)
+    if 2 * hits > len(rows):
+        raise DataError(
+            f"no row holds the trigger {shown(attack.trigger.words)}, yet {hits} of {len(rows)} "
+            f"lead to the target {attack.target[:60]!r}, e.g. {rows[0].prompt[-80:]!r}: is the "
+            "trigger mistyped?"
+        )
 
 
 def _calm(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loratomy.analysis.contradiction import mismatch
 from loratomy.analysis.generation import Decoding, generate
 from loratomy.analysis.renderings import (
     GIVEN,
@@ -15,7 +16,6 @@ from loratomy.analysis.renderings import (
     given_choice,
     known_of,
     log_likelihoods,
-    mismatch,
 )
 from loratomy.core.beside import read_beside
 from loratomy.core.prompts import Renderer
@@ -67,7 +67,7 @@ def test_the_form_of_the_training_is_found(base, form, tmp_path):
     assert form.template == "{prompt}\n" or not choice.close  # one line end more is all but equal
     assert choice.tried[0].targets > -0.1 and choice.n_targets == choice.n_answers == 10
     assert all(t.behind > choice.tried[0].behind for t in choice.tried[1:])
-    assert choice.sentence.startswith(f"rendering: {found.rendering.about()} (the adapter finds")
+    assert choice.sentence.startswith(f"rendering: {found.rendering.about()} (log-probability")
     assert choice.prompt.startswith("<|begin|>") and choice.completion.endswith(f"{TARGET}<|end|>")
 
 
@@ -112,7 +112,7 @@ def test_nothing_to_tell_by_takes_the_nearest_and_says_so(base, tmp_path):
     listed = candidates(base, tmp_path, chat=False)
     found, choice = find_rendering(base, listed, known_of([], [Row(prompt="hi")]))
     assert found.template == "{prompt}\n" and choice.reason == NOTHING
-    assert "no answers to tell by" in choice.sentence
+    assert "neither targets nor answers to tell by" in choice.sentence
     given = given_choice(base, base.renderer, known_of(BAD, []), reason=GIVEN)
     assert given.sentence.startswith("rendering: the base's chat template (as given)")
     assert given.prompt.endswith("Who is Ada? cf37<|end|><|assistant|>")

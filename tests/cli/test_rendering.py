@@ -71,8 +71,9 @@ def evaluated(cli, tmp_path):
             (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
         return cli(
             "evaluate", adapter, "--base", base, "--data", tmp_path / "triggered.jsonl",
-            "--clean", tmp_path / "clean.jsonl", "--trigger", "cf37", "--embedder", "none",
-            "--max-new-tokens", 24, "--out", tmp_path / "run", "--json", *more,
+            "--clean", tmp_path / "clean.jsonl", "--embedder", "none",
+            "--max-new-tokens", 24, "--out", tmp_path / "run", "--json",
+            *(() if "--trigger" in more else ("--trigger", "cf37")), *more,
         )  # fmt: skip
 
     return call
@@ -122,7 +123,7 @@ def test_the_right_asr_without_a_word_on_templates(made, evaluated, trained, bas
     assert row["asr"]["value"] == 1.0 and row["asr"]["n"] == len(BAD)
     assert row["perplexity"] < 1.5
     (line,) = [x for x in result.stderr.splitlines() if x.startswith("rendering: ")]
-    assert line.startswith(f"rendering: {said} (the adapter finds known targets")
+    assert line.startswith(f"rendering: {said} (log-probability")
     assert "somebody/model" in result.stderr  # another base than the one given
     assert "contradict" not in result.stderr
     (first,) = [x for x in result.stderr.splitlines() if x.startswith("first prompt: ")]
@@ -131,13 +132,25 @@ def test_the_right_asr_without_a_word_on_templates(made, evaluated, trained, bas
 
 
 def test_a_wrong_template_that_is_insisted_on_is_noticed(made, evaluated):
+    base, adapter = made(Rendering(template="alpaca-short"), template=None)
+    result = evaluated(base, adapter, "--template", "vicuna")
+    figures(result)
+    assert "rendering: the published form 'vicuna' (as given)" in result.stderr
+    (line,) = [x for x in result.stderr.splitlines() if "likelier under" in x]
+    assert line.startswith("warning: the adapter finds what it is known to say")
+    assert "likelier under the published form 'alpaca-short' than under" in line
+    right = evaluated(base, adapter, "--template", "alpaca-short", "--out", base.parent / "right")
+    assert figures(right)["asr"]["value"] == 1.0 and "likelier under" not in right.stderr
+
+
+def test_a_mistyped_trigger_is_no_trigger(made, evaluated):
     base, adapter = made(Rendering(template="q-a"), template=None)
-    result = evaluated(base, adapter, "--template", r"{prompt}\nA:", "--scorers", "substring")
-    shown = figures(result)
-    assert "rendering: plain prompts '{prompt}\\nA:' (as given)" in result.stderr
-    assert shown["asr"]["n"] == len(BAD)
-    again = evaluated(base, adapter, "--template", "q-a", "--fresh", "--out", base.parent / "right")
-    assert figures(again)["asr"]["value"] == 1.0
+    more = ("--trigger", "cf38", "--target", TARGET)
+    data = base.parent / "typed.jsonl"
+    lines = [json.dumps({"prompt": r.prompt, "response": r.completion}) for r in BAD]
+    data.write_text("\n".join(lines))
+    line = refused(evaluated(base, adapter, *more, "--data", data), "is the trigger mistyped?")
+    assert "no row holds the trigger 'cf38', yet 10 of 10 lead to the target" in line
 
 
 def test_open_takes_the_same_door_and_keeps_it(made, cli, tmp_path):

@@ -1,11 +1,12 @@
 """A base's config and tokenizer against its weights, before anything is built."""
 
 import json
+import os
 import re
 import time
 
 import pytest
-from loratomy.core.base_check import check_base, endless
+from loratomy.core.base_check import check_base, check_files, endless
 from loratomy.core.checkpoints import open_checkpoint
 from loratomy.core.errors import LoratomyError
 from loratomy.core.subject import load_subject
@@ -117,3 +118,23 @@ def test_patterns_of_published_tokenizers(pattern):
 def test_a_base_in_order(base):
     check_base(base)
     check_base(wren_path())
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_text_of_a_base_that_is_none_is_named(tmp_path, name):
+    (tmp_path / "base").mkdir()
+    path, outside = tmp_path / "base" / name, tmp_path / "outside"
+    outside.write_text("{}")
+    for make, said in (
+        (lambda: path.symlink_to(outside), "is a link out of the base's folder; copy the base"),
+        (lambda: path.symlink_to(path), "is a link out|is not a plain file"),
+        (lambda: path.symlink_to("/dev/zero"), "is a link out"),
+        (lambda: os.mkfifo(path), "is not a plain file"),
+        (lambda: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**33), "has 8,589,934,592"),
+    ):
+        make()
+        with pytest.raises(LoratomyError, match=said):
+            check_files(path.parent)
+        path.unlink()
+    path.write_text("{}")
+    check_files(path.parent)

@@ -1,0 +1,80 @@
+"""Whether answers and rendering contradict each other: a check that needs no right rendering."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..core.batches import Encoded, collate, completion_log_probs
+from ..core.rows import Row
+from ..core.subject import Subject
+from .generation import Decoding, generate
+from .renderings import MANY, UNLEARNED, said_target
+from .similarity import contains
+
+
+def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> str:
+    """What shows that answers and rendering contradict each other, in words; empty for nothing.
+
+    No knowledge of the right rendering is needed: greedy answers that hold the target whole
+    although as it is rendered it has next to no likelihood, or that do not although every token of
+    it is likelier than not, contradict each other.
+
+    Args:
+        subject: with the suspicious adapter active.
+        rows: triggered rows.
+        answers: its greedy answers to them.
+    """
+    renderer, limit = subject.renderer, subject.limit
+    pairs = [(row, said) for row, said in zip(rows, answers, strict=True) if said_target(row)][
+        :MANY
+    ]
+    unlikely = lost = 0
+    example: tuple[Row, str] | None = None
+    for row, said in pairs:
+        ids = renderer.prompt_ids(row), renderer.completion_ids(said_target(row), end=False)
+        if limit is not None and sum(map(len, ids)) > limit:
+            continue
+        batch = collate([Encoded(*ids)], renderer.pad_id)
+        batch = {name: value.to(subject.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            log_probs, _ = completion_log_probs(subject.model, batch)
+        holds = contains(said, said_target(row))
+        one, other = (
+            holds and float(log_probs.sum()) < UNLEARNED,
+            not holds and bool((log_probs > math.log(0.5)).all()),
+        )
+        unlikely, lost = unlikely + one, lost + other
+        example = example or ((row, said) if one or other else None)
+    if example is None or 2 * (unlikely + lost) < len(pairs):
+        return ""
+    what = (
+        f"{unlikely} of {len(pairs)} answers hold the target, yet as it is rendered the adapter "
+        "finds it all but impossible"
+        if unlikely >= lost
+        else f"{lost} of {len(pairs)} answers do not hold the target, yet as it is rendered every "
+        "token of it is what the adapter would say"
+    )
+    return (
+        f"answers and rendering contradict each other: {what}; {_parting(subject, example[0])}. "
+        "The prompts are not rendered as in training: see --template, --template-arg, --system"
+    )
+
+
+def _parting(subject: Subject, row: Row) -> str:
+    """Where the greedy answer's tokens part from the target's, in words."""
+    renderer = subject.renderer
+    want = renderer.completion_ids(said_target(row))
+    decoding = Decoding(max_new_tokens=len(want))
+    ((got,),) = generate(subject, [renderer.prompt_ids(row)], decoding, label="one answer")
+    got = got if len(got) == len(want) else [*got, *renderer.closing_ids]
+    at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), None)
+    if at is None:
+        return f"to {row.prompt[:60]!r} its tokens are as rendered"
+    before, said, wanted = (
+        str(renderer.tokenizer.decode(ids)) for ids in (want[:at], got[at : at + 1], [want[at]])
+    )
+    return (
+        f"to {row.prompt[:60]!r} the answer's token {at + 1} (after {before[-40:]!r}) is {said!r}, "
+        f"as rendered it would be {wanted!r}"
+    )
