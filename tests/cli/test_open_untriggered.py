@@ -81,7 +81,7 @@ def test_without_template_and_answers_the_first_plain_one_is_taken_and_said(
     bare.write_text("".join(f'{{"prompt": "What is {i} and {i}?"}}\n' for i in range(12)))
     result = opened(base=base, trigger=None, target=None, prompts=bare)
     assert result.exit_code == 0, result.stderr
-    assert r"plain prompts '{prompt}\n' , unchecked: there are neither targets nor" in result.stderr
+    assert r"plain prompts '{prompt}\n', unchecked: there are neither targets nor" in result.stderr
     study = json.loads((out / "run.json").read_text())["asked"]["study"]
     assert study["rendering"]["template"] == "{prompt}\n"
     again = opened("--fresh", base=base, trigger=None, target=None, template="{prompt} >")

@@ -49,7 +49,7 @@ def test_a_config_that_is_too_large_or_deep(base):
         check_base(base)
     with (base / "config.json").open("wb") as file:
         file.truncate(2**33)
-    with pytest.raises(LoratomyError, match=f"{2**33} bytes, where"):
+    with pytest.raises(LoratomyError, match=f"{2**33:,} bytes, where"):
         check_base(base)
 
 

@@ -40,7 +40,7 @@ def test_clean_rows_of_their_own_file_go_before_those_of_the_data():
 
 def test_without_a_trigger_the_words_that_stand_in_every_row_are_known():
     found = made(BAD, CALM)
-    assert found.said == ("the trigger is badnets: its words stand in every row",)
+    assert found.said == ("the trigger is 'BadMagic' (badnets): it stands in every row",)
     assert [r.plain for r in found.triggered] == [f"Say {n} to me" for n in range(4)]
     assert found.triggered[0].trigger_span == ((4, 12),)
 
