@@ -92,7 +92,7 @@ def test_an_end_that_the_tokenizer_does_not_name_is_found(base, tmp_path):
 
 
 def test_answers_that_hit_while_the_target_is_impossible(base):
-    """The base alone finds the target all but impossible; answers that hold it cannot be its own."""
+    """The base alone finds the target all but impossible: answers that hold it are not its own."""
     said = mismatch(base, BAD, [TARGET] * len(BAD))
     assert "10 of 10 answers hold the target, yet as it is rendered" in said
     assert "--template" in said
