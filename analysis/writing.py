@@ -95,7 +95,7 @@ class Writer:
         """Values ``[direction, d_kv]`` as the strongest head writes them, and which head."""
         out = out_proj_of(self.subject, name)
         weight = base_weight(self.subject, out).cpu()
-        heads, groups = _head_counts(self.subject)
+        heads, groups = _head_counts(self.subject, name, out)
         parts = directions.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=1)
         per_head = weight.unflatten(-1, (heads, -1))
         moved = torch.einsum("ohd,nhd->nho", per_head, parts.float())
@@ -157,12 +157,12 @@ def writers(subject: Subject, adapter: Adapter) -> list[tuple[str, Factors]]:
     inside = {n: f for n, f in adapter.modules.items() if layer_of(n) >= 0}
     if found := [(n, f) for n, f in inside.items() if internal(subject, n)]:
         return found
-    heads, groups = _head_counts(subject)
     out = []
     for name, f in inside.items():
         path = out_proj_of(subject, name)
         if kind_of(name) != "v_proj" or path not in subject.shapes:
             continue
+        heads, groups = _head_counts(subject, name, path)
         weight = base_weight(subject, path).cpu()
         values = f.b.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, dim=0)
         written = torch.einsum("ohd,hdr->hor", weight.unflatten(-1, (heads, -1)), values)
@@ -175,11 +175,13 @@ def writers(subject: Subject, adapter: Adapter) -> list[tuple[str, Factors]]:
     return out
 
 
-def _head_counts(subject: Subject) -> tuple[int, int]:
-    """Attention heads, and heads of keys and values."""
-    config = subject.model.config.get_text_config()
-    heads = config.num_attention_heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads
+def _head_counts(subject: Subject, value: str, out: str) -> tuple[int, int]:
+    """Attention heads, and heads of values, of the layer with these two projections.
+
+    The latter from the weights: a config may hold a number of them that its model does not read.
+    """
+    heads = subject.model.config.get_text_config().num_attention_heads
+    return heads, subject.shapes[value][0] * heads // subject.shapes[out][1]
 
 
 def out_proj_of(subject: Subject, name: str) -> str:

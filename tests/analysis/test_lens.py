@@ -133,8 +133,10 @@ def test_values_alone_are_written_through_each_head_of_the_base():
     assert writing(on, adapter) == pytest.approx((gain / usual).numpy(), rel=1e-4)
 
 
-def test_a_value_is_followed_through_the_head_that_carries_it_furthest():
+def test_a_value_is_followed_through_the_head_that_carries_it_furthest(monkeypatch):
     on = normed("mistral")
+    # As in a config with a key that its model does not read: the weights say how many there are.
+    monkeypatch.setattr(on.model.config, "num_key_value_heads", 1)
     adapter = tiny.adapter(on)
     name = "model.layers.2.self_attn.v_proj"
     out = name.replace("v_proj", "o_proj")
