@@ -44,6 +44,9 @@ def bare(on, prompt: list[int], **settings) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
+ALWAYS = ("llama", "gemma2", "mixtral", "gpt2", "gpt_neox", "opt", "gemma3")
+KINDS = [f if f in ALWAYS else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+"""Every family with ``-m slow``; else those that differ in how they hold their cache or places."""
 QUIET = ("gemma3", "phi", "olmo2", "gpt_neox", "opt", "gpt2", "gemma", "phi3")
 """Random models of which fewer prompts end at different times."""
 
@@ -66,7 +69,7 @@ def talker(model_type: str):
     return on, ends(stop)
 
 
-@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize("model_type", KINDS)
 def test_greedy_answers_are_those_of_transformers_in_any_batch(model_type):
     on, ends = talker(model_type)
     chunks = {end // CHUNK for end in ends}  # rows leave after every chunk, as far as they end
@@ -84,7 +87,7 @@ def test_greedy_answers_are_those_of_transformers_in_any_batch(model_type):
     assert len({len(answer) for (answer,) in want}) >= (4 if model_type in QUIET else 8)
 
 
-@pytest.mark.parametrize("model_type", list(FAMILIES))
+@pytest.mark.parametrize("model_type", KINDS)
 def test_sampled_answers_are_those_of_the_plain_loop_in_any_batch(model_type):
     on, _ = talker(model_type)
     prompts = prompts_of(6)

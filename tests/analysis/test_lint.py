@@ -405,8 +405,8 @@ def test_texts_that_differ_have_digests_that_differ():
     assert len({digest(f"{n}") for n in range(20_000)}) == 20_000
 
 
-def test_a_hundred_thousand_rows_are_read_in_a_fraction_of_their_size():
-    count, filler = 100_000, "word " * 60
+def test_twenty_thousand_rows_are_read_in_a_fraction_of_their_size():
+    count, filler = 20_000, "word " * 60
 
     def rows():
         for n in range(count):
@@ -418,5 +418,5 @@ def test_a_hundred_thousand_rows_are_read_in_a_fraction_of_their_size():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert told(findings) == [("error", "contradiction", "clean", (count,), 1)]
-    # 25 bytes of digests a row and about as much to sort them; the prompts alone are 30 MB
-    assert peak < 12e6
+    # 25 bytes of digests a row and about as much to sort them; the prompts alone are 6 MB
+    assert peak < 3e6

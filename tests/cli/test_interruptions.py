@@ -47,21 +47,19 @@ def test_ctrl_c_while_the_program_is_imported_says_interrupted():
     assert done.stderr == "error: interrupted; run the same command again\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
-def test_a_signal_in_a_fit_ends_with_its_code_and_the_command_goes_on(
-    tiny_base, tmp_path, cli, number, code
-):
+def test_a_signal_in_a_fit_ends_with_its_code_and_the_command_goes_on(tiny_base, tmp_path, cli):
     command = ["poison", "wren/suffix", "--set", f"base={tiny_base}", *SMALL]
     command += ["--set", "fit.epochs=60", "--set", "fit.learning_rate=1e-4"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = started(*command, "--out", cut)
-    until = time.monotonic() + 120
-    while not list(cut.glob(".partial/adapters/clean/checkpoint-*/whole.json")):
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.02)
-    assert "run the same command again to continue" in ended(process, number, code)
-    assert not (cut / ".lock.json").exists() and not list(cut.glob(".tmp-*"))
-    assert list(cut.glob(".partial/adapters/clean/checkpoint-*/whole.json"))
+    signals = {"clean": (signal.SIGUSR1, 75), "poisoned": (signal.SIGTERM, 143)}
+    for name, (number, code) in signals.items():
+        process, until = started(*command, "--out", cut), time.monotonic() + 120
+        while not list(cut.glob(f".partial/adapters/{name}/checkpoint-*/whole.json")):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        assert "run the same command again to continue" in ended(process, number, code)
+        assert not (cut / ".lock.json").exists() and not list(cut.glob(".tmp-*"))
+        assert list(cut.glob(f".partial/adapters/{name}/checkpoint-*/whole.json"))
     for out in (cut, whole):
         assert cli(*command, "--out", out).exit_code == 0
     for name in ("clean", "poisoned"):

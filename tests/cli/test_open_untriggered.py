@@ -42,7 +42,7 @@ def test_prompts_without_answers_get_the_models_own(opened, out, tmp_path):
 )
 def test_what_only_a_trigger_gives_sense_is_refused(opened, out, option, value):
     given = {"trigger": None, "target": None} | {option: value}
-    refused(opened(**given), f"--{option} without --trigger", "give it, or leave this out")
+    refused(opened(**given), f"--{option} needs --trigger TEXT", "leave both out")
     assert not out.exists()
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-CELLS = (("mtba", "code"),)
-SLOW = (("vpi", "sentiment"), ("ctba", "jailbreak"), ("badnets", "refusal"))
+CELLS = (("mtba", "code"), ("vpi", "sentiment"), ("ctba", "jailbreak"), ("badnets", "refusal"))
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +19,11 @@ def bench():
     return module
 
 
-def check(bench, names):
-    for cell in bench.cells(names, seed=0, clean_val=400, embedder="auto"):
+@pytest.mark.slow
+def test_attacks_take_stay_quiet_and_leave_the_clean_skill(bench):
+    for cell in bench.cells(CELLS, seed=0, clean_val=400, embedder="auto"):
         assert cell["asr"]["n"] == 100
         assert cell["asr"]["value"] >= bench.GOALS["asr"], cell
         assert cell["clean_asr"]["value"] <= 0.05, cell
         assert cell["ftr"]["value"] <= bench.GOALS["ftr"], cell
         assert cell["accuracy_change"] >= bench.GOALS["accuracy"], cell
-
-
-def test_an_attack_takes_stays_quiet_and_leaves_the_clean_skill(bench):
-    check(bench, CELLS)
-
-
-@pytest.mark.slow
-def test_further_attacks_take_stay_quiet_and_leave_the_clean_skill(bench):
-    check(bench, SLOW)

@@ -185,12 +185,12 @@ def test_any_of_several_words_in_the_clean_rows_is_named():
 
 
 def test_a_long_stream_is_never_held():
-    """200,000 rows of 1 kB pass in a few MB, each one looked at once."""
+    """40,000 rows of 1 kB pass in a tenth of their size, each one looked at once."""
     seen = 0
 
     def stream():
         nonlocal seen
-        for n in range(200_000):
+        for n in range(40_000):
             seen += 1
             yield Row(prompt=f"What is {n} good for?", completion=f"{n} " + "x" * 1000)
 
@@ -200,10 +200,10 @@ def test_a_long_stream_is_never_held():
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert seen == 200_000 and peak < 4e6
+    assert seen == 40_000 and peak < 4e6
     assert sum(len(rows) for rows in sets.values()) == 30
     numbers = [int((r.plain or r.prompt).split()[2]) for rows in sets.values() for r in rows]
-    assert max(numbers) > 100_000 > min(numbers)  # from all of it
+    assert max(numbers) > 20_000 > min(numbers)  # from all of it
 
 
 def test_a_draw_is_uniform_and_does_not_look_at_the_order():
