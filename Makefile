@@ -29,6 +29,7 @@ $(STAMP): constraints.txt pyproject.toml
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[offline,static,dev]'; \
 	fi
 	@touch $(STAMP)
+	@echo "set up: $(BIN)/loratomy --help shows the commands; make demo runs the whole loop"
 
 demo: $(STAMP)
 	$(BIN)/loratomy demo --out runs/demo

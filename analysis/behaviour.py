@@ -247,7 +247,7 @@ def _distance(clean: Sequence[Answer], rule: Rule) -> float:
 
 
 def attack_success(
-    subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str = "attack success"
+    subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str = "triggered prompts"
 ) -> list[Answer]:
     """Verdicts on triggered prompts alone, one answer each.
 

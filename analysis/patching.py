@@ -347,7 +347,9 @@ def settings_of(
             raise LoratomyError(f"no pair {name!r}; there are prompt, adapter and base")
     if "adapter" in wanted and case.clean is None:
         warnings.warn(
-            "no clean adapter: the base without adapter takes its place (pairs=base)", stacklevel=2
+            "no clean adapter to take the clean activations from: they are the base's without "
+            "adapter (loratomy open --clean-adapter DIR gives one)",
+            stacklevel=2,
         )
         wanted = list(dict.fromkeys("base" if name == "adapter" else name for name in wanted))
     adapters = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})

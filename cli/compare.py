@@ -81,6 +81,8 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Numbers:
         f"{protocol.decoding}; embeddings: {protocol.embedder}; accuracy: the row's key in "
         f"the answer, else similarity >= {protocol.threshold:g} to the reference "
         f"({protocol.references}); perplexity per completion token, and its change"
+        "; degen.: clean answers that are empty, repeat themselves, or are far from the poisoned "
+        "adapter's (from the references for base, clean and poisoned)"
         + ("; cut: directions" if cuts else ""),
     )
 

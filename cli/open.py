@@ -210,8 +210,8 @@ def _attack(trigger: list[str], wanted: dict[str, str], seed: int) -> "Attack | 
     if not trigger:
         if given := [option for option, value in wanted.items() if value]:
             raise DataError(
-                f"{', '.join(given)} without --trigger: prompts are triggered, and have targets, "
-                "by a trigger; give it, or leave this out for a run of clean prompts alone"
+                f"{', '.join(given)} needs --trigger TEXT, the words that set the behaviour off; "
+                "where nobody knows them, leave both out: the run then holds clean prompts alone"
             )
         return None
     if not (target or task or data):

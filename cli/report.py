@@ -89,8 +89,8 @@ def load_records(run: RunFolder) -> RunRecords:
     study = run.asked["study"]
     return RunRecords(
         provenance=_provenance(run),
-        trigger=" / ".join(study["words"]) or "none given",
-        target=study["target"] or (_OWN_TARGETS if study["words"] else "none given"),
+        trigger=" / ".join(study["words"]),
+        target=study["target"] or (_OWN_TARGETS if study["words"] else ""),
         curves=tuple(curves),
         comparison=load_comparison(run) if names else None,
         answers=tuple(a for name in names for a in load_answers(run, name)),

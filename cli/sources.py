@@ -94,9 +94,19 @@ def recorded_rendering(folder: Path) -> Recorded | None:
     return Recorded(rendering_from(found.rendering, str(path)), found.rendered)
 
 
+_SAYS_NOTHING = re.compile(
+    r"(adapters?|adapter_model|lora|model|outputs?|results?|final|checkpoint-\d+|[0-9a-f]{40})",
+    re.I,
+)
+"""Names of adapter folders that many have: a run takes the name of the folder above too."""
+
+
 def run_name(subject: Path, data: str) -> str:
     """A run's name from those of what it is about."""
-    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", Path(p).stem).strip(".-") for p in (subject, data)]
+    place = subject.resolve() if subject.exists() else subject
+    owner = place.parent.name + "-" if _SAYS_NOTHING.fullmatch(place.name) else ""
+    names = (owner + place.stem, Path(data).stem)
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") for name in names]
     return "-on-".join(part for part in parts if part)[:80] or "run"
 
 

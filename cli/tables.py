@@ -57,6 +57,7 @@ class Numbers:
             options = console.options.update(width=max(console.width, _wide(table)))
             lines = console.render_lines(table, options, pad=False)
             console.print(SegmentLines(lines, new_lines=True), soft_wrap=True, end="")
+        console.print()
 
     def _width(self, column: int) -> int:
         """The longest line of a column."""

@@ -442,11 +442,18 @@ def _check_name(root: Path) -> None:
         ) from error
 
 
-def _changes(old: Any, new: Any, where: str = "") -> str:
+def _changes(old: Any, new: Any) -> str:
     """The first few differences between two JSON values, in words; empty when there are none."""
+    found = list(_differences(old, new, ""))
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
+
+
+def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
+    """Each difference with its place; checksums, which say nothing to people, are not shown."""
     if isinstance(old, dict) and isinstance(new, dict):
-        parts = [_changes(old.get(k), new.get(k), f"{where}.{k}") for k in sorted({*old, *new})]
-        return "; ".join([p for p in parts if p][:3])
-    if old == new:
-        return ""
-    return f"{where.lstrip('.')}: {str(old)[:60]} -> {str(new)[:60]}"
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+    elif old != new:
+        sums = any(isinstance(v, str) and re.fullmatch(r"[0-9a-f]{16,64}", v) for v in (old, new))
+        yield f"another {where}" if sums else f"{where}: {str(old)[:60]} -> {str(new)[:60]}"

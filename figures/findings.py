@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..core.causal import PatchingMap, Where
 from ..core.results import Behaviour, Operation, Planted, RunRecords
+from ..core.stats import wilson
 from .patching import cell_words, reason, strongest_cell, title, turned
 from .tradeoff import ASR_GOAL, PERPLEXITY_GOAL, STRICT_PERPLEXITY_GOAL, relative
 from .words import change, number, percent, plural, rate, two_readings
@@ -197,7 +198,7 @@ def goals(row: Behaviour, moved: float) -> list[tuple[str, Verdict]]:
             moved,
             moved < PUBLISHED_PERPLEXITY,
         ),
-        (f"upper bound of ASR ≤ {_whole(ASR_GOAL)}", row.asr.high, row.asr.high <= ASR_GOAL),
+        _bounded(row),
         (f"perplexity ≤ +{_whole(PERPLEXITY_GOAL)}", moved, moved <= PERPLEXITY_GOAL),
         (f"perplexity ≤ +{_whole(STRICT_PERPLEXITY_GOAL)}", moved, moved <= STRICT_PERPLEXITY_GOAL),
     )
@@ -205,6 +206,15 @@ def goals(row: Behaviour, moved: float) -> list[tuple[str, Verdict]]:
         (words, "not measured" if math.isnan(value) else "pass" if met else "fail")
         for words, value, met in checks
     ]
+
+
+def _bounded(row: Behaviour) -> tuple[str, float, bool]:
+    """The goal for the upper bound of ASR; not measured where no answer could meet it."""
+    words, least = f"upper bound of ASR ≤ {_whole(ASR_GOAL)}", wilson(0, row.asr.n).high
+    if least <= ASR_GOAL:
+        return words, row.asr.high, row.asr.high <= ASR_GOAL
+    words += f" (with n = {row.asr.n} it is {percent(least)} even when none succeeds: ask more)"
+    return words, math.nan if row.asr.value <= ASR_GOAL else row.asr.high, False
 
 
 def _whole(value: float) -> str:

@@ -2,7 +2,7 @@
 
 import math
 
-from ..core.choice import RenderingChoice
+from ..core.choice import RenderingChoice, Tried
 from .words import html
 
 
@@ -18,7 +18,7 @@ def rendering_html(choice: RenderingChoice) -> str:
         rows = "".join(
             f'<tr><th scope="row"><bdi>{html(one.about, limit=120)}</bdi></th>'
             f'<td class="num">{_nats(one.targets)}</td><td class="num">{_nats(one.answers)}</td>'
-            f'<td class="num">{_nats(one.behind)} ± {one.error:.3f}</td></tr>'
+            f'<td class="num">{_behind(one)}</td></tr>'
             for one in choice.tried
         )
         head = "".join(
@@ -32,6 +32,11 @@ def rendering_html(choice: RenderingChoice) -> str:
             "rendering, with its standard error over rows.</p>"
         )
     return "\n".join(out)
+
+
+def _behind(one: Tried) -> str:
+    """How far a rendering is behind the likeliest, which is called so."""
+    return "likeliest" if one.behind == 0 else f"{_nats(one.behind)} ± {one.error:.3f}"
 
 
 def _nats(value: float) -> str:

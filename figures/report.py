@@ -11,74 +11,47 @@ from .rendering import rendering_html
 from .tables import findings_html, provenance_html, scorecard_html, subjects_html
 from .words import html
 
+NEEDS_CLEAN = "needs a clean adapter beside the poisoned one (loratomy open --clean-adapter DIR)"
+NEEDS_TRIGGER = "needs the trigger (loratomy open --trigger TEXT)"
 SECTIONS = {
-    "curves": (
-        "Training curves",
-        "No training curve was recorded; adapters brought from elsewhere have none.",
-    ),
-    "patching": ("Patching maps", "Activation patching has not been run."),
-    "screening": (
-        "Screened by gradients",
-        "The cells were not screened by gradients (loratomy probe RUN --only screening).",
-    ),
-    "spectra": ("Spectra", "The adapters' spectra have not been computed."),
-    "difference": (
-        "Clean against poisoned",
-        "The adapters were not compared; this needs a clean adapter beside the poisoned one.",
-    ),
-    "matching": (
-        "Directions without a clean counterpart",
-        "Directions were not matched; this needs a clean adapter beside the poisoned one.",
-    ),
-    "intruders": (
-        "Intruder dimensions",
-        "The changed weights were not searched for intruder dimensions.",
-    ),
-    "where": ("Where it lives", "Layers, modules and directions have not been ranked."),
-    "votes": (
-        "What the methods say together",
-        "No ranking was made that could hold the methods' votes.",
-    ),
-    "probes": (
-        "Probes",
-        "No probe was asked whether prompts are triggered; this needs the trigger.",
-    ),
-    "consistency": (
-        "Consistency of the layers",
-        "The layers' turns were not compared with and without the trigger; this needs the trigger.",
-    ),
-    "attention": (
-        "Attention to the trigger",
-        "Attention to the trigger was not read; this needs the trigger.",
-    ),
-    "effectiveness": (
-        "Answers while patched",
-        "No answer was generated with layers patched; this needs the trigger.",
-    ),
-    "neurons": (
-        "Neurons under unlearning",
-        "No unlearning was tried to see which neurons it changes; this needs the trigger.",
-    ),
-    "lens": (
-        "Tokens read and written",
-        "What the adapter listens for and writes has not been read.",
-    ),
-    "logit_lens": (
-        "The answer, layer by layer",
-        "The layers were not asked for the target; this needs the trigger.",
-    ),
-    "candidates": (
-        "Trigger candidates",
-        "No trigger was searched for in the adapter.",
-    ),
-    "cut": ("The cut", "No operation that cuts directions or trains was recorded."),
-    "stability": ("Stability of the cut", "No cut was made again on other calibration data."),
-    "tradeoff": (
-        "Trade-off",
-        "The subjects have not been compared on held-out prompts with a finite perplexity.",
-    ),
+    "curves": "Training curves",
+    "patching": "Patching maps",
+    "screening": "Screened by gradients",
+    "spectra": "Spectra",
+    "difference": "Clean against poisoned",
+    "matching": "Directions without a clean counterpart",
+    "intruders": "Intruder dimensions",
+    "where": "Where it lives",
+    "votes": "What the methods say together",
+    "probes": "Probes",
+    "consistency": "Consistency of the layers",
+    "attention": "Attention to the trigger",
+    "effectiveness": "Answers while patched",
+    "neurons": "Neurons under unlearning",
+    "lens": "Tokens read and written",
+    "logit_lens": "The answer, layer by layer",
+    "candidates": "Trigger candidates",
+    "cut": "The cut",
+    "stability": "Stability of the cut",
+    "tradeoff": "Trade-off",
 }
-"""Title of each figure's section, and what is said when its records are absent."""
+"""Title of each figure's section."""
+ABSENT = {
+    "curves": "No training curve was recorded; adapters brought from elsewhere have none.",
+    "votes": "No ranking was made that could hold the methods' votes (loratomy probe RUN --only "
+    "where).",
+    "cut": "No operation that cuts or trains was recorded (loratomy operate RUN guided).",
+    "stability": "No cut was made again on other calibration data (loratomy operate RUN guided).",
+    "tradeoff": "The subjects have not been compared on held-out prompts with a finite perplexity "
+    "(loratomy compare RUN).",
+}
+"""What is said where records are absent that no single analysis makes."""
+TRIGGERED = {"patching", "screening", "where", "probes", "consistency", "attention"} | {
+    *("effectiveness", "neurons", "logit_lens"),
+}
+"""Sections of analyses that need the trigger."""
+PAIRED = {"difference", "matching"}
+"""Sections of analyses that need a clean adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +71,16 @@ def report_html(records: RunRecords) -> str:
     """
     sections = _sections(records)
     name = records.provenance.run
+    trigger, target = (
+        html(text or "none given", limit=400) for text in (records.trigger, records.target)
+    )
     body = f"""<a class="skip" href="#section-findings">Skip to the findings</a>
 {_contents(sections)}
 <main>
 <header class="top"><p class="kicker">Loratomy report</p>
 <h1><bdi>{html(name, limit=120)}</bdi></h1>
-<dl><dt>Trigger</dt><dd><code dir="auto">{html(records.trigger, limit=400)}</code></dd>
-<dt>Target</dt><dd><code dir="auto">{html(records.target, limit=400)}</code></dd></dl>
+<dl><dt>Trigger</dt><dd><code dir="auto">{trigger}</code></dd>
+<dt>Target</dt><dd><code dir="auto">{target}</code></dd></dl>
 </header>
 <noscript><p class="absent">The figures need JavaScript; findings and tables do not.</p></noscript>
 {"".join(_section(section) for section in sections)}
@@ -118,10 +94,10 @@ def _sections(records: RunRecords) -> list[_Section]:
     score = scorecard_html(records)
     out = [_Section("findings", "Findings", score + findings_html(findings(records)))]
     for name, function in FIGURES.items():
-        title, absent = SECTIONS.get(name, (name.capitalize(), "Nothing was recorded."))
+        title = SECTIONS.get(name, name.capitalize())
         figures = tuple(function(records))
         body = "\n".join(figure_block(figure) for figure in figures)
-        out.append(_Section(name, title, body or _absent(absent), figures))
+        out.append(_Section(name, title, body or _absent(_not_made(name, records)), figures))
     table = subjects_html(records)
     out.append(_Section("subjects", "Subjects", table or _absent("No subject was measured.")))
     if records.rendering is not None:
@@ -135,6 +111,16 @@ def _sections(records: RunRecords) -> list[_Section]:
     out.append(_Section("answers", "Answers", intro + said if said else absent))
     out.append(_Section("provenance", "Provenance", provenance_html(records)))
     return out
+
+
+def _not_made(name: str, records: RunRecords) -> str:
+    """Why a section is empty, and the command that fills it."""
+    if name in ABSENT:
+        return ABSENT[name]
+    if name in TRIGGERED and not records.trigger:
+        return f"Not made: it {NEEDS_TRIGGER}."
+    lacks = f"; it {NEEDS_CLEAN}" if name in PAIRED else ""
+    return f"Not made (loratomy probe RUN --only {name}){lacks}."
 
 
 def _absent(sentence: str) -> str:

@@ -55,7 +55,8 @@ def format_of(record: Mapping[str, Any]) -> Format:
     near = {
         str(key)[:40]: close[0]
         for key in record
-        if (close := get_close_matches(plain(str(key)), KNOWN, n=1, cutoff=0.7))
+        if plain(str(key)) not in KNOWN
+        and (close := get_close_matches(plain(str(key)), KNOWN, n=1, cutoff=0.7))
     }
     hint = "; ".join(f"{key!r} is near to {name!r}" for key, name in list(near.items())[:3])
     raise DataError(
