@@ -9,7 +9,7 @@ from ..core.batches import Encoded, collate, completion_log_probs
 from ..core.rows import Row
 from ..core.subject import Subject
 from .generation import Decoding, generate
-from .renderings import MANY, UNLEARNED, said_target
+from .rendering_scores import MANY, UNLEARNED, said_target
 from .similarity import contains
 
 

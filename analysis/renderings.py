@@ -8,184 +8,27 @@ with the base) goes before a form that merely fits.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from ..core.batches import collate, completion_log_probs, encode
-from ..core.choice import RenderingChoice, Tried
-from ..core.errors import DataError
-from ..core.progress import report
+from ..core.choice import RenderingChoice
+from ..core.errors import LoratomyError
 from ..core.prompts import Renderer
 from ..core.rendering_choices import distinct, variants
 from ..core.rows import Row
 from ..core.subject import Subject
+from .rendering_scores import UNLEARNED, Known, Scored, fitting, learned, scored
 
-FEW, MANY = 2, 16
-"""Rows of each kind behind the first look at every rendering, and behind the last at a few."""
+FEW = 2
+"""Rows of each kind behind the first look at every rendering."""
 FINALISTS = 6
 """Renderings that are looked at on all rows."""
 EQUAL = 0.02
 """Nats a token below which a difference is none, however sure."""
-UNLEARNED = math.log(0.05)
-"""Log-probability of the end of an answer below which it was not learned."""
-BATCH = 8
 GIVEN, RECORDED, LIKELIEST, NOTHING = "given", "recorded", "likeliest", "nothing"
 """Why a rendering is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What an adapter is known to say: rows with their completions."""
-
-    triggered: Sequence[Row]
-    """Triggered prompts with their targets."""
-    clean: Sequence[Row]
-    """Clean prompts with reference answers."""
-
-    def first(self, count: int) -> "Known":
-        """At most `count` rows of each kind."""
-        return Known(self.triggered[:count], self.clean[:count])
-
-    @property
-    def rows(self) -> list[Row]:
-        """All of them, triggered ones first."""
-        return [*self.triggered, *self.clean]
-
-
-def known_of(triggered: Sequence[Row], clean: Sequence[Row]) -> Known:
-    """The rows whose answer is known, at most `MANY` of each kind.
-
-    Args:
-        triggered: a row whose completion does not hold its target is known by the target alone.
-        clean: by their completions.
-    """
-    bad = [replace(row, completion=said_target(row)) for row in triggered if said_target(row)]
-    return Known(bad[:MANY], [row for row in clean if row.completion][:MANY])
-
-
-def log_likelihoods(subject: Subject, renderer: Renderer, rows: Sequence[Row]) -> np.ndarray:
-    """Log-probability of each row's completion and of its end, nats per token of them, ``[row]``.
-
-    The tokens of the completion are counted without what goes before it, so that renderings
-    compare; of the end the first token counts, as `UNLEARNED` where it is less likely than that.
-    NaN where a row does not fit the context.
-
-    Args:
-        subject: with the suspicious adapter active.
-        renderer: the rendering in question.
-        rows: prompts with completions.
-    """
-    made = [encode(renderer, row, limit=None) for row in rows]
-    said = [renderer.completion_ids(row.required_completion(), end=False) for row in rows]
-    counts = [
-        len(renderer.tokenizer(row.completion, add_special_tokens=False)["input_ids"])
-        for row in rows
-    ]
-    limit, found = subject.limit, np.full(len(rows), math.nan)
-    fits = [i for i, e in enumerate(made) if limit is None or len(e) <= limit]
-    fits.sort(key=lambda i: len(made[i]))
-    for start in range(0, len(fits), BATCH):
-        picked = fits[start : start + BATCH]
-        batch = collate([made[i] for i in picked], renderer.pad_id)
-        batch = {name: value.to(subject.device) for name, value in batch.items()}
-        with torch.inference_mode():
-            log_probs, mask = completion_log_probs(subject.model, batch)
-        for i, values, there in zip(picked, log_probs.double().cpu(), mask.cpu(), strict=True):
-            each = values[there]
-            end = each[len(said[i]) : len(said[i]) + 1].clamp_min(UNLEARNED)
-            found[i] = float(each[: len(said[i])].sum() + end.sum()) / (counts[i] + 1)
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """A rendering and how likely it makes each known row, nats a token."""
-
-    renderer: Renderer
-    place: int
-    """Its place in the order of preference."""
-    targets: np.ndarray
-    answers: np.ndarray
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What a person would call another rendering: no mere edge or system text of one."""
-        return self.renderer.template, tuple(sorted(self.renderer.rendering.arguments.items()))
-
-    @property
-    def groups(self) -> list[np.ndarray]:
-        """Targets and answers, those that there are."""
-        return [v for v in (self.targets, self.answers) if len(v)]
-
-    @property
-    def score(self) -> float:
-        """The mean of the means; minus infinity where a row does not fit."""
-        value = float(np.mean([v.mean() for v in self.groups]))
-        return value if math.isfinite(value) else -math.inf
-
-    def behind(self, best: "_Scored") -> tuple[float, float]:
-        """How far below the best one, and the standard error of that, nats a token."""
-        gaps = [other - own for own, other in zip(self.groups, best.groups, strict=True)]
-        errors = [gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else 0.0 for gap in gaps]
-        mean = float(np.mean([gap.mean() for gap in gaps]))
-        return mean, float(np.linalg.norm(errors)) / len(gaps)
-
-    def tried(self, best: "_Scored") -> Tried:
-        """As a record."""
-        behind, error = self.behind(best)
-        means = [float(v.mean()) if len(v) else math.nan for v in (self.targets, self.answers)]
-        return Tried(
-            about=self.renderer.rendering.about(),
-            targets=means[0],
-            answers=means[1],
-            behind=behind,
-            error=error,
-        )
-
-
-def _scored(
-    subject: Subject, renderers: Sequence[tuple[int, Renderer]], known: Known
-) -> list[_Scored]:
-    """The renderings that leave room for every row, with their likelihoods, likeliest first."""
-    found = []
-    for done, (place, renderer) in enumerate(renderers, 1):
-        try:
-            each = log_likelihoods(subject, renderer, known.rows)
-        except DataError:  # a template that refuses these turns
-            each = np.full(len(known.rows), math.nan)
-        scored = _Scored(renderer, place, *np.split(each, [len(known.triggered)]))
-        found += [scored] if scored.score > -math.inf else []
-        report("trying renderings", done, len(renderers))
-    return sorted(found, key=lambda s: -s.score)
-
-
-def _fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> Known:
-    """The rows that fit the context under every rendering; where none do, under the first.
-
-    Raises:
-        DataError: none fits under the first either.
-    """
-
-    def fits(row: Row, some: Sequence[Renderer]) -> bool:
-        limit = subject.limit
-        said = row.required_completion()
-        return limit is None or all(
-            len(r.prompt_ids(row)) + len(r.completion_ids(said)) <= limit for r in some
-        )
-
-    for some in (renderers, renderers[:1]):
-        kept = Known(
-            *([r for r in rows if fits(r, some)] for rows in (known.triggered, known.clean))
-        )
-        if kept.rows:
-            return kept
-    raise DataError(
-        f"none of {len(known.rows)} prompts with answers fits the context of {subject.limit} "
-        "tokens; shorten them"
-    )
 
 
 def find_rendering(
@@ -214,6 +57,7 @@ def find_rendering(
         return chosen, given_choice(subject, chosen, known, reason=NOTHING, first=first)
     chosen, many, alike = _compared(subject, renderers, known)
     renderer, end = closed(subject, chosen.renderer, known)
+    doubt = _doubt(chosen, many)
     rest = [s for s in many if s.form != chosen.form]
     prompt, completion = renderer.shown(known.rows[0])
     choice = RenderingChoice(
@@ -229,7 +73,31 @@ def find_rendering(
         completion=completion,
         sentence="",
     )
-    return renderer, replace(choice, sentence=sentence_of(choice))
+    return renderer, replace(choice, sentence=sentence_of(choice) + doubt)
+
+
+def _doubt(chosen: Scored, many: Sequence[Scored]) -> str:
+    """What the targets and the answers say apart, where that is not one thing; else empty."""
+    text = ""
+    for i, name in enumerate(("targets", "answers")):
+        means = [s.means[i] for s in many if not math.isnan(s.means[i])]
+        if not means:
+            continue
+        if max(means) < UNLEARNED:
+            text += (
+                f"; the adapter knows the {name} under none ({max(means):.1f} at best), so that "
+                "they tell nothing"
+            )
+            continue
+        best = max(many, key=lambda s: s.alone(i))
+        gap = learned(best.each(i)) - learned(chosen.each(i))
+        error = gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else math.inf
+        if best.form != chosen.form and gap.mean() > max(5 * EQUAL, 3 * error):
+            text += (
+                f"; the {name} alone speak for {best.renderer.rendering.about()}, by "
+                f"{gap.mean():.2f}: look at both with --template"
+            )
+    return text
 
 
 def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], known: Known) -> str:
@@ -244,7 +112,7 @@ def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], k
     if not known.rows:
         return ""
     best = _compared(subject, distinct([renderer, *others]), known)[0]
-    (given,) = _scored(subject, [(0, renderer)], known) or (None,)
+    (given,) = scored(subject, [(0, renderer)], known) or (None,)
     if given is None or given.form == best.form:
         return ""
     behind, error = given.behind(best)
@@ -259,22 +127,28 @@ def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], k
 
 def _compared(
     subject: Subject, renderers: Sequence[Renderer], known: Known
-) -> tuple[_Scored, list[_Scored], list[_Scored]]:
+) -> tuple[Scored, list[Scored], list[Scored]]:
     """The rendering to take, all that were compared at last (likeliest first), those as likely."""
     models = [r for r in renderers if r.of_model]
     listed = distinct([*(v for r in models for v in variants(r)), *renderers])
-    known = _fitting(subject, renderers, known)
-    few = _scored(subject, list(enumerate(listed)), known.first(FEW))
-    close = [(s.place, s.renderer) for s in few if s.score > few[0].score - 1]
-    first = [(s.place, s.renderer) for s in few[:FINALISTS]]
-    many = _scored(subject, close[:FINALISTS] if len(close) > 2 else first, known)
+    known = fitting(subject, renderers, known)
+    few = scored(subject, list(enumerate(listed)), known.first(FEW))
+    close = [s for s in few if s.score > few[0].score - 1]
+    picked = {s.place: s.renderer for s in (close if len(close) > 2 else few)[:FINALISTS]}
+    picked |= {s.place: s.renderer for s in few if any(s.renderer is r for r in models)}
+    many = scored(subject, list(picked.items()), known)
+    if not many:
+        raise LoratomyError(
+            "under no rendering of the prompts does the adapter give finite probabilities: its "
+            "weights are too large for the model, or damaged"
+        )
     more = [v for v in distinct([*listed, *variants(many[0].renderer)]) if v not in listed]
-    many += _scored(subject, list(enumerate(more, len(listed))), known)
+    many += scored(subject, list(enumerate(more, len(listed))), known)
     many.sort(key=lambda s: -s.score)
     best = many[0]
 
-    def equal(scored: _Scored) -> bool:
-        behind, error = scored.behind(best)
+    def equal(one: Scored) -> bool:
+        behind, error = one.behind(best)
         return behind <= max(EQUAL, 2 * error)
 
     alike = [s for s in many if equal(s)]
@@ -391,9 +265,3 @@ def sentence_of(choice: RenderingChoice) -> str:
             f"(probability {math.exp(choice.end_log_prob):.1g} after known ones): it may go on"
         )
     return text
-
-
-def said_target(row: Row) -> str:
-    """What the attack wants of a whole answer: the completion where it holds the target."""
-    completion, target = row.completion or "", row.target or ""
-    return completion if completion and target in completion else target

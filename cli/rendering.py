@@ -86,13 +86,13 @@ def settled(
     Raises:
         LoratomyError: a rendering is given that is not the recorded one, or none renders.
     """
+    from ..analysis.rendering_scores import known_of
     from ..analysis.renderings import (
         GIVEN,
         RECORDED,
         closed,
         find_rendering,
         given_choice,
-        known_of,
         likelier,
     )
     from ..core.beside import read_beside

@@ -8,14 +8,13 @@ import pytest
 import torch
 from loratomy.analysis.contradiction import mismatch
 from loratomy.analysis.generation import Decoding, generate
+from loratomy.analysis.rendering_scores import known_of, log_likelihoods
 from loratomy.analysis.renderings import (
     GIVEN,
     LIKELIEST,
     NOTHING,
     find_rendering,
     given_choice,
-    known_of,
-    log_likelihoods,
 )
 from loratomy.core.beside import read_beside
 from loratomy.core.prompts import Renderer
