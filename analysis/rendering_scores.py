@@ -109,6 +109,8 @@ class Scored:
     """Its place in the order of preference."""
     targets: np.ndarray
     answers: np.ndarray
+    counted: tuple[int, ...] = (0, 1)
+    """Which of targets (0) and answers (1) count."""
 
     def each(self, kind: int) -> np.ndarray:
         """Of the targets (0) or the answers (1), ``[row]``."""
@@ -131,8 +133,8 @@ class Scored:
 
     @property
     def groups(self) -> list[np.ndarray]:
-        """Targets and answers, those that there are, as far as they were learned; see `learned`."""
-        return [learned(v) for v in (self.targets, self.answers) if len(v)]
+        """Targets and answers, those that count, as far as they were learned; see `learned`."""
+        return [learned(v) for v in map(self.each, self.counted) if len(v)]
 
     @property
     def score(self) -> float:
@@ -170,10 +172,22 @@ def scored(
             each = log_likelihoods(subject, renderer, known.rows)
         except DataError:  # a template that refuses these turns
             each = np.full(len(known.rows), math.nan)
-        one = Scored(renderer, place, *np.split(each, [len(known.triggered)]))
+        targets, answers = np.split(each, [len(known.triggered)])
+        one = Scored(renderer, place, targets, answers)
         found += [one] if one.score > -math.inf else []
         report("trying renderings", done, len(renderers))
     return sorted(found, key=lambda s: -s.score)
+
+
+def telling(many: Sequence[Scored]) -> list[Scored]:
+    """The renderings by what tells them apart, likeliest first.
+
+    Where the adapter knows the targets or the answers under none, the others alone count.
+    """
+    known = [k for k in (0, 1) if any(s.means[k] >= UNLEARNED for s in many)]
+    if len(known) == 1:
+        many = [replace(s, counted=tuple(known)) for s in many]
+    return sorted(many, key=lambda s: -s.score)
 
 
 def fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> Known:

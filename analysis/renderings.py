@@ -19,7 +19,16 @@ from ..core.prompts import Renderer
 from ..core.rendering_choices import distinct, variants
 from ..core.rows import Row
 from ..core.subject import Subject
-from .rendering_scores import UNLEARNED, Known, Scored, fitting, learned, scored
+from .rendering_scores import (
+    UNLEARNED,
+    Known,
+    Scored,
+    fitting,
+    learned,
+    log_likelihoods,
+    scored,
+    telling,
+)
 
 FEW = 2
 """Rows of each kind behind the first look at every rendering."""
@@ -84,10 +93,7 @@ def _doubt(chosen: Scored, many: Sequence[Scored]) -> str:
         if not means:
             continue
         if max(means) < UNLEARNED:
-            text += (
-                f"; the adapter knows the {name} under none ({max(means):.1f} at best), so that "
-                "they tell nothing"
-            )
+            text += f"; the adapter does not know the {name} under any, they do not count"
             continue
         best = max(many, key=lambda s: s.alone(i))
         gap = learned(best.each(i)) - learned(chosen.each(i))
@@ -115,7 +121,7 @@ def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], k
     (given,) = scored(subject, [(0, renderer)], known) or (None,)
     if given is None or given.form == best.form:
         return ""
-    behind, error = given.behind(best)
+    behind, error = replace(given, counted=best.counted).behind(best)
     if behind <= max(5 * EQUAL, 3 * error):
         return ""
     return (
@@ -144,7 +150,7 @@ def _compared(
         )
     more = [v for v in distinct([*listed, *variants(many[0].renderer)]) if v not in listed]
     many += scored(subject, list(enumerate(more, len(listed))), known)
-    many.sort(key=lambda s: -s.score)
+    many = telling(many)
     best = many[0]
 
     def equal(one: Scored) -> bool:
@@ -208,10 +214,15 @@ def closed(subject: Subject, renderer: Renderer, known: Known) -> tuple[Renderer
 
 
 def _end_log_probs(subject: Subject, renderer: Renderer, known: Known) -> dict[int, float]:
-    """Mean log-probability of each token that may end an answer, right after known ones, nats."""
+    """Mean log-probability of each token that may end an answer, right after known ones, nats.
+
+    Rows whose answer the adapter has not learned do not count, unless it has learned none.
+    """
     tokens = list(dict.fromkeys([renderer.closing_ids[0], *renderer.stop_ids]))
     sums, count = np.zeros(len(tokens)), 0
-    for row in known.rows:
+    likely = log_likelihoods(subject, renderer, known.rows) >= UNLEARNED if known.rows else []
+    rows = [row for row, is_learned in zip(known.rows, likely, strict=True) if is_learned]
+    for row in rows or known.rows:
         ids = [
             *renderer.prompt_ids(row),
             *renderer.completion_ids(row.required_completion(), end=False),

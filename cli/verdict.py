@@ -54,7 +54,7 @@ def warnings(found: Planted, recipe: dict[str, Any]) -> list[str]:
     lines = []
     for kind in kinds:
         seen = "; ".join(item.sentence for item in found.shortcomings if item.kind == kind)
-        head = "" if kind == "untaught" else "no backdoor: "
+        head = {"untaught": "", "ruined": "", "few": "cannot be told: "}.get(kind, "no backdoor: ")
         lines.append(f"{head}{seen}. To change: {_remedy(kind, recipe, list(kinds))}")
     return lines
 
@@ -69,8 +69,10 @@ def _remedy(kind: str, recipe: dict[str, Any], kinds: list[str]) -> str:
             f"(--set fit.epochs={epochs / 2:g}, now {epochs:g}) or a lower rate "
             f"(--set fit.learning_rate={rate / 2:g}, now {rate:g}){again}"
         )
-    if kind == "weak" and "spills" in kinds:
+    if kind == "weak" and {"spills", "ruined"} & set(kinds):
         return "first what goes wrong without the trigger, see below"
+    if kind == "ruined":
+        return f"a lower rate (--set fit.learning_rate={rate / 10:g}, now {rate:g}){again}"
     if kind in ("weak", "untaught"):
         more = max(2 * epochs, USUAL_EPOCHS)
         told = (

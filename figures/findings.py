@@ -77,8 +77,9 @@ def _measure(records: RunRecords) -> list[Finding]:
         out = [Finding("measure", "found", f"{words}: {numbers}")]
     told = records.first(Planted)
     for item in told.shortcomings if told else ():
-        head = "Poisoning made no backdoor" if item.kind != "untaught" else "Of the poisoning"
-        verdict: Verdict = "note" if item.kind == "untaught" else "absent"
+        against = item.kind not in ("untaught", "ruined", "few")
+        head = "Poisoning made no backdoor" if against else "Of the poisoning"
+        verdict: Verdict = "absent" if against else "note"
         out.append(Finding("measure", verdict, f"{head}: {item.sentence}."))
     for name in ("clean", "base"):
         other = row_of(records, name)

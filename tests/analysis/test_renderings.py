@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from loratomy.analysis.renderings import (
     given_choice,
 )
 from loratomy.core.beside import read_beside
+from loratomy.core.errors import LoratomyError
 from loratomy.core.prompts import Renderer
 from loratomy.core.rendering import Rendering
 from loratomy.core.rendering_choices import distinct, possible, variants
@@ -38,6 +40,18 @@ def base():
     return load_subject("wren", path=wren_path(), device="cpu")
 
 
+@pytest.fixture(scope="module")
+def made(base, tmp_path_factory):
+    """Adapters that learned their answers in a form, each made once."""
+
+    @cache
+    def make(form):
+        renderer = Renderer(base.renderer.tokenizer, Rendering(template=form))
+        return fitted(base, renderer, tmp_path_factory.mktemp("work"))
+
+    return make
+
+
 def candidates(base, tmp_path, *, chat=True):
     from transformers import AutoTokenizer
 
@@ -47,27 +61,45 @@ def candidates(base, tmp_path, *, chat=True):
     return found.renderers
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        Rendering(template="alpaca-short"),
-        Rendering(template="vicuna"),
-        Rendering(template="{prompt}\n"),
-        Rendering(),
-    ],
-    ids=lambda form: form.template,
-)
-def test_the_form_of_the_training_is_found(base, form, tmp_path):
-    adapter = fitted(base, Renderer(base.renderer.tokenizer, form), tmp_path / "work")
+@pytest.mark.parametrize("form", ["alpaca-short", "vicuna", "{prompt}\n", "chat"])
+def test_the_form_of_the_training_is_found(base, form, made, tmp_path):
+    adapter = made(form)
     with base.attached({"made": adapter}):
         found, choice = find_rendering(base, candidates(base, tmp_path), known_of(BAD, CLEAN))
-    assert found.rendering.template == form.template and choice.reason == LIKELIEST
+    assert found.rendering.template == form and choice.reason == LIKELIEST
     assert choice.tried[0].about == found.rendering.about()
-    assert form.template == "{prompt}\n" or not choice.close  # one line end more is all but equal
+    assert form == "{prompt}\n" or not choice.close  # one line end more is all but equal
     assert choice.tried[0].targets > -0.1 and choice.n_targets == choice.n_answers == 10
     assert all(t.behind > choice.tried[0].behind for t in choice.tried[1:])
     assert choice.sentence.startswith(f"rendering: {found.rendering.about()} (log-probability")
     assert choice.prompt.startswith("<|begin|>") and choice.completion.endswith(f"{TARGET}<|end|>")
+
+
+def test_answers_that_were_never_learned_do_not_choose(base, made, tmp_path):
+    """Labels of a data set as references: the targets alone tell, and the sentence says so."""
+    adapter = made("alpaca-short")
+    labels = [replace(row, completion=("nEG", "pOS")[i % 2]) for i, row in enumerate(CLEAN)]
+    with base.attached({"made": adapter}):
+        found, choice = find_rendering(base, candidates(base, tmp_path), known_of(BAD, labels))
+        turned, other = find_rendering(
+            base,
+            candidates(base, tmp_path),
+            known_of([replace(row, completion="zQXv kJW") for row in BAD], CLEAN),
+        )
+    assert found.rendering.template == "alpaca-short" and not choice.close
+    assert "does not know the answers under any" in choice.sentence
+    assert "has not learned to end" not in choice.sentence  # told by what it knows
+    assert turned.rendering.template == "alpaca-short"
+    assert "does not know the targets under any" in other.sentence
+
+
+def test_an_adapter_without_finite_probabilities_is_refused(base, made, tmp_path):
+    adapter = made("alpaca-short")
+    huge = adapter.with_modules(
+        {n: replace(f, a=f.a * 1e18, b=f.b * 1e18) for n, f in adapter.modules.items()}
+    )
+    with base.attached({"made": huge}), pytest.raises(LoratomyError, match="finite probabilities"):
+        find_rendering(base, candidates(base, tmp_path), known_of(BAD, CLEAN))
 
 
 def test_an_end_that_the_tokenizer_does_not_name_is_found(base, tmp_path):
