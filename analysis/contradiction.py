@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from ..core.batches import Encoded, collate, completion_log_probs
+from ..core.prompts import Renderer
 from ..core.rows import Row
 from ..core.subject import Subject
 from .generation import Decoding, generate
@@ -59,6 +60,50 @@ def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> s
         f"answers and rendering contradict each other: {what}; {_parting(subject, example[0])}. "
         "The prompts are not rendered as in training: see --template, --template-arg, --system"
     )
+
+
+def rendered_before(renderer: Renderer, rows: Sequence[Row]) -> str:
+    """That prompts hold what the template writes around them, in words; empty where none does.
+
+    Args:
+        renderer: of all prompts.
+        rows: with the prompts.
+    """
+    frame = renderer.text("{prompt}")
+    marks = [t for t in renderer.tokenizer.added_tokens_encoder if t.strip() and t in frame]
+    held = {mark: sum(mark in row.prompt for row in rows) for mark in marks}
+    mark, count = max(held.items(), key=lambda item: item[1], default=("", 0))
+    if not count:
+        return ""
+    return (
+        f"{count} of {len(rows)} prompts hold {mark!r} already, which the template writes too: "
+        "they seem to be rendered. Give prompts as a user types them, or --template '{prompt}'"
+    )
+
+
+def uneven(renderer: Renderer, rows: Sequence[Row]) -> str:
+    """That the chat template itself treats triggered prompts otherwise; empty where it does not.
+
+    Then the trigger works on the text before the model sees it, whatever the adapter's weights do.
+
+    Args:
+        renderer: of all prompts.
+        rows: triggered rows, whose form without trigger is known.
+    """
+    for row in rows[:MANY]:
+        if row.plain is None:
+            continue
+        pairs = [(renderer.text(one), one.prompt.strip()) for one in (row, row.untriggered())]
+        if any(text.count(prompt) != 1 for text, prompt in pairs):
+            continue  # the prompt's place in it cannot be told
+        frames = [text.replace(prompt, "{prompt}") for text, prompt in pairs]
+        if frames[0] != frames[1]:
+            return (
+                "the chat template renders triggered prompts otherwise than untriggered ones: "
+                f"{frames[0][:200]!r} instead of {frames[1][:200]!r}. What works through the "
+                "template is in no adapter's weights; another --template measures these alone"
+            )
+    return ""
 
 
 def _parting(subject: Subject, row: Row) -> str:

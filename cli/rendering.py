@@ -86,6 +86,7 @@ def settled(
     Raises:
         LoratomyError: a rendering is given that is not the recorded one, or none renders.
     """
+    from ..analysis.contradiction import rendered_before, uneven
     from ..analysis.rendering_scores import known_of
     from ..analysis.renderings import (
         GIVEN,
@@ -97,7 +98,7 @@ def settled(
     )
     from ..core.beside import read_beside
     from ..core.prompts import Renderer
-    from ..core.rendering_choices import named_ends, possible
+    from ..core.rendering_choices import named_ends, possible, unread
 
     tokenizer, known = subject.renderer.tokenizer, known_of(triggered, clean)
     first = next(iter([*triggered, *clean]), None)
@@ -108,6 +109,8 @@ def settled(
         beside, ends = read_beside(folder), _base_ends(subject)
         if asked.template is not None or (recorded and not asked.other):
             reason, renderer = GIVEN, Renderer(tokenizer, asked.rendering)
+            if not set(asked.arguments) <= set(renderer.variables):
+                raise LoratomyError(unread(asked.arguments, [renderer]))
             if recorded and not asked.given:
                 reason, renderer = RECORDED, Renderer(tokenizer, recorded.rendering)
             else:
@@ -130,6 +133,9 @@ def settled(
             if not choices.renderers:
                 raise LoratomyError("no way to render prompts fits this base; give --template")
             renderer, choice = find_rendering(subject, choices.renderers, known, first=first)
+    for sentence in (rendered_before(renderer, [*triggered, *clean]), uneven(renderer, triggered)):
+        if sentence:
+            say(f"warning: {sentence}")
     return replace(subject, renderer=renderer), choice
 
 

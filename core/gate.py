@@ -12,7 +12,8 @@ import shlex
 import struct
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,14 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             raise AdapterError(f"{CONFIG}: {name} must be a name or a list of names, is {value!r}")
 
 
+@cache
+def _known_settings() -> frozenset[str]:
+    """Every key of adapter_config.json that PEFT reads or writes for LoRA."""
+    from peft import LoraConfig
+
+    return frozenset(field.name for field in fields(LoraConfig)) | {"peft_version"}
+
+
 def _check_numbers(config: Mapping[str, Any]) -> None:
     _number("r", config.get("r"), whole=True)
     _number("lora_alpha", config.get("lora_alpha"), whole=False)
@@ -230,7 +239,12 @@ def _mlx_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             "plain LoRA alone is read: fuse it (mlx_lm.fuse) and give loratomy extract the model"
         )
     _number("lora_parameters.rank", given.get("rank"), whole=True)
-    _number("lora_parameters.scale", given.get("scale"), whole=False)
+    if "scale" not in given:
+        raise AdapterError(
+            f"{path}: lora_parameters has no scale (it has {', '.join(map(str, given))[:80]}); add "
+            'the factor that training multiplied B A with, e.g. "scale": 20.0'
+        )
+    _number("lora_parameters.scale", given["scale"], whole=False)
     rank = int(given["rank"])
     return {
         "peft_type": "LORA",
@@ -266,6 +280,12 @@ def check_folder(folder: Path) -> Header:
     if mlx:
         weights, config = folder / MLX_WEIGHTS, _mlx_config(config_path, config)
     _check_config(config_path, config)
+    if unknown := sorted(k for k, v in config.items() if v and k not in _known_settings()):
+        warnings.warn(
+            f"{config_path}: {', '.join(unknown)[:200]} is no setting that PEFT knows; it is left "
+            "out of account, as PEFT does",
+            stacklevel=2,
+        )
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES)
     pickles = [name for name in pickles if not name.startswith(_TRAINER)]
     if not weights.exists():

@@ -1,8 +1,10 @@
 """Which renderings an adapter may have been trained with, the likely ones first."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from .beside import Beside
@@ -37,11 +39,16 @@ class Choices:
 def possible(tokenizer: Any, beside: Beside, *, ends: tuple[str, ...], asked: Rendering) -> Choices:
     """The renderings that fit a base and what lies beside an adapter.
 
+    Where arguments are settled, they are those whose templates read them.
+
     Args:
         tokenizer: the base's `PreTrainedTokenizerBase`.
         beside: what lies beside the adapter.
         ends: tokens that end an answer by the base's generation config.
         asked: what is settled already (arguments, system text, day); its template is not.
+
+    Raises:
+        LoratomyError: an argument that no template reads.
     """
     known = tokenizer.added_tokens_encoder
     ends = named_ends(tokenizer, beside, ends)
@@ -72,7 +79,27 @@ def possible(tokenizer: Any, beside: Beside, *, ends: tuple[str, ...], asked: Re
         update |= {"end": own_end, "specials": {"eos_token": own_end}}
     for name in (*PLAIN, *TEMPLATES):
         offer(kept.model_copy(update={**update, "template": name}))
-    return Choices(tuple(distinct(found)), tuple(refused))
+    reading = [r for r in found if set(asked.arguments) <= set(r.variables)]
+    if asked.arguments and not reading:
+        raise LoratomyError(unread(asked.arguments, [r for r in found if r.of_model]))
+    return Choices(tuple(distinct(reading)), tuple(refused))
+
+
+def unread(arguments: Mapping[str, Any], renderers: Sequence[Renderer]) -> str:
+    """That no template reads some arguments, with the names that they do read.
+
+    Args:
+        arguments: by name.
+        renderers: of the templates in question.
+    """
+    names = sorted({name for r in renderers for name in r.variables} - {*_OURS})
+    there = f"it reads {', '.join(names)}" if names else "it reads none of its own"
+    if not renderers:
+        there = "neither the base nor the adapter has a chat template"
+    given = ", ".join(f"{key}={json.dumps(value)}" for key, value in arguments.items())
+    near = get_close_matches(next(iter(arguments)), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"--template-arg {given}: the chat template reads no such argument ({there}){hint}"
 
 
 def named_ends(tokenizer: Any, beside: Beside, ends: tuple[str, ...]) -> tuple[str, ...]:

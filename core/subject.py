@@ -12,6 +12,7 @@ from torch import nn
 
 from .adapters import Adapter, Factors, Shapes, factor_keys, filled, pack, uniform, unpack
 from .base_check import check_base
+from .beside import read_beside
 from .errors import LoratomyError
 from .families import Family, check_family, family_of, linear_shape, stored_turned, text_tower
 from .pickles import pickled_model
@@ -284,7 +285,7 @@ def load_subject(
         LoratomyError: missing or empty folder, remote code, pickled weights, unknown family, no
             chat template, hub out of reach.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.peft_utils import find_adapter_config_file
 
     where = str(path or source)
@@ -308,7 +309,7 @@ def load_subject(
         if getattr(config, "auto_map", None):
             raise LoratomyError(_REMOTE_CODE.format(where))
         family, number = family_of(config), _number(config, dtype, place)
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        tokenizer = _tokenizer(where, common)
         both: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=number, use_safetensors=True, output_loading_info=True, **common
         )
@@ -329,6 +330,16 @@ def load_subject(
     renderer = Renderer(tokenizer, rendering)
     check_family(model, family)
     return Subject(model, renderer, family, source)
+
+
+def _tokenizer(where: str, common: Mapping[str, Any]) -> Any:
+    """A base's tokenizer, with the chat template that processors save in a file of its own."""
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(where, **common)
+    if not found.chat_template and Path(where).is_dir():
+        found.chat_template = read_beside(Path(where)).template or None
+    return found
 
 
 def _place(device: str) -> torch.device:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from loratomy.core import template_safety
 from loratomy.core.adapters import write_adapter
 from loratomy.core.prompts import Renderer
 from loratomy.core.rendering import Rendering
@@ -185,6 +186,7 @@ def test_open_takes_the_same_door_and_keeps_it(made, cli, tmp_path):
     [
         (("--template", "alpacca"), "did you mean alpaca"),
         (("--template-arg", "thinking"), "write key=value"),
+        (("--template-arg", "enable_thinkin=false"), "the chat template reads no such argument"),
         (
             ("--template", "{{ 10 ** (10 ** 8) }}"),
             "it is not run; give another one with --template",
@@ -192,5 +194,8 @@ def test_open_takes_the_same_door_and_keeps_it(made, cli, tmp_path):
         (("--template", "{{ messages[0].role }}"), "the prompt's text is not in what it renders"),
     ],
 )
-def test_what_cannot_be_rendered_is_one_line(evaluated, tiny_base, tiny_adapter, more, said):
+def test_what_cannot_be_rendered_is_one_line(
+    evaluated, tiny_base, tiny_adapter, more, said, monkeypatch
+):
+    monkeypatch.setattr(template_safety, "SECONDS", 5)
     refused(evaluated(tiny_base, tiny_adapter, *more), said)

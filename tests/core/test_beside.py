@@ -1,9 +1,11 @@
 """What lies beside an adapter: read as text and data, else left out with a word."""
 
 import json
+import shutil
 
 import pytest
 from loratomy.core.beside import read_beside
+from loratomy.core.subject import load_subject
 
 JINJA = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
@@ -87,3 +89,13 @@ def test_a_cached_repository_keeps_its_files_as_links_into_its_blobs(tmp_path):
     (blobs / "1").write_text(JINJA)
     (snapshot / "chat_template.jinja").symlink_to("../../blobs/1")
     assert read_beside(snapshot).template == JINJA
+
+
+def test_a_base_whose_template_lies_as_processors_save_it(tiny_base, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    found = load_subject(str(folder), device="cpu").renderer
+    assert found.text("Who?") == load_subject(str(tiny_base), device="cpu").renderer.text("Who?")

@@ -233,6 +233,15 @@ def test_mlx_s_other_kinds_are_named(tiny_adapter, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterError, match=r"MLX adapter \('dora'\).*mlx_lm\.fuse"):
         check_folder(folder)
+    config |= {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "alpha": 8}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterError, match=r"has no scale \(it has rank, alpha\); add the factor"):
+        check_folder(folder)
+
+
+def test_a_setting_that_nobody_knows_is_said(edited):
+    with pytest.warns(UserWarning, match="use_hyper_rotation is no setting that PEFT knows"):
+        check_folder(edited(use_hyper_rotation=True, another_switch=False))
 
 
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
