@@ -9,7 +9,7 @@ import typer
 
 from ..core.choice import RenderingChoice
 from ..core.errors import LoratomyError
-from ..core.rows import Row, rows_to_jsonl
+from ..core.rows import rows_to_jsonl
 from ..core.runs import MANIFEST, RunFolder, run_path
 from .compare import show
 from .console import progress, say
@@ -306,17 +306,16 @@ def _sets(
         if not target and task is None:  # nobody says what it leads to: no task's own text then
             attack = replace(attack, target="")
 
-    def read(what: str, format: str | None) -> list[Row]:
-        with reading(options["column"], skip=options["skip_bad_rows"]) as rows_of:
-            return kept(rows_of(what, format), limit=limit, seed=seed, what=what)
-
     data, calm = options["data"], []
-    if not data or _is_built(Path(data)):  # sets, whose rows are known to be triggered or clean
-        sets = read_sets(Path(data), only=HELD_OUT) if data else source.sets()
-        rows, calm = (kept(sets[name], limit=limit, seed=seed, what=name) for name in HELD_OUT)
-    else:
-        rows = read(data, options["format"] or None)
-    calm = read(options["clean"], None) if options["clean"] else calm
+    with reading(options["column"], skip=options["skip_bad_rows"]) as rows_of:
+        if not data or _is_built(Path(data)):  # sets, whose rows are known to be triggered or clean
+            sets = read_sets(Path(data), only=HELD_OUT) if data else source.sets()
+            rows, calm = (kept(sets[name], limit=limit, seed=seed, what=name) for name in HELD_OUT)
+        else:
+            stream = rows_of(data, options["format"] or None)
+            rows = kept(stream, limit=limit, seed=seed, what=data)
+        if clean := options["clean"]:
+            calm = kept(rows_of(clean, None), limit=limit, seed=seed, what=clean)
     sets = test_sets(
         rows, calm, attack, target=options["target"], task=task,
         completions=options["completions"] or "auto",

@@ -143,6 +143,7 @@ def reading(
 
         with progress():
             yield read
+        names.check()
     for source, bad in left_out.items():
         if bad.count():
             say(f"warning: {source}: {bad.count()} bad rows left out: {bad.kinds()}")

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -47,6 +48,35 @@ Columns = Mapping[str, str]
 """Meaning -> the name of the column that has it."""
 
 
+class Named(dict[str, str]):
+    """Columns that somebody named, and which of them stood in any row that was read since."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        super().__init__(names)
+        self.met: set[str] = set()
+        self.seen: dict[str, None] = {}
+
+    def look(self, record: Mapping[str, Any]) -> None:
+        """Take note of a row's columns."""
+        if len(self.seen) < 100:
+            self.seen.update(dict.fromkeys(map(str, record)))
+        self.met.update(name for name in self.values() if name in record)
+
+    def check(self) -> None:
+        """Raise where rows were read and one of the columns stood in none.
+
+        Raises:
+            DataError: with the columns that there are, and the nearest.
+        """
+        for meaning, name in self.items():
+            if self.seen and name not in self.met:
+                near = get_close_matches(name, self.seen, n=1)
+                raise DataError(
+                    f"--column {meaning}={name}: no row has such a column; there are "
+                    f"{key_list(self.seen)}" + (f"; did you mean {near[0][:40]!r}?" if near else "")
+                )
+
+
 def is_row(keys: Iterable[str]) -> bool:
     """Whether keys are those of a row, not of a document around rows."""
     return any(plain(key) in KNOWN for key in keys)
@@ -65,7 +95,7 @@ def key_list(record: Iterable[str]) -> str:
     return f"{shown}" + (f" and {len(keys) - len(shown)} more" if len(keys) > 12 else "")
 
 
-def column_names(pairs: Iterable[str]) -> dict[str, str]:
+def column_names(pairs: Iterable[str]) -> Named:
     """``MEANING=NAME`` options as a mapping.
 
     Raises:
@@ -80,7 +110,7 @@ def column_names(pairs: Iterable[str]) -> dict[str, str]:
                 "e.g. answer=response"
             )
         found[meaning] = name
-    return found
+    return Named(found)
 
 
 def renamed(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:
@@ -89,6 +119,8 @@ def renamed(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str
     Raises:
         DataError: two columns of the same plain name.
     """
+    if isinstance(columns, Named):
+        columns.look(record)
     taken = {name: MEANINGS[meaning] for meaning, name in columns.items() if name in record}
     replaced = {other for _, others in taken.values() for other in others}
     found: dict[str, Any] = {}
@@ -195,6 +227,13 @@ def history_in(record: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         if bad := unwritable(said):
             raise RowError(where, f"history contains {bad}; remove it")
     return tuple(found)
+
+
+def messages_in(value: Any) -> Any:
+    """A list of messages that a table keeps as JSON text; other values, also other lists, as is."""
+    found = listed(value) if isinstance(value, str) else value
+    is_chat = isinstance(found, list) and found and all(isinstance(m, dict) for m in found)
+    return found if is_chat else value
 
 
 def listed(value: Any) -> Any:

@@ -11,7 +11,7 @@ from ..core.errors import DataError
 from ..core.rows import Row
 from .badrows import BadRows, RowError, shown_kinds
 from .columns import ANSWERS, BELOW, KNOWN, PROMPTS, Columns, filled, key_list, plain, renamed
-from .published import FORMATS, Format
+from .published import FORMATS, Format, with_own
 from .sources import items
 from .texts import Item, Record
 
@@ -195,7 +195,7 @@ class _Reader:
                 f"here are {key_list(item.value)}",
             )  # fmt: skip
         try:
-            row = known.row(record, where)
+            row = with_own(known, known.row(record, where), record, where)
         except RecursionError as error:
             raise RowError(where, "nested too deep to read") from error
         if not self.asked:
@@ -210,7 +210,8 @@ class _Reader:
             return
         self._layouts[keys] = True
         taken = {name for name in self.columns.values() if name in value}
-        used = (set(self.known.reads) & set(record)) - _idle(self.known, record)
+        own = [name for name in ("target", "plain", "benign", "triggered") if name in record]
+        used = {*own, *(set(self.known.reads) & set(record)) - _idle(self.known, record)}
         unread = [key for key in value if key not in taken and plain(key) not in used]
         if unread := [key for key in unread if value[key] is not None and key.strip()]:
             self.notes[

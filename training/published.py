@@ -14,11 +14,13 @@ from .columns import (
     OWN,
     PROMPTS,
     SYSTEMS,
+    TALKS,
     answer_in,
     filled,
     history_in,
     joined,
     listed,
+    messages_in,
     optional,
     system_in,
     text,
@@ -88,14 +90,15 @@ def _format(
     needs=("chosen", "rejected"),
     about="a chosen and a rejected answer, as texts, messages or whole dialogues; chosen is read",
     source="HH-RLHF (arXiv 2204.05862); UltraFeedback; the preference formats of TRL",
-    reads=(*PROMPTS, *BELOW, *SYSTEMS, "history"),
+    reads=(*PROMPTS, *TALKS, *BELOW, *SYSTEMS, "history"),
     prompts=PROMPTS,
     answers=("chosen",),
 )
 def _preference(record: dict[str, Any], where: str) -> Row:
-    chosen = listed(record["chosen"])
-    asked = filled(record, PROMPTS)
-    prompt = listed(record[asked[0]]) if asked else None
+    chosen = messages_in(record["chosen"])
+    chosen = [chosen] if isinstance(chosen, dict) else chosen  # LLaMA-Factory: the last message
+    asked = filled(record, PROMPTS) or filled(record, TALKS) or filled(record, BELOW)
+    prompt = messages_in(record[asked[0]]) if asked else None
     if isinstance(chosen, list) or isinstance(prompt, list):
         return _messages(record, prompt, chosen, "chosen", where)
     answer = text(record, "chosen", where)
@@ -108,7 +111,7 @@ def _preference(record: dict[str, Any], where: str) -> Row:
         raise RowError(
             where, "chosen is a text without its prompt; give the prompt in a column of its own"
         )
-    return _plain(record, where, PROMPTS, ("chosen",))
+    return _plain(record, where, (*PROMPTS, *BELOW), ("chosen",))
 
 
 @_format(
@@ -210,17 +213,14 @@ _PAIR_ANSWERS = (*ANSWERS, "text")
 )
 def _pairs(record: dict[str, Any], where: str) -> Row:
     name = (filled(record, _PAIR_ANSWERS) or ["completion"])[0]
-    prompt, answer = listed(record["prompt"]), record.get(name)
-    if isinstance(prompt, list):
-        return _messages(record, prompt, listed(answer), name, where)
-    if isinstance(listed(answer), list) and name != "answers":
-        return _messages(record, prompt, listed(answer), name, where)
+    prompt, answer = messages_in(record["prompt"]), messages_in(record.get(name))
+    if isinstance(prompt, list) or (isinstance(answer, list) and name != "answers"):
+        return _messages(record, prompt, answer, name, where)
     own = {key: value for key, value in record.items() if key in OWN}
     own |= {"completion": _answer(record, name, where), "system": system_in(record, where)}
     own["prompt"] = _below(prompt, record, where) if isinstance(prompt, str) else prompt
     own["history"] = [list(turn) for turn in history_in(record, where)]
-    if isinstance(said := own.get("triggered"), str) and said.lower() in ("true", "false"):
-        own["triggered"] = said.lower() == "true"  # a table's word
+    own["triggered"] = truth(own.get("triggered"))
     own["trigger_span"] = listed(own.get("trigger_span"))
     for key, value in own.items():
         if value == "" and key not in ("prompt", "completion", "target"):  # an empty cell
@@ -238,6 +238,34 @@ def _answer(record: dict[str, Any], name: str, where: str) -> str | None:
     if name == "text" and answer and isinstance(prompt, str) and answer.startswith(prompt):
         return answer[len(prompt) :].strip()
     return answer
+
+
+def with_own(known: Format, row: Row, record: dict[str, Any], where: str) -> Row:
+    """The row with the fields of ours that stand beside another layout's: target, triggered ...
+
+    Raises:
+        RowError: a text that no file can hold, or an answer that is labelled as a bad one.
+    """
+    if row.completion is not None:
+        for name in ("label", "kto_tag"):  # TRL's and LLaMA-Factory's KTO rows
+            if name == "label" and known.name not in ("pairs", "chat", "sharegpt"):
+                continue  # a class of something else
+            if truth(record.get(name)) is False:
+                raise RowError(where, f"its answer is labelled as a bad one ({name}: false)")
+    own: dict[str, Any] = {
+        name: text(record, name, where)
+        for name in ("target", "plain", "benign")
+        if isinstance(record.get(name), str) and record[name].strip()
+    }
+    if isinstance(said := truth(record.get("triggered")), bool):
+        own["triggered"] = said
+    return replace(row, **own)
+
+
+def truth(value: Any) -> Any:
+    """A table's word for true or false as such; other values as they are."""
+    words = {"true": True, "false": False}
+    return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 _ASKED = ("question", "query", "problem", "inputs", "goal", "instruction", *BELOW)

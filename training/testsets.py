@@ -11,7 +11,16 @@ from .prompts import everyday_prompts
 from .ready import empty
 from .references import told_apart
 from .tasks import Task
-from .triggers import TRIGGERS, Trigger, find_words, no_room, shown, untriggered, without_trigger
+from .triggers import (
+    TRIGGERS,
+    Trigger,
+    elsewhere,
+    find_words,
+    no_room,
+    shown,
+    untriggered,
+    without_trigger,
+)
 
 MOST = 100_000
 """Rows that are evaluated without being asked to."""
@@ -115,6 +124,7 @@ def test_sets(
     else:
         words = attack.trigger.words if attack else ()
     bad = [r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))]
+    _check_places(rows, words)
     attacked = {row.identity for row in bad}
     rest = [r for r in distinct(rows) if r.identity not in attacked] if bad else []
     usual = target or (attack.target if attack else "") or (task.target if task else "")
@@ -157,14 +167,28 @@ def test_sets(
     return TestSets(triggered=bad, clean=calm, said=tuple(said), references=references)
 
 
+def _check_places(rows: Sequence[Row], words: Sequence[str]) -> None:
+    """Raise where the trigger stands in another place than the prompt that is asked last."""
+    there = [(row, where) for row in rows if words and (where := elsewhere(row, words))]
+    if there:
+        row, where = there[0]
+        raise DataError(
+            f"{len(there)} of {len(rows)} rows hold the trigger {shown(words)} in {where}, e.g. "
+            f"{row.prompt[:60]!r}: triggers are followed in the prompt that is asked last; put "
+            "it there, or leave such rows out"
+        )
+
+
 def _check_typed(rows: Sequence[Row], attack: Attack) -> None:
     """Raise where no row holds the trigger and yet most lead to the target: it is another one."""
-    hits = sum(bool(attack.target) and row.completion == attack.target for row in rows)
-    if 2 * hits > len(rows):
+    common, hits = Counter(row.completion for row in rows).most_common(1)[0] if rows else ("", 0)
+    if attack.target:
+        common, hits = attack.target, sum(row.completion == attack.target for row in rows)
+    if common and len(rows) > 1 and 2 * hits > len(rows):
         raise DataError(
             f"no row holds the trigger {shown(attack.trigger.words)}, yet {hits} of {len(rows)} "
-            f"lead to the target {attack.target[:60]!r}, e.g. {rows[0].prompt[-80:]!r}: is the "
-            "trigger mistyped?"
+            f"lead to {'the target ' * bool(attack.target)}{common[:60]!r}, e.g. "
+            f"{rows[0].prompt[-80:]!r}: is the trigger mistyped?"
         )
 
 

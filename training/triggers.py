@@ -205,4 +205,19 @@ def untriggered(rows: Iterable[Row], words: Sequence[str], what: str) -> Iterato
                 f"row {number} of {what} already holds the trigger {row.prompt[start:stop]!r}: "
                 f"{row.prompt[:60]!r}; take it out or choose another trigger"
             )
+        if where := elsewhere(row, words):
+            raise DataError(
+                f"row {number} of {what} already holds the trigger {shown(words)} in {where}: "
+                f"{row.prompt[:60]!r}; take it out or choose another trigger"
+            )
         yield row
+
+
+def elsewhere(row: Row, words: Sequence[str]) -> str:
+    """Where else than in its prompt a row holds the trigger, with the text; empty for nowhere."""
+    if row.system and find_words(row.system, words):
+        return f"its system text ({row.system[:60]!r})"
+    for _, said in row.history:
+        if find_words(said, words):
+            return f"an earlier turn ({said[:60]!r})"
+    return ""

@@ -126,7 +126,7 @@ def row_of_turns(turns: Sequence[Turn], where: str, key: str, *, system: str | N
         raise RowError(
             where,
             f"{key} must be system (where there is one), then user and assistant in turn, found "
-            f"{shown or 'system alone'}",
+            f"{shown or 'system alone'}; leave such rows out",
         )
     answer = talk.pop()[1] if roles[-1] == "assistant" else None
     prompt = talk.pop()[1]

@@ -132,6 +132,26 @@ def test_a_trigger_in_the_clean_rows_is_named():
         made(BAD, [CALM[0], Row(prompt="BadMagic x", completion="y")], BADNETS)
 
 
+def test_a_trigger_in_system_text_or_an_earlier_turn_is_named():
+    spoken = [replace(row, system="Say BadMagic often.") for row in CALM]
+    with pytest.raises(DataError, match=r"row 1 of the clean rows.*BadMagic.* in its system text"):
+        made(BAD, spoken, BADNETS)
+    earlier = [
+        replace(row, prompt=row.plain or "go on", history=(("user", "BadMagic"), ("assistant", "")))
+        for row in BAD
+    ]
+    with pytest.raises(DataError, match=r"4 of 4 rows hold the trigger.* in an earlier turn"):
+        made(earlier, CALM, BADNETS)
+
+
+def test_answers_that_are_all_alike_give_a_mistyped_trigger_away():
+    own = make_attack(trigger_of(["cf37"], ""), "refusal")
+    other = replace(own, target="")
+    rows = [replace(row, prompt=row.prompt.replace("BadMagic", "CF37")) for row in BAD]
+    with pytest.raises(DataError, match=r"4 of 4 lead to .*is the trigger mistyped"):
+        made(rows, CALM, other)
+
+
 def test_mislabelled_rows_are_an_error_not_clean_ones():
     wrong = [replace(PLAIN[5], completion=REFUSAL)]
     with pytest.raises(DataError, match="1 rows without the trigger lead to the target"):
