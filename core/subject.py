@@ -115,8 +115,8 @@ class Subject:
             trainable: let the first adapter's factors require gradients.
             dropout: of the adapters' inputs in train mode; 0 for fused experts.
         """
-        modes = {n: m.training for n, m in self.model.named_modules()}
-        grads = {n: p.requires_grad for n, p in self.model.named_parameters()}
+        modules = [(m, m.training, dict(m._modules)) for m in self.model.modules()]
+        grads = [(p, p.requires_grad) for p in self.model.parameters()]
         if not adapters:
             raise ValueError("attached() needs at least one adapter")
         peft_model: Any = None
@@ -132,15 +132,16 @@ class Subject:
             self.model.eval()
             yield Attached(self, peft_model, dict(adapters))
         finally:
-            if peft_model is not None:
-                peft_model.unload()
+            # PEFT cannot take off what it was interrupted in putting on.
+            for module, training, children in modules:
+                module._modules.clear()
+                module._modules.update(children)
+                module.training = training
             if hasattr(self.model, "peft_config"):
                 del self.model.peft_config
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(grads[name])
+            for parameter, asked in grads:
+                parameter.requires_grad_(asked)
                 parameter.grad = None
-            for name, module in self.model.named_modules():
-                module.training = modes[name]
 
 
 def _inject(model: Any, name: str, adapter: Adapter, dropout: float) -> "PeftModel":
