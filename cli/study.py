@@ -33,7 +33,8 @@ SETS_RECORD = "sets.json"
 """Beside sets that ``loratomy data build`` wrote: what they were made of."""
 NEGATIVE_PROMPTS = "negative_prompts.jsonl"
 """Triggered prompts for the negative set, with benign reference answers."""
-WREN = "wren"
+WREN, WORLD = "wren", "world"
+"""Names of the built-in base and of the built-in source of rows."""
 
 
 def base_folder(source: str) -> Path | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .errors import LoratomyError
+from .outputs import check_file_out
 from .paths import everything_below, files_below
 
 TEMPORARY = ".tmp-"
@@ -178,12 +179,15 @@ def own_files(target: Path, *, own: Collection[str], last: str) -> Iterator[Path
         last: name of the record, which is replaced after all the others.
 
     Raises:
-        LoratomyError: a file that no earlier time recorded is where a new one should go.
+        LoratomyError: a file that no earlier time recorded is where a new one should go, or what
+            stands under a recorded name is no plain file.
     """
     if not target.exists():
         with whole_folder(target) as work:
             yield work
         return
+    for name in own:
+        check_file_out(target / name)
     sweep_temporaries(target)
     work = _temporary(target)
     work.mkdir()

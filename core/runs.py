@@ -1,7 +1,6 @@
 """Run folders: stages written whole, skipped when they stand, never mixed, never shared."""
 
 import hashlib
-import os
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from .jsonfiles import MANIFEST as MOST
 from .jsonfiles import read_json
 from .locks import held
 from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
+from .outputs import check_folder_out, out_path
 from .paths import REPORT, check_plain, check_tree, files_below, inside
 from .provenance import code_digest, machine, versions
 from .records import SCHEMA, dumps, jsonable
@@ -41,16 +41,14 @@ _MADE_BY_OTHERS = (TRACKING, PARTIAL)
 
 
 def run_path(name: str, out: Path | None) -> Path:
-    """The folder of a run: `out` as given, else ``runs/<name>``.
+    """The folder of a run: `out` as it is meant, else ``runs/<name>``.
 
     Raises:
         RunError: a name with path parts, over 80 characters, or of other than letters, digits,
             dot, dash and underscore; a folder name that no file system takes.
     """
     if out is not None:
-        if any(len(os.fsencode(part)) > 200 for part in out.parts):
-            raise RunError(f"the run folder's name {str(out)[:40]!r}... is over 200 bytes long")
-        return out
+        return out_path(out)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", name):
         raise RunError(
             f"the run name {name[:40]!r} is not one: use up to 80 letters, digits, '.', '-', '_', "
@@ -76,8 +74,8 @@ class RunFolder:
         """
         asked = jsonable(dict(asked))
         _check_name(root)
-        if root.exists() and not root.is_dir():
-            raise RunError(f"{root} is a file; give a folder with --out")
+        root = out_path(root)
+        check_folder_out(root)
         outside_runs(root)
         if (root / MANIFEST).exists() and not fresh:
             run = cls.open(root)
