@@ -12,6 +12,7 @@ from torch import nn
 
 from .adapters import Adapter, Factors, Shapes, factor_keys, filled, pack, uniform, unpack
 from .base_check import check_base
+from .base_tokenizer import check_vocabulary, load_error, load_tokenizer
 from .errors import LoratomyError
 from .families import Family, check_family, family_of, linear_shape, stored_turned, text_tower
 from .pickles import pickled_model
@@ -285,7 +286,7 @@ def load_subject(
         LoratomyError: missing or empty folder, remote code, pickled weights, unknown family, no
             chat template, hub out of reach.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.peft_utils import find_adapter_config_file
 
     where = str(path or source)
@@ -309,19 +310,18 @@ def load_subject(
         if getattr(config, "auto_map", None):
             raise LoratomyError(_REMOTE_CODE.format(where))
         family, number = family_of(config), _number(config, dtype, place)
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        tokenizer = load_tokenizer(where, **common)
+        common |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         both: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=number, use_safetensors=True, output_loading_info=True, **common
+            where, dtype=number, use_safetensors=True, **common
         )
         loaded, told = both
-        if missing := sorted(told["missing_keys"]):  # transformers fills them with random numbers
-            raise LoratomyError(
-                f"the base {where} is incomplete: no tensor {missing[0]} ({len(missing)} missing)"
-            )
+        _check_whole(told, where)
     except LoratomyError:
         raise
     except Exception as error:  # the loaders raise every kind; one line for the user
         raise LoratomyError(_load_advice(where, local, error)) from error
+    check_vocabulary(tokenizer, loaded.get_input_embeddings().weight.shape[0], where)
     model = loaded.to(place).eval().requires_grad_(False)
     _quiet_generation(model)
     if rendering is None:
@@ -330,6 +330,21 @@ def load_subject(
     renderer = Renderer(tokenizer, rendering)
     check_family(model, family)
     return Subject(model, renderer, family, source)
+
+
+def _check_whole(told: Mapping[str, Any], where: str) -> None:
+    """Raise where a tensor was not read, which transformers fills with random numbers."""
+    if missing := sorted(told["missing_keys"]):
+        raise LoratomyError(
+            f"the base {where} is incomplete: no tensor {missing[0]} ({len(missing)} missing)"
+        )
+    if wrong := sorted(told["mismatched_keys"]):
+        name, stored, wanted = wrong[0]
+        raise LoratomyError(
+            f"the base {where}: {name} has the shape {tuple(stored)} in the weights and "
+            f"{tuple(wanted)} by config.json ({len(wrong)} such); take the config that belongs to "
+            "these weights"
+        )
 
 
 def _place(device: str) -> torch.device:
@@ -385,16 +400,14 @@ def _quiet_generation(model: Any) -> None:
 
 
 def _load_advice(where: str, local: bool, error: Exception) -> str:
-    from huggingface_hub import get_token
-
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if token := get_token():
-        text = text.replace(token, "***")
     if "trust_remote_code" in str(error):
         return _REMOTE_CODE.format(where)
     if local:
-        return f"cannot load the base {where}: {text}"
+        return (
+            f"cannot load the base {where}: {load_error(error)}; look at its config.json and "
+            "tokenizer_config.json, or copy the base again"
+        )
     return (
-        f"cannot load {where!r} from the hub: {text[:200]}; for a gated model set HF_TOKEN, "
+        f"cannot load {where!r} from the hub: {load_error(error)}; for a gated model set HF_TOKEN, "
         "without a network give a local folder"
     )
