@@ -20,7 +20,7 @@ from .jsonfiles import read_json
 from .locks import held
 from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
 from .outputs import check_folder_out, out_path
-from .paths import REPORT, check_plain, check_tree, files_below, inside
+from .paths import REPORT, check_plain, check_tree, check_utf8, files_below, inside
 from .provenance import code_digest, machine, versions
 from .records import SCHEMA, dumps, jsonable
 from .text import visible
@@ -73,7 +73,7 @@ class RunFolder:
                 `fresh` is not set.
         """
         asked = jsonable(dict(asked))
-        _check_name(root)
+        check_utf8(root, "run folder")
         root = out_path(root)
         check_folder_out(root)
         outside_runs(root)
@@ -109,7 +109,7 @@ class RunFolder:
         Raises:
             RunError: no run there, a damaged manifest, or another version's.
         """
-        _check_name(root)
+        check_utf8(root, "run folder")
         check_plain(root / MANIFEST)
         if not (root / MANIFEST).exists():
             raise RunError(f"{root} is not a run folder (no {MANIFEST}); make one with poison/open")
@@ -377,7 +377,10 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
         begun = path.exists() and len(list(folder.iterdir())) > 1
         remedy = f"remove {folder} to begin anew"
-        if begun and (changed := _changes(read_json(path, most=MOST, remedy=remedy), key)):
+        found = read_json(path, most=MOST, remedy=remedy) if begun else key
+        if not isinstance(found, dict):
+            raise RunError(f"{path} says nothing of what was begun; {remedy}")
+        if changed := _changes(found, key):
             raise RunError(
                 f"{stage} was begun with something else ({changed}); use --fresh, or remove "
                 f"{folder}, to begin anew"
@@ -428,16 +431,6 @@ class RunFolder:
         """One line for every file that is missing, altered or not recorded; empty: all is well."""
         stages = self.manifest["stages"]
         return [line for s in stages for line in (*self._altered(s), *self._added(s))]
-
-
-def _check_name(root: Path) -> None:
-    try:
-        str(root).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RunError(
-            f"the run folder's name {visible(str(root))!r} is not UTF-8, and safetensors opens no "
-            "file below such a name; rename it"
-        ) from error
 
 
 def _changes(old: Any, new: Any) -> str:

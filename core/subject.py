@@ -15,6 +15,7 @@ from .base_check import check_base
 from .base_tokenizer import check_vocabulary, load_error, load_tokenizer
 from .errors import LoratomyError
 from .families import Family, check_family, family_of, linear_shape, stored_turned, text_tower
+from .paths import check_utf8
 from .pickles import pickled_model
 from .prompts import Renderer, position_limit
 from .rendering import Rendering
@@ -298,6 +299,7 @@ def load_subject(
     if local and (said := pickled_model(Path(where))):
         raise LoratomyError(f"the base {said}")
     if local:
+        check_utf8(Path(where), "base")
         check_base(Path(where))
     place = _place(device)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):

@@ -168,6 +168,12 @@ def test_patterns_of_published_tokenizers(pattern):
     assert endless(pattern) == ""
 
 
+def test_a_base_whose_name_is_not_utf8(base):
+    odd = base.rename(base.with_name("b\udce9"))
+    with pytest.raises(LoratomyError, match=r"the base's name .*xe9' is not UTF-8, .*; rename it"):
+        load_subject(str(odd), device="cpu")
+
+
 def test_a_base_in_order(base):
     check_base(base)
     check_base(wren_path())
