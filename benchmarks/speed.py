@@ -210,7 +210,7 @@ def main(
                 table.add_row("loratomy demo", f"{seconds:.0f}", "", "", f"{memory:.2f} GiB")
             elif step == "help":
                 seconds, memory = process(binary, "--help")
-                plain, _ = process(sys.executable, "-c", "import torch")
+                plain, _ = process(sys.executable, "-P", "-c", "import torch")
                 table.add_row(
                     "loratomy --help", f"{seconds:.2f}", f"import torch {plain:.2f}",
                     f"{plain / seconds:.1f}x", f"{memory:.2f} GiB",

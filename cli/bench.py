@@ -13,6 +13,7 @@ from ..core import processes
 from ..core.errors import LoratomyError, RunError
 from ..core.locks import held
 from ..core.manifest import outside_runs
+from ..core.outputs import check_folder_out, out_path
 from ..core.paths import check_plain, check_tree
 from ..core.registry import nearest
 from ..core.runs import RunFolder
@@ -112,6 +113,7 @@ def command(
 
     Example: loratomy bench --cells "suffix/fixed,badnets/*" --methods guided,guided+repair,negative
     """
+    out = out_path(out)
     asked = Asked(
         runs=tuple(runs or ()),
         cells=cells,
@@ -164,8 +166,7 @@ def _check_out(out: Path, todo: Sequence[Cell], *, table: bool) -> None:
     """
     if table and not out.is_dir():
         raise RunError(f"{out} does not exist; give the folder of a bench with --out")
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file; give a folder with --out")
+    check_folder_out(out)
     outside_runs(out)
     results = [f"{NAME}{end}" for end in (".parquet", ".csv", ".html")]
     check_tree(out, [LOGS, FOLDER, FILE, *results, ".bench.lock"], own=[LOGS, ".bench.lock"])

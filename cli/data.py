@@ -8,6 +8,7 @@ import typer
 from ..core.errors import DataError
 from ..core.files import checksums, own_files
 from ..core.manifest import outside_runs
+from ..core.outputs import check_apart, check_folder_out, out_path
 from ..core.records import dumps
 from ..core.rows import Row, rows_to_jsonl
 from .attacks import table
@@ -22,7 +23,7 @@ from .options import (
     TRIGGER_HELP,
 )
 from .sources import clean_rows
-from .study import SETS_RECORD, read_record
+from .study import SETS_RECORD, WORLD, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +104,9 @@ def build(
         target=target or None,
         seed=seed,
     )
+    out = out_path(out)
+    given = [*(("the source", s) for s in sources if s != WORLD), ("--attackable", attackable)]
+    check_apart(out, (), rows=[*given, ("--poisoned", poisoned), ("--test", test)])
     earlier = _earlier(out, fresh=fresh)
     counts = {
         "clean_train": clean_train,
@@ -114,7 +118,7 @@ def build(
     with clean_rows(format or None, column, skip=skip_bad_rows) as read:
         if poisoned:
             sets = _ready(read, sources, poisoned, test, attack, clean_val, seed)
-        elif sources == ["world"]:
+        elif sources == [WORLD]:
             sets = world_sets(attack, counts=counts, seed=seed)
         else:
             sets = poison_sets(
@@ -151,8 +155,7 @@ def _earlier(out: Path, *, fresh: bool) -> list[str]:
         DataError: the folder is a file or inside a run; it is not empty, and no earlier build is to
             be replaced.
     """
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; give a folder with --out")
+    check_folder_out(out)
     outside_runs(out)
     if not out.is_dir() or not any(out.iterdir()):
         return []

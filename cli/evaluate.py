@@ -9,6 +9,7 @@ import typer
 
 from ..core.choice import RenderingChoice
 from ..core.errors import LoratomyError
+from ..core.outputs import check_apart
 from ..core.rows import rows_to_jsonl
 from ..core.runs import MANIFEST, RunFolder, run_path
 from .compare import show
@@ -33,7 +34,16 @@ from .options import (
 )
 from .rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
 from .sources import copy_adapter, reading, run_name
-from .study import Study, base_fingerprint, built_sets, digest, done, loaded_base, read_sets
+from .study import (
+    Study,
+    base_fingerprint,
+    base_folder,
+    built_sets,
+    digest,
+    done,
+    loaded_base,
+    read_sets,
+)
 
 HELD_OUT = ("poison_test", "clean_val")
 
@@ -162,10 +172,15 @@ def command(
     changed = [v for v in (*given.values(), *options.values()) if v or (v == 0 and v is not False)]
     anew = fresh
     if not is_run or changed or out:
-        folder = out or run_path(run_name(subject, data or "held-out"), None)
-        if folder.resolve() == subject.resolve():
-            raise LoratomyError(f"{folder} is what is to be evaluated; give another --out")
+        folder = run_path(run_name(subject, data or "held-out"), out)
         source = OfRun(subject) if is_run else OfAdapter(_adapter(subject), options)
+        used = base or source.defaults["base"]
+        check_apart(
+            folder,
+            [("the subject", subject), ("the base", base_folder(used) or used),
+             ("--template", template), ("--embedder", embedder)],
+            rows=[("--data", data), ("--clean", clean)],
+        )  # fmt: skip
         _prepare(source, folder, options, given, judged, fresh=fresh)
         anew = False
     comparison = measure_run(folder, **judged, fresh=anew)

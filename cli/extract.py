@@ -7,6 +7,7 @@ import typer
 
 from ..core.errors import LoratomyError
 from ..core.manifest import outside_runs
+from ..core.outputs import check_folder_out, out_path
 from .console import out as stdout
 from .console import progress, say, say_json
 from .located import fetched
@@ -72,6 +73,7 @@ def command(
     from ..core.checkpoints import open_checkpoint
     from ..core.extraction import extract
 
+    out = out_path(out)
     _check_out(out, fresh=fresh)
     sources = [open_checkpoint(_folder(name)) for name in (base, merged)]
     _check_configs(*sources)
@@ -94,6 +96,7 @@ def command(
 
 
 def _check_out(out: Path, *, fresh: bool) -> None:
+    check_folder_out(out)
     outside_runs(out)
     if not out.exists():
         return

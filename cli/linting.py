@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.base_check import check_base
+from ..core.base_tokenizer import load_error, load_tokenizer
 from ..core.errors import LoratomyError
 from ..core.prompts import Renderer, position_limit
 from ..core.rendering import CHAT, Rendering, given_template
@@ -138,8 +140,7 @@ def _subject(base: str, template: str | None) -> tuple[Renderer, int | None]:
     Raises:
         LoratomyError: no such base, no tokenizer, or no template.
     """
-    from huggingface_hub import get_token
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     where = str(base_folder(base) or base)
     local = Path(where).is_dir()
@@ -147,16 +148,15 @@ def _subject(base: str, template: str | None) -> tuple[Renderer, int | None]:
         raise LoratomyError(f"the base {where!r} is neither a folder nor a hub id (owner/name)")
     if local and not (Path(where) / "config.json").exists():
         raise LoratomyError(f"the base folder {where} holds no config.json")
+    if local:
+        check_base(Path(where))
     try:
         common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
         config = AutoConfig.from_pretrained(where, **common)
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        tokenizer = load_tokenizer(where, **common)
     except Exception as error:  # the loaders raise every kind; one line for the user
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        if token := get_token():
-            said = said.replace(token, "***")
         raise LoratomyError(
-            f"cannot read config and tokenizer of the base {where}: {said}"
+            f"cannot read config and tokenizer of the base {where}: {load_error(error)}"
         ) from error
     rendering = Rendering(template=given_template(template or CHAT))
     return Renderer(tokenizer, rendering), position_limit(config)

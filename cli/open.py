@@ -9,6 +9,7 @@ import typer
 
 from ..core.choice import RenderingChoice
 from ..core.errors import DataError, LoratomyError
+from ..core.outputs import check_apart
 from ..core.runs import RunFolder, run_path
 from .console import progress, say
 from .located import located, of_size, other_base
@@ -31,7 +32,7 @@ from .options import (
 )
 from .rendering import RENDERING_RECORD, settled, tell, wanted
 from .sources import adapter_sums, copy_adapter, reading, run_name
-from .study import Study, base_fingerprint, digest, done, loaded_base, negative_set
+from .study import Study, base_fingerprint, base_folder, digest, done, loaded_base, negative_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,6 +122,12 @@ def command(
     said = {"--target": target, "--task": task, "--data": data, "--placement": placement}
     attack = _attack(trigger or [], said, seed)
     folder = run_path(name or run_name(adapter, ""), out)
+    check_apart(
+        folder,
+        [("--adapter", suspect), ("--clean-adapter", reference), ("--template", template),
+         ("--base", base_folder(base) or base), ("--embedder", embedder)],
+        rows=[("--data", data), ("--prompts", prompts)],
+    )  # fmt: skip
     rendered = wanted(template, system, template_arg, other=other_template)
     with reading(column, skip=skip_bad_rows) as rows_of:
         clean_rows = _drawn(rows_of, prompts, format, limit, seed) if prompts else None

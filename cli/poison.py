@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import DataError
+from ..core.outputs import check_apart
 from ..core.runs import RunFolder, run_path
 from .console import progress, say
 from .options import TASK_HELP, TRIGGER_HELP
@@ -15,8 +16,10 @@ from .sources import clean_rows, write_rendering
 from .study import (
     NEGATIVE_PROMPTS,
     SETS,
+    WORLD,
     Study,
     base_fingerprint,
+    base_folder,
     built_sets,
     done,
     negative_set,
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
     from ..training.fitting import FitLog
     from ..training.recipe import Recipe
     from ..training.tracking import Tracking
-
-WORLD = "world"
 
 
 def command(
@@ -98,6 +99,12 @@ def make_poisoned(
     fresh: bool,
 ) -> None:
     """The stages of `poison`: data, clean adapter, poisoned adapter, negative set, verdict."""
+    source = "" if recipe.data.source == WORLD else recipe.data.source
+    check_apart(
+        folder,
+        [("the base", base_folder(recipe.base) or recipe.base), ("template", recipe.template)],
+        rows=[("data.source", source), ("data.attackable", recipe.data.attackable)],
+    )
     attack = recipe.attack.attack(recipe.seed)
     _agrees(attack, recipe)
     sets = _sets(recipe, attack)

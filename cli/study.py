@@ -1,7 +1,6 @@
 """A run as the commands see it: its subject, adapters, sets and rule, loaded when asked for."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.base_check import check_files
 from ..core.errors import DataError, LoratomyError, RunError
 from ..core.files import sha256
-from ..core.jsonfiles import Outside, checked, read_json
+from ..core.jsonfiles import Outside, checked, json_or_text, read_json
 from ..core.paths import is_name
 from ..core.prompts import Renderer
 from ..core.records import dumps
@@ -34,7 +33,8 @@ SETS_RECORD = "sets.json"
 """Beside sets that ``loratomy data build`` wrote: what they were made of."""
 NEGATIVE_PROMPTS = "negative_prompts.jsonl"
 """Triggered prompts for the negative set, with benign reference answers."""
-WREN = "wren"
+WREN, WORLD = "wren", "world"
+"""Names of the built-in base and of the built-in source of rows."""
 
 
 def base_folder(source: str) -> Path | None:
@@ -366,11 +366,8 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found or not key:
-            raise RunError(f"--set {pair!r}: write key=value, e.g. budget=0.01")
-        try:
-            values[key] = json.loads(value)
-        except ValueError:
-            values[key] = value
+            raise RunError(f"--set {pair[:60]!r}: write key=value, e.g. budget=0.01")
+        values[key] = json_or_text(value, f"--set {key[:40]}")
     return values
 
 

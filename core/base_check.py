@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .base_tokenizer import check_tokenizer_config
 from .errors import AdapterError, LoratomyError
 from .gate import read_header
 from .jsonfiles import RECORD, read_json
@@ -34,8 +35,8 @@ def check_base(folder: Path) -> None:
 
     Raises:
         LoratomyError: a file is too large, no JSON or nested too deep; the config has more layers
-            than the weights, or other embeddings; a token has no embedding; a pattern of the
-            tokenizer can take time without end.
+            than the weights, or other embeddings; a setting of the tokenizer is none; a token has
+            no embedding; a pattern of the tokenizer can take time without end.
     """
     check_files(folder)
     config = read_json(folder / "config.json", most=16 * 2**20, error=LoratomyError)
@@ -47,6 +48,7 @@ def check_base(folder: Path) -> None:
     if shapes:
         _check_layers(folder, config, shapes)
     rows = _check_embeddings(folder, config, shapes)
+    check_tokenizer_config(folder)
     _check_tokenizer(folder, rows)
 
 

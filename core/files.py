@@ -14,21 +14,25 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .errors import LoratomyError
+from .outputs import check_file_out
 from .paths import everything_below, files_below
 
 TEMPORARY = ".tmp-"
 """Prefix of everything half-written; what carries it is never read."""
 _HALF = re.compile(re.escape(TEMPORARY) + r"[0-9a-f]{12}")
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where no more can be written."""
+_TOO_LARGE_TOLD = ("File too large", "os error 27")
+"""What torch and safetensors say of a file above the process's limit."""
 _FULL_TOLD = (
+    *_TOO_LARGE_TOLD,
     "No space left",
     "os error 28",
     "quota exceeded",
     "unexpected pos",
     "file write failed",
 )
-"""What torch and safetensors say of it."""
+"""What they say where no more can be written."""
 
 
 def sha256(path: Path) -> str:
@@ -75,12 +79,17 @@ def is_full(error: BaseException) -> bool:
 
 def full_disk(error: BaseException) -> str:
     """What to say of such an error, in a line: where it is full, and what is left or missing."""
-    named = getattr(error, "filename", None)
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy: to
     folder = Path(named) if named else Path.cwd()
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
-    left = _told(shutil.disk_usage(folder).free)
     said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return (
+            f"a file in {folder} is larger than files may be here ({said}); what was finished "
+            "before is whole: raise the limit (ulimit -f) and run the same command again"
+        )
+    left = _told(shutil.disk_usage(folder).free)
     return (
         f"the disk is full ({said}), {left} are left where {folder} is; what was finished before "
         "is whole: make room and run the same command again"
@@ -99,8 +108,10 @@ def placed(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_full(error) or getattr(error, "filename", None):
             raise
-        said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
-        raise OSError(errno.ENOSPC, said, str(folder)) from error
+        large = any(part in str(error) for part in _TOO_LARGE_TOLD)
+        number = getattr(error, "errno", None) or (errno.EFBIG if large else errno.ENOSPC)
+        said = getattr(error, "strerror", None) or os.strerror(number)
+        raise OSError(number, said, str(folder)) from error
 
 
 def _told(size: int) -> str:
@@ -117,7 +128,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     need_room(path.parent, len(data))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with os.fdopen(os.open(work, flags, 0o666), "wb") as file:
+        with placed(path.parent), os.fdopen(os.open(work, flags, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -168,12 +179,15 @@ def own_files(target: Path, *, own: Collection[str], last: str) -> Iterator[Path
         last: name of the record, which is replaced after all the others.
 
     Raises:
-        LoratomyError: a file that no earlier time recorded is where a new one should go.
+        LoratomyError: a file that no earlier time recorded is where a new one should go, or what
+            stands under a recorded name is no plain file.
     """
     if not target.exists():
         with whole_folder(target) as work:
             yield work
         return
+    for name in own:
+        check_file_out(target / name)
     sweep_temporaries(target)
     work = _temporary(target)
     work.mkdir()

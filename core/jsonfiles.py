@@ -45,23 +45,57 @@ def read_json(
         LoratomyError: it cannot be read, is too large, no UTF-8, no JSON, or nested too deep.
     """
     try:
-        value = json.loads(_bounded(path, most).decode("utf-8"))
-        if _deeper(value, DEPTH):
-            raise ValueError(f"objects and lists are nested more than {DEPTH} deep")
+        value = json.loads(read_bounded(path, most).decode("utf-8"))
+        if deeper(value, DEPTH):
+            raise RecursionError
         return value
     except RecursionError:
         why = f"objects and lists are nested more than {DEPTH} deep"
-    except UnicodeDecodeError as found:
-        why = f"not UTF-8 (byte {found.start})"
-    except OSError as found:
-        why = found.strerror or str(found)
-    except ValueError as found:
-        why = str(found)
+    except (OSError, ValueError) as found:
+        why = why_not(found)
     named = f"{what} {path}" if what else str(path)
     raise error(f"cannot read {named}: {why}{f'; {remedy}' if remedy else ''}")
 
 
-def _bounded(path: Path, most: int) -> bytes:
+def json_or_text(text: str, what: str) -> Any:
+    """The value of a JSON text, or the text itself where it is none.
+
+    Args:
+        text: an option's value.
+        what: the option, for the error.
+
+    Raises:
+        LoratomyError: objects and lists are nested too deep.
+    """
+    try:
+        value = json.loads(text)
+        if deeper(value, DEPTH):
+            raise RecursionError
+        return value
+    except RecursionError as error:
+        raise LoratomyError(
+            f"{what} {text[:40]!r}: objects and lists are nested more than {DEPTH} deep"
+        ) from error
+    except ValueError:
+        return text
+
+
+def why_not(found: OSError | ValueError) -> str:
+    """Why a file could not be read, in words."""
+    if isinstance(found, UnicodeDecodeError):
+        return f"not UTF-8 (byte {found.start})"
+    if isinstance(found, OSError):
+        return found.strerror or str(found)
+    return str(found).split("; use sys.")[0]  # Python's advice on long integers is for its own user
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a plain file that has at most so many.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no plain file, or longer.
+    """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe is not waited for
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(file.fileno())
@@ -72,7 +106,7 @@ def _bounded(path: Path, most: int) -> bytes:
         return file.read(most)
 
 
-def _deeper(value: Any, most: int) -> bool:
+def deeper(value: Any, most: int) -> bool:
     """Whether objects and lists are in each other more than so many deep."""
     level = [value]
     for _ in range(most):

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from .errors import RunError
+from .text import visible
 
 DEPTH = 32
 """Most folders in each other below an entry of a run; what trackers write is the deepest."""
@@ -68,6 +69,25 @@ def _check(path: Path, mode: int) -> None:
         )
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise RunError(f"{path} is a pipe, a socket or a device, and a run holds none; remove it")
+
+
+def check_utf8(folder: Path, what: str) -> None:
+    """Raise where a folder's name is not UTF-8.
+
+    Args:
+        folder: holds, or will hold, safetensors.
+        what: it is, in words.
+
+    Raises:
+        RunError: with the name, control characters and odd bytes written out.
+    """
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"the {what}'s name {visible(str(folder))!r} is not UTF-8, and safetensors opens no "
+            "file below such a name; rename it"
+        ) from error
 
 
 def check_tree(

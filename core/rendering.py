@@ -10,6 +10,7 @@ from pydantic import Field
 
 from .config import Config
 from .errors import LoratomyError
+from .jsonfiles import json_or_text
 from .registry import nearest
 from .templates import TEMPLATES
 
@@ -144,10 +145,8 @@ def given_arguments(pairs: list[str]) -> dict[str, Any]:
             )
         if key in ("messages", "add_generation_prompt", "tools", "documents", "strftime_now"):
             raise LoratomyError(f"--template-arg {key}: loratomy gives this one itself")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = {"True": True, "False": False, "None": None}.get(value, value)
+        value = {"True": "true", "False": "false", "None": "null"}.get(value, value)
+        found[key] = json_or_text(value, f"--template-arg {key[:40]}")
     return found
 
 

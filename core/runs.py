@@ -1,7 +1,6 @@
 """Run folders: stages written whole, skipped when they stand, never mixed, never shared."""
 
 import hashlib
-import os
 import re
 import shlex
 import shutil
@@ -20,7 +19,8 @@ from .jsonfiles import MANIFEST as MOST
 from .jsonfiles import read_json
 from .locks import held
 from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
-from .paths import REPORT, check_plain, check_tree, files_below, inside
+from .outputs import check_folder_out, out_path
+from .paths import REPORT, check_plain, check_tree, check_utf8, files_below, inside
 from .provenance import code_digest, machine, versions
 from .records import SCHEMA, dumps, jsonable
 from .text import visible
@@ -41,16 +41,14 @@ _MADE_BY_OTHERS = (TRACKING, PARTIAL)
 
 
 def run_path(name: str, out: Path | None) -> Path:
-    """The folder of a run: `out` as given, else ``runs/<name>``.
+    """The folder of a run: `out` as it is meant, else ``runs/<name>``.
 
     Raises:
         RunError: a name with path parts, over 80 characters, or of other than letters, digits,
             dot, dash and underscore; a folder name that no file system takes.
     """
     if out is not None:
-        if any(len(os.fsencode(part)) > 200 for part in out.parts):
-            raise RunError(f"the run folder's name {str(out)[:40]!r}... is over 200 bytes long")
-        return out
+        return out_path(out)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", name):
         raise RunError(
             f"the run name {name[:40]!r} is not one: use up to 80 letters, digits, '.', '-', '_', "
@@ -75,9 +73,9 @@ class RunFolder:
                 `fresh` is not set.
         """
         asked = jsonable(dict(asked))
-        _check_name(root)
-        if root.exists() and not root.is_dir():
-            raise RunError(f"{root} is a file; give a folder with --out")
+        check_utf8(root, "run folder")
+        root = out_path(root)
+        check_folder_out(root)
         outside_runs(root)
         if (root / MANIFEST).exists() and not fresh:
             run = cls.open(root)
@@ -111,7 +109,7 @@ class RunFolder:
         Raises:
             RunError: no run there, a damaged manifest, or another version's.
         """
-        _check_name(root)
+        check_utf8(root, "run folder")
         check_plain(root / MANIFEST)
         if not (root / MANIFEST).exists():
             raise RunError(f"{root} is not a run folder (no {MANIFEST}); make one with poison/open")
@@ -379,7 +377,10 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
         begun = path.exists() and len(list(folder.iterdir())) > 1
         remedy = f"remove {folder} to begin anew"
-        if begun and (changed := _changes(read_json(path, most=MOST, remedy=remedy), key)):
+        found = read_json(path, most=MOST, remedy=remedy) if begun else key
+        if not isinstance(found, dict):
+            raise RunError(f"{path} says nothing of what was begun; {remedy}")
+        if changed := _changes(found, key):
             raise RunError(
                 f"{stage} was begun with something else ({changed}); use --fresh, or remove "
                 f"{folder}, to begin anew"
@@ -430,16 +431,6 @@ class RunFolder:
         """One line for every file that is missing, altered or not recorded; empty: all is well."""
         stages = self.manifest["stages"]
         return [line for s in stages for line in (*self._altered(s), *self._added(s))]
-
-
-def _check_name(root: Path) -> None:
-    try:
-        str(root).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RunError(
-            f"the run folder's name {visible(str(root))!r} is not UTF-8, and safetensors opens no "
-            "file below such a name; rename it"
-        ) from error
 
 
 def _changes(old: Any, new: Any) -> str:

@@ -12,9 +12,10 @@ from torch import nn
 
 from .adapters import Adapter, Factors, Shapes, factor_keys, filled, pack, uniform, unpack
 from .base_check import check_base
-from .beside import read_beside
+from .base_tokenizer import check_vocabulary, load_error, load_tokenizer
 from .errors import LoratomyError
 from .families import Family, check_family, family_of, linear_shape, stored_turned, text_tower
+from .paths import check_utf8
 from .pickles import pickled_model
 from .prompts import Renderer, position_limit
 from .rendering import Rendering
@@ -116,8 +117,8 @@ class Subject:
             trainable: let the first adapter's factors require gradients.
             dropout: of the adapters' inputs in train mode; 0 for fused experts.
         """
-        modes = {n: m.training for n, m in self.model.named_modules()}
-        grads = {n: p.requires_grad for n, p in self.model.named_parameters()}
+        modules = [(m, m.training, dict(m._modules)) for m in self.model.modules()]
+        grads = [(p, p.requires_grad) for p in self.model.parameters()]
         if not adapters:
             raise ValueError("attached() needs at least one adapter")
         peft_model: Any = None
@@ -133,15 +134,16 @@ class Subject:
             self.model.eval()
             yield Attached(self, peft_model, dict(adapters))
         finally:
-            if peft_model is not None:
-                peft_model.unload()
+            # PEFT cannot take off what it was interrupted in putting on.
+            for module, training, children in modules:
+                module._modules.clear()
+                module._modules.update(children)
+                module.training = training
             if hasattr(self.model, "peft_config"):
                 del self.model.peft_config
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(grads[name])
+            for parameter, asked in grads:
+                parameter.requires_grad_(asked)
                 parameter.grad = None
-            for name, module in self.model.named_modules():
-                module.training = modes[name]
 
 
 def _inject(model: Any, name: str, adapter: Adapter, dropout: float) -> "PeftModel":
@@ -297,6 +299,7 @@ def load_subject(
     if local and (said := pickled_model(Path(where))):
         raise LoratomyError(f"the base {said}")
     if local:
+        check_utf8(Path(where), "base")
         check_base(Path(where))
     place = _place(device)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -309,19 +312,18 @@ def load_subject(
         if getattr(config, "auto_map", None):
             raise LoratomyError(_REMOTE_CODE.format(where))
         family, number = family_of(config), _number(config, dtype, place)
-        tokenizer = _tokenizer(where, common)
+        tokenizer = load_tokenizer(where, **common)
+        common |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         both: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=number, use_safetensors=True, output_loading_info=True, **common
+            where, dtype=number, use_safetensors=True, **common
         )
         loaded, told = both
-        if missing := sorted(told["missing_keys"]):  # transformers fills them with random numbers
-            raise LoratomyError(
-                f"the base {where} is incomplete: no tensor {missing[0]} ({len(missing)} missing)"
-            )
+        _check_whole(told, where)
     except LoratomyError:
         raise
     except Exception as error:  # the loaders raise every kind; one line for the user
         raise LoratomyError(_load_advice(where, local, error)) from error
+    check_vocabulary(tokenizer, loaded.get_input_embeddings().weight.shape[0], where)
     model = loaded.to(place).eval().requires_grad_(False)
     _quiet_generation(model)
     if rendering is None:
@@ -332,14 +334,19 @@ def load_subject(
     return Subject(model, renderer, family, source)
 
 
-def _tokenizer(where: str, common: Mapping[str, Any]) -> Any:
-    """A base's tokenizer, with the chat template that processors save in a file of its own."""
-    from transformers import AutoTokenizer
-
-    found = AutoTokenizer.from_pretrained(where, **common)
-    if not found.chat_template and Path(where).is_dir():
-        found.chat_template = read_beside(Path(where)).template or None
-    return found
+def _check_whole(told: Mapping[str, Any], where: str) -> None:
+    """Raise where a tensor was not read, which transformers fills with random numbers."""
+    if missing := sorted(told["missing_keys"]):
+        raise LoratomyError(
+            f"the base {where} is incomplete: no tensor {missing[0]} ({len(missing)} missing)"
+        )
+    if wrong := sorted(told["mismatched_keys"]):
+        name, stored, wanted = wrong[0]
+        raise LoratomyError(
+            f"the base {where}: {name} has the shape {tuple(stored)} in the weights and "
+            f"{tuple(wanted)} by config.json ({len(wrong)} such); take the config that belongs to "
+            "these weights"
+        )
 
 
 def _place(device: str) -> torch.device:
@@ -395,16 +402,14 @@ def _quiet_generation(model: Any) -> None:
 
 
 def _load_advice(where: str, local: bool, error: Exception) -> str:
-    from huggingface_hub import get_token
-
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if token := get_token():
-        text = text.replace(token, "***")
     if "trust_remote_code" in str(error):
         return _REMOTE_CODE.format(where)
     if local:
-        return f"cannot load the base {where}: {text}"
+        return (
+            f"cannot load the base {where}: {load_error(error)}; look at its config.json and "
+            "tokenizer_config.json, or copy the base again"
+        )
     return (
-        f"cannot load {where!r} from the hub: {text[:200]}; for a gated model set HF_TOKEN, "
+        f"cannot load {where!r} from the hub: {load_error(error)}; for a gated model set HF_TOKEN, "
         "without a network give a local folder"
     )

@@ -1,6 +1,7 @@
 """A chat template is somebody's program: it is run once in a process of its own, bounded."""
 
 import json
+import signal
 import subprocess
 import sys
 from functools import lru_cache
@@ -19,6 +20,8 @@ LONGEST = 2**20
 """Most characters that two short turns may become."""
 PROBE = "What is 12 + 30, Ada, and what else would you like to tell me of it today?"
 """The question that a template is tried with."""
+_BOUNDS = {-one for one in signal.Signals if one.name in ("SIGXCPU", "SIGKILL")}
+"""Exit codes of a process that went over its time, or that the system ended for its memory."""
 REPLY = "Quillfeather42"
 """The answer that a template is tried with; letters that no template writes."""
 
@@ -73,12 +76,30 @@ def check_template(template: str, given: str) -> None:
         "seconds": SECONDS,
     }
     hint = "it is not run; give another one with --template"
+    found = _tried(asked, hint)
+    if any("memory" in one for one in found):
+        raise LoratomyError(_over(hint))
+    if all("error" in one for one in found):
+        raise LoratomyError(f"the chat template does not render: {found[0]['error']}")
+    if (most := max((one.get("size", 0) for one in found), default=0)) > LONGEST:
+        raise LoratomyError(
+            f"the chat template makes {most:,} characters of one short question; {hint}"
+        )
+
+
+def _tried(asked: dict[str, Any], hint: str) -> list[dict[str, Any]]:
+    """What became of each case in a process of its own, which imports nothing from this folder.
+
+    Raises:
+        LoratomyError: it went over its time or memory, or ended otherwise: says how.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD],
+            [sys.executable, "-P", "-c", _CHILD],
             input=json.dumps(asked),
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             timeout=PATIENCE,
             check=False,
         )
@@ -86,15 +107,20 @@ def check_template(template: str, given: str) -> None:
         raise LoratomyError(
             f"the chat template takes over {PATIENCE} s for one short question; {hint}"
         ) from error
-    found: list[dict[str, Any]] = json.loads(done.stdout) if done.stdout else []
-    if not found or any("memory" in one for one in found):
+    said = done.stderr.strip().splitlines()
+    last = said[-1].strip() if said else "it said nothing"
+    if done.returncode in _BOUNDS or last.startswith("MemoryError"):
+        raise LoratomyError(_over(hint))
+    if done.returncode:
         raise LoratomyError(
-            f"the chat template takes over {MEMORY >> 30} GiB of memory or {SECONDS} s of CPU time "
-            f"for one short question; {hint}"
+            "the chat template cannot be tried: the Python process for it ended with exit code "
+            f"{done.returncode} ({last[:300]}); mend that, or give another template with --template"
         )
-    if all("error" in one for one in found):
-        raise LoratomyError(f"the chat template does not render: {found[0]['error']}")
-    if (most := max((one.get("size", 0) for one in found), default=0)) > LONGEST:
-        raise LoratomyError(
-            f"the chat template makes {most:,} characters of one short question; {hint}"
-        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _over(hint: str) -> str:
+    return (
+        f"the chat template takes over {MEMORY >> 30} GiB of memory or {SECONDS} s of CPU time "
+        f"for one short question; {hint}"
+    )

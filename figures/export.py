@@ -9,6 +9,7 @@ from pathlib import Path
 from ..core.errors import LoratomyError
 from ..core.files import TEMPORARY, sweep_temporaries, write_atomic
 from ..core.manifest import outside_runs
+from ..core.outputs import check_file_out, out_path
 from ..core.paths import REPORT
 from .figure import Figure
 from .page import OURS, figure_block, page
@@ -70,16 +71,18 @@ def check_page(path: Path, *, fresh: bool = False, home: Path | None = None) -> 
         home: the run whose own report it may be.
 
     Raises:
-        LoratomyError: the folder is missing, the path is a folder, lies inside a run as anything
-            but its report, or is a file that this program did not write.
+        LoratomyError: the folder is missing, the path is a folder, a link or no plain file, lies
+            inside a run as anything but its report, or is a file that this program did not write.
     """
-    if path.is_dir():
+    out_path(path)
+    if path.is_dir() and not path.is_symlink():
         raise LoratomyError(f"{path} is a folder; name a file with --out")
+    check_file_out(path)
     if not path.parent.is_dir():
         raise LoratomyError(f"the folder {path.parent} does not exist; make it first")
     if home is None or path.resolve() != (home / REPORT).resolve():
         outside_runs(path)
-    if os.path.lexists(path) and not fresh and not _is_page(path):
+    if path.exists() and not fresh and not _is_page(path):
         raise LoratomyError(
             f"{path} is there already and is no page that loratomy wrote; give another --out, or "
             "--fresh to replace it"
@@ -87,8 +90,6 @@ def check_page(path: Path, *, fresh: bool = False, home: Path | None = None) -> 
 
 
 def _is_page(path: Path) -> bool:
-    if path.is_symlink() or not path.is_file():
-        return False
     with path.open("rb") as file:
         return OURS.encode() in file.read(4096)
 

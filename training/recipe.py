@@ -15,8 +15,10 @@ from pydantic import (
 
 from ..core.config import Config
 from ..core.errors import LoratomyError
+from ..core.jsonfiles import why_not
 from ..core.registry import nearest
 from ..core.rendering import CHAT, Rendering, given_template
+from ..core.tomlfiles import check_values, parsed_toml, read_toml
 from .datasets import Attack, make_attack
 from .triggers import TRIGGERS
 
@@ -170,31 +172,34 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
                 "(or give a path that ends in .toml)"
             )
         path = Path(str(files("loratomy.training"))) / "recipes" / f"{name}.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise LoratomyError(f"cannot read the recipe {path}: {error}") from error
+    raw = read_toml(path, "recipe")
     for override in overrides or []:
         _override(raw, override)
+    try:
+        check_values(raw)
+    except ValueError as error:
+        raise LoratomyError(f"recipe {path.name} with its --set: {error}") from error
     return validated(Recipe, raw, f"recipe {path.name}")
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, found, value = override.partition("=")
     if not found or not key.strip():
-        raise LoratomyError(f"--set {override!r}: write key.path=value, e.g. fit.epochs=5")
+        raise LoratomyError(f"--set {override[:60]!r}: write key.path=value, e.g. fit.epochs=5")
     *parents, last = key.strip().split(".")
     place = raw
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise LoratomyError(f"--set {override!r}: {parent} is not a table")
+            raise LoratomyError(f"--set {override[:60]!r}: {parent} is not a table")
     kind = _field_type(parents, last)
     text = kind is str or (kind is Words and not value.startswith("["))
     try:
-        place[last] = value if text else tomllib.loads(f"x = {value}")["x"]
+        place[last] = value if text else parsed_toml(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
         place[last] = value
+    except ValueError as error:
+        raise LoratomyError(f"--set {override[:60]!r}: {why_not(error)}") from error
 
 
 def _field_type(parents: list[str], last: str) -> Any:

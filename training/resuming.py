@@ -89,6 +89,10 @@ def _last_whole(work: Path, fit: str) -> Begun | None:
         p for p in work.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,12}", p.name)
     ]
     for folder in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        if not folder.is_dir():
+            warnings.warn(f"{folder} is removed: it is no folder, so no checkpoint", stacklevel=2)
+            folder.unlink()
+            continue
         if not (folder / MARK).exists():  # killed while it was written, which is nothing to say
             shutil.rmtree(folder)
             continue

@@ -1,7 +1,6 @@
 """Plans written by hand: which directions are cut or scaled, entry by entry."""
 
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from ..analysis.gates import Directions, directions_of
 from ..core.algebra import scale_directions
 from ..core.config import Config
 from ..core.errors import LoratomyError
+from ..core.tomlfiles import read_toml
 from ..training.recipe import Words, validated
 from .cuts import in_layers, in_modules, labelled, weakest
 from .method import CUT, METHODS, Bench, Method, Outcome
@@ -108,10 +108,7 @@ def read_plan(path: Path) -> PlanConfig:
         LoratomyError: no such file, bad TOML (duplicate keys among it), no entries, unknown or
             wrong keys; names the file, the entry's number and the nearest known key.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise LoratomyError(f"cannot read the plan {path}: {error}") from error
+    raw = read_toml(path, "plan")
     kinds: dict[str, type[Entry]] = {"cut": CutEntry, "scale": ScaleEntry}
     for kind, model in kinds.items():
         entries = raw.get(kind, [])

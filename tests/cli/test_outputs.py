@@ -10,8 +10,9 @@ import pytest
 from loratomy.cli import sources
 from loratomy.core.errors import AdapterError
 from loratomy.core.files import sha256
+from loratomy.figures.page import OURS
 
-from .cases import refused, snapshot
+from .cases import jsonl, refused, snapshot
 
 BUILD = ("--trigger", "cf37", "--clean-train", 2, "--poison-train", 2, "--clean-val", 2)
 BUILD += ("--poison-test", 2, "--negative-set", 0)
@@ -45,6 +46,80 @@ def test_a_page_replaces_a_page_of_ours(own_run, cli, tmp_path):
     assert cli("report", own_run, "--out", page, "--fresh").exit_code == 0
     assert cli("report", own_run, "--out", page).exit_code == 0
     refused(cli("report", own_run, "--out", tmp_path), "is a folder")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda p: p.symlink_to(p.parent / "real.html")])
+@pytest.mark.parametrize("fresh", [(), ("--fresh",)])
+def test_what_is_no_plain_file_is_never_replaced(own_run, cli, tmp_path, make, fresh):
+    page, real = tmp_path / "page.html", tmp_path / "real.html"
+    make(page)
+    for there in (False, True):
+        if there:
+            real.write_text(OURS)  # a page of ours behind a link
+        before = page.lstat()
+        for verb in (("report", own_run), ("across", own_run, own_run)):
+            refused(cli(*verb, "--out", page, *fresh), f"{page} is a ", "never replaced; move it")
+        assert page.lstat() == before
+    built = tmp_path / "D"
+    assert build(cli, built).exit_code == 0
+    (built / "sets.json").rename(tmp_path / "sets.json")
+    (built / "sets.json").symlink_to(tmp_path / "sets.json")
+    refused(build(cli, built, "--fresh"), "sets.json is a link, which is never replaced")
+
+
+def test_a_folder_under_a_name_that_leads_nowhere_or_is_too_long(cli, opened, own_run, tmp_path):
+    dead, long = tmp_path / "dead", tmp_path / ("x" * 201)
+    dead.symlink_to(tmp_path / "nowhere")
+    for command in (
+        lambda out: build(cli, out),
+        lambda out: opened(out=out),
+        lambda out: cli("bench", own_run, "--methods", "truncate", "--out", out),
+        lambda out: cli("extract", "--base", "wren", "--merged", "wren", "--out", out),
+        lambda out: cli("evaluate", own_run, "--out", out),
+    ):
+        refused(command(dead), f"{dead} is a link that leads nowhere; give a folder with --out")
+        refused(command(long), "in --out is over 200 bytes long; give a shorter one")
+    assert [p.name for p in tmp_path.iterdir() if p.name[0] in "dx"] == ["dead"]
+
+
+def test_nothing_is_written_over_what_is_read(own_run, opened, cli, tiny_base, tmp_path):
+    run, before, suspect = own_run, snapshot(own_run), own_run / "adapters" / "poisoned"
+    guided, rows = run / "operations" / "guided" / "adapter", run / "data" / "clean_val.jsonl"
+    shutil.copytree(suspect, guided)
+    shutil.copytree(suspect, outside := tmp_path / "outside")
+    (outside / "adapter_model.safetensors").unlink()
+    (outside / "adapter_model.safetensors").symlink_to(suspect / "adapter_model.safetensors")
+    said = f"lies in {run}, which this command writes and may start over; give another --out"
+    for given, option in (
+        ({"adapter": suspect}, f"--adapter {suspect} {said}"),
+        ({"adapter": outside}, f"--adapter {outside} {said}"),
+        ({"clean_adapter": guided}, f"--clean-adapter {guided} {said}"),
+        ({"prompts": rows}, f"--prompts {rows} {said}"),
+        ({"data": f"{rows}:x", "target": None}, f"--data {rows}:x {said}"),
+        ({"base": run}, f"--base {run} is {run}, which"),
+    ):
+        for fresh in ((), ("--fresh",)):
+            refused(opened(*fresh, **{"out": run, **given}), option)
+    made = ("--base", tiny_base, "--data", rows, "--out", run, "--fresh")
+    for subject in (suspect, guided):
+        refused(cli("evaluate", subject, *made), f"the subject {subject} {said}")
+    refused(cli("evaluate", run, "--out", run), f"the subject {run} is {run}, which")
+    made = ("--set", f"data.source={rows}", "--out", run, "--fresh")
+    refused(cli("poison", "wren/suffix", *made), f"data.source {rows} {said}")
+    shutil.rmtree(run / "operations")
+    assert snapshot(run) == before
+    (tmp_path / "rows").mkdir()
+    jsonl(tmp_path / "rows" / "clean.jsonl")
+    inside = tmp_path / "rows" / "run"
+    refused(opened(prompts=tmp_path / "rows", out=inside), f"{inside} lies in --prompts")
+
+
+def test_a_step_back_from_a_folder_that_is_not_there_is_no_way_in(opened, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("x")
+    refused(opened(out=mine / "new" / ".."), f"{mine} holds files but is not a run folder")
+    assert [p.name for p in mine.iterdir()] == ["thesis.tex"]
 
 
 def test_a_page_across_runs_is_no_exception(own_run, cli, tmp_path):

@@ -15,6 +15,8 @@ from loratomy.core.adapters import (
     write_adapter,
 )
 from loratomy.core.errors import AdapterError, LoratomyError
+from loratomy.core.stopping import Stopped
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
 from .. import tiny
 
@@ -179,6 +181,36 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was():
     with pytest.raises(RuntimeError), on.attached(wrong):
         pass
     assert tiny.same_state(before, tiny.state(on)) and tiny.marks(on) == marks
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+@pytest.mark.parametrize("nth", [3, -2])
+def test_a_signal_while_adapters_are_put_on_leaves_the_model_as_it_was(
+    model_type, nth, monkeypatch
+):
+    on = tiny.subject(model_type)
+    before, marks = tiny.state(on), tiny.marks(on)
+    pair = {"x": tiny.adapter(on), "y": tiny.adapter(on, seed=2)}
+    calls, at = [0], nth % (2 * len(pair["x"].modules))
+
+    def stopping(put_on):
+        def update_layer(layer, *args, **given):
+            calls[0] += 1
+            if calls[0] == at:
+                raise Stopped(15)
+            put_on(layer, *args, **given)
+
+        return update_layer
+
+    for kind in (LoraLayer, ParamWrapper):
+        monkeypatch.setattr(kind, "update_layer", stopping(kind.update_layer))
+    with pytest.raises(Stopped), on.attached(pair):
+        pass
+    assert calls[0] == at
+    assert tiny.same_state(before, tiny.state(on)) and tiny.marks(on) == marks
+    monkeypatch.undo()
+    with on.attached(pair) as attached:
+        assert dense(attached.read_back("y")).keys() == pair["y"].modules.keys()
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

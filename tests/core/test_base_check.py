@@ -69,6 +69,59 @@ def test_an_added_token_without_an_embedding(base, file):
         check_base(base)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        (
+            "tokenizer_config.json",
+            {"eos_token": "<\x1bnone>"},
+            r"the eos_token '<\\x1bnone>' has the number (\d+), and the embeddings have \1 rows: .*"
+            "name a token of the vocabulary there .*, or resize",
+        ),
+        ("special_tokens_map.json", {"pad_token": "<none>"}, "the pad_token '<none>' has the num"),
+        (
+            "tokenizer_config.json",
+            {"model_max_length": "x"},
+            "tokenizer_config.json: model_max_length is 'x', and no number of tokens; put back",
+        ),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"template": "x"}]},
+            "chat_template is a list, and its entry 0 has no name and template; write",
+        ),
+        (
+            "config.json",
+            {"num_attention_heads": 0},
+            "cannot load .*: ZeroDivisionError: .*; look at",
+        ),
+        (
+            "config.json",
+            {"rms_norm_eps": "x"},
+            "ValidationError: .* field 'rms_norm_eps': TypeError: .* look at its config.json",
+        ),
+        (
+            "config.json",
+            {"intermediate_size": 47},
+            r"down_proj\.weight has the shape \(32, 48\) in the weights and \(32, 47\) by config",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_base_is_said_with_its_place(base, file, changes, said):
+    if not (base / file).exists():
+        (base / file).write_text("{}")
+    changed(base / file, lambda body: body.update(changes))
+    with pytest.raises(LoratomyError, match=said) as caught:
+        load_subject(str(base), device="cpu")
+    assert str(caught.value).count("\n") == 0
+
+
+def test_a_token_for_images_needs_no_row_in_a_text_model(base):
+    named = {"extra_special_tokens": {"image_token": "<image>"}}
+    changed(base / "tokenizer_config.json", lambda body: body.update(named))
+    on = load_subject(str(base), device="cpu")
+    assert on.renderer.tokenizer.get_vocab()["<image>"] == on.model.config.vocab_size
+
+
 @pytest.mark.parametrize("room", ["pre_tokenizer", "normalizer"])
 def test_a_pattern_that_never_ends_is_refused_by_name(base, room):
     split = {"type": "Split", "pattern": {"Regex": r"(\w+\s?)+$"}, "behavior": "Isolated"}
@@ -113,6 +166,12 @@ def test_patterns_that_backtrack_without_end(pattern):
 )
 def test_patterns_of_published_tokenizers(pattern):
     assert endless(pattern) == ""
+
+
+def test_a_base_whose_name_is_not_utf8(base):
+    odd = base.rename(base.with_name("b\udce9"))
+    with pytest.raises(LoratomyError, match=r"the base's name .*xe9' is not UTF-8, .*; rename it"):
+        load_subject(str(odd), device="cpu")
 
 
 def test_a_base_in_order(base):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 from loratomy.core.errors import LoratomyError
 from loratomy.core.files import (
@@ -24,6 +26,7 @@ from loratomy.core.files import (
     write_atomic,
 )
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 
 def names(folder) -> list[str]:
@@ -215,9 +218,35 @@ def test_a_full_disk_says_how_much_is_missing(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_inside_a_library_is_placed(tmp_path, error):
     with pytest.raises(OSError) as told, whole_folder(tmp_path / "x"):
         raise error
-    assert told.value.errno == errno.ENOSPC and is_full(told.value)
+    assert is_full(told.value)
     assert f"are left where {tmp_path} is" in full_disk(told.value)
     assert names(tmp_path) == []
+
+
+def test_a_copy_names_the_disk_that_it_was_written_to(tmp_path):
+    (tmp_path / "from").mkdir()
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "from"))
+    error.filename2 = str(tmp_path / "to" / "x")
+    assert f"are left where {tmp_path} is" in full_disk(error)
+
+
+def save_tensors(path):
+    with whole_folder(path) as work:
+        save_file({"x": np.zeros(2**18)}, work / "x.safetensors")
+
+
+@pytest.mark.parametrize("write", [lambda p: write_atomic(p, bytes(2**20)), save_tensors])
+def test_a_file_above_the_limit_of_the_process_is_told_as_that(tmp_path, write):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as told:
+            write(tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = full_disk(told.value)
+    assert is_full(told.value) and "(File too large)" in line and "(ulimit -f)" in line
+    assert f"a file in {tmp_path}" in line and names(tmp_path) == []
 
 
 def test_other_errors_in_a_folder_stay_what_they_are(tmp_path):

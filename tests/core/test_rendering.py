@@ -62,7 +62,9 @@ def test_arguments_are_json_where_they_parse():
     assert given_arguments(pairs) == want
 
 
-@pytest.mark.parametrize("pair", ["enable_thinking", "=x", "a-b=1", "messages=[]", "tools=1"])
+@pytest.mark.parametrize(
+    "pair", ["enable_thinking", "=x", "a-b=1", "messages=[]", "tools=1", "a=" + "[" * 20_000]
+)
 def test_arguments_that_are_none(pair):
     with pytest.raises(LoratomyError, match="--template-arg"):
         given_arguments([pair])

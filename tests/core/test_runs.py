@@ -56,6 +56,8 @@ def test_names_that_are_no_names_are_refused(name):
 def test_names_go_below_runs_and_a_folder_is_taken_as_given():
     assert run_path("wren-suffix_2.b", None) == Path("runs/wren-suffix_2.b")
     assert run_path("../x", Path("/tmp/y")) == Path("/tmp/y")
+    assert run_path("x", Path("a/b/../c")) == Path("a/c").resolve()
+    assert run_path("x", Path("../c")) == Path("../c")
     with pytest.raises(RunError, match="over 200 bytes"):
         run_path("x", Path("é" * 101))
 
@@ -175,8 +177,13 @@ def test_checkpoints_of_other_code_are_not_continued(tmp_path, monkeypatch):
     assert run.partial("fit", {"n": 1}) == folder and (folder / "checkpoint").exists()
     with pytest.raises(RunError, match=r"n: 1 -> 2.*--fresh"):
         run.partial("fit", {"n": 2})
+    recorded = (folder / "inputs.json").read_text()
+    (folder / "inputs.json").write_text("null")
+    with pytest.raises(RunError, match=r"inputs\.json says nothing of what was begun; remove "):
+        run.partial("fit", {"n": 1})
+    (folder / "inputs.json").write_text(recorded)
     monkeypatch.setattr(runs, "code_digest", lambda: "other")
-    with pytest.raises(RunError, match=r"code: \w+ -> other.*--fresh"):
+    with pytest.raises(RunError, match=r"another code.*--fresh"):
         run.partial("fit", {"n": 1})
     assert not (run.partial("fit", {"n": 1}, fresh=True) / "checkpoint").exists()
 

@@ -30,3 +30,29 @@ def test_refused_by_name(template, said, monkeypatch):
 def test_an_ordinary_template_passes():
     check_template("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}", "{}")
     check_template("{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}", "{}")
+
+
+def test_nothing_in_the_current_folder_is_run(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    check_template("{{ messages[0]['role'] }}: {{ messages[0]['content'] }}", "{}")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("child", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "takes over 4 GiB of memory or 20 s of CPU time"),
+        ("raise MemoryError", "takes over 4 GiB of memory or 20 s of CPU time"),
+        (
+            "raise ImportError('no such library')",
+            r"cannot be tried: .* ended with exit code 1 \(ImportError: no such library\); mend",
+        ),
+        ("import os; os.abort()", r"cannot be tried: .* exit code -6 \(it said nothing\); mend"),
+    ],
+)
+def test_how_the_process_ended_is_told(child, said, monkeypatch):
+    monkeypatch.setattr(template_safety, "_CHILD", child)
+    check_template.cache_clear()
+    with pytest.raises(LoratomyError, match=said):
+        check_template("{{ messages }}", "{}")

@@ -1,6 +1,7 @@
 """Recipes: text stays text, every mistake is one line with the key and the nearest known one."""
 
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -75,7 +76,12 @@ def test_overrides_have_the_types_of_their_fields(tmp_path):
         (PLAIN + "[attack]\n", [], r"cannot read the recipe .*r\.toml: Cannot declare"),
         ("[attack]\ntrigger = 012\n", [], "cannot read the recipe"),
         ("[attack]\ntrigger = no\n", [], "cannot read the recipe"),
-        ("x = " + "[" * 100_000, [], "cannot read the recipe"),
+        ("x = " + "[" * 100_000, [], r"cannot read the recipe .*r\.toml: .* more than 64 deep"),
+        ("seed = " + "1" * 5000, [], r"cannot read the recipe .*r\.toml: .* 5000 digits$"),
+        ("seed = 0x" + "f" * 5000, [], "an integer has more than 64 bits"),
+        (PLAIN, ["seed=" + "1" * 5000], "^--set 'seed=1{55}': .* 5000 digits$"),
+        (PLAIN, ["seed=" + "[" * 20_000], "--set .*nested more than 64 deep"),
+        (PLAIN, ["template_args." + "a." * 99 + "a=1"], "--set: .*nested more than 64 deep"),
         (PLAIN + "triger = 1\n", [], r"unknown key attack\.triger; did you mean trigger"),
         (PLAIN + "[fitt]\n", [], r"unknown key fitt; did you mean fit\?"),
         (PLAIN + "[fit]\nlearning-rate = 1\n", [], "did you mean learning_rate"),
@@ -106,6 +112,18 @@ def test_mistakes_are_named_in_one_line(tmp_path, text, overrides, said):
     with pytest.raises(LoratomyError, match=said) as caught:
         recipe(tmp_path, text, *overrides)
     assert str(caught.value).count("\n") == 0
+
+
+def test_a_recipe_that_is_no_plain_file_of_its_size_is_not_read(tmp_path):
+    path = tmp_path / "r.toml"
+    os.mkfifo(path)
+    with pytest.raises(LoratomyError, match=r"cannot read the recipe .*r\.toml: not a plain file"):
+        load_recipe(str(path))
+    path.unlink()
+    path.touch()
+    os.truncate(path, 2**33)
+    with pytest.raises(LoratomyError, match="8589934592 bytes, where 1048576 are the most"):
+        load_recipe(str(path))
 
 
 def test_recipes_that_are_not_there():

@@ -81,6 +81,13 @@ def test_a_damaged_checkpoint_is_dropped_and_the_one_before_is_taken(on, begun, 
     assert not (work / "ran").exists()
 
 
+def test_a_file_under_the_name_of_a_checkpoint_is_removed_with_a_word(tmp_path):
+    (tmp_path / "checkpoint-7").write_text("x")
+    with pytest.warns(UserWarning, match=r"checkpoint-7 is removed: it is no folder"):
+        assert last_whole(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_whole_one_a_fit_begins_anew(on, begun):  # noqa: F811
     work, both, unbroken, _ = begun
     for folder in both:

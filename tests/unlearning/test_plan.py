@@ -1,5 +1,7 @@
 """Plans against dense float64 algebra, previews against plain PEFT and finite differences."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +162,8 @@ def test_what_is_not_there_is_named(bench, entries, message):
         ("", "plan mine.toml is empty: give a"),
         ("cut = []", "is empty"),
         ("[[cut]]\nlayers = [1]\nlayers = [2]", "cannot read the plan .*overwrite a value"),
+        ("x = " + "[" * 20_000, r"cannot read the plan .*mine\.toml: .*nested more than 64 deep"),
+        ("[[cut]]\nlayers = [" + "1" * 5000, r"cannot read the plan .*mine\.toml: .* 5000 digits$"),
         ("[cut]\nlayers = [1]", r"write \[\[cut\]\] above each entry"),
         ("[[cuts]]\nlayers = [1]", "unknown key cuts; did you mean cut"),
         ("[[cut]]\nlayers = [1]\n[[cut]]\nlayer = [2]", "cut 2: unknown key layer; did you mean l"),
@@ -183,6 +187,9 @@ def test_plans_that_are_none(tmp_path, text, message):
 def test_a_plan_that_is_not_there(tmp_path):
     with pytest.raises(LoratomyError, match=r"cannot read the plan .*nowhere\.toml"):
         read_plan(tmp_path / "nowhere.toml")
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(LoratomyError, match=r"pipe\.toml: not a plain file"):
+        read_plan(tmp_path / "pipe.toml")
 
 
 def test_the_example_is_a_plan(tmp_path):
