@@ -13,7 +13,8 @@ from typing import Any
 from .base_tokenizer import check_tokenizer_config
 from .errors import AdapterError, LoratomyError
 from .gate import read_header
-from .jsonfiles import RECORD, read_json
+from .jsonfiles import read_json
+from .paths import inside_or_cached
 
 TOKENIZER = 256 * 2**20
 """Most bytes of a tokenizer.json; those of large vocabularies have some 40 MiB."""
@@ -47,9 +48,9 @@ def check_base(folder: Path) -> None:
     shapes = _shapes(folder)
     if shapes:
         _check_layers(folder, config, shapes)
-    rows = _check_embeddings(folder, config, shapes)
+    _check_embeddings(folder, config, shapes)
     check_tokenizer_config(folder)
-    _check_tokenizer(folder, rows)
+    _check_tokenizer(folder)
 
 
 def check_files(folder: Path) -> None:
@@ -74,13 +75,6 @@ def check_files(folder: Path) -> None:
                 f"{path} has {length:,} bytes, where {TOKENIZER:,} are the most; put back the "
                 "base's own or remove it"
             )
-
-
-def inside_or_cached(path: Path, real: Path) -> bool:
-    """Whether a link stays in its folder, or in the blobs of the same cached repository."""
-    folder = Path(os.path.realpath(path.parent))
-    cached = folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
-    return real.is_relative_to(folder) or cached
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -113,8 +107,7 @@ def _check_layers(
 
 def _check_embeddings(
     folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> int | None:
-    """Rows of the embeddings; None where they are not known."""
+) -> None:
     size = config.get("vocab_size")
     for key, shape in shapes.items():
         if not key.endswith(_EMBEDDINGS) or len(shape) != 2:
@@ -129,50 +122,22 @@ def _check_embeddings(
                     f"{folder / 'config.json'}: {name} is {value}, and {key} in the weights has "
                     f"the shape {shape}; take the config that belongs to these weights"
                 )
-        return shape[0]
-    return size if isinstance(size, int) and size > 0 else None
+        return
 
 
-def _check_tokenizer(folder: Path, rows: int | None) -> None:
+def _check_tokenizer(folder: Path) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
     body = read_json(path, most=TOKENIZER, error=LoratomyError)
     if not isinstance(body, dict):
         raise LoratomyError(f"{path} is not a JSON object")
-    if rows is not None:
-        for source, token, number in _added(folder, body):
-            if number >= rows:
-                raise LoratomyError(
-                    f"{source}: the added token {token!r} has the number {number}, and the "
-                    f"embeddings have {rows} rows: it would be none of them; resize the "
-                    "embeddings, or take the token out"
-                )
     for pattern in _patterns({k: body.get(k) for k in ("normalizer", "pre_tokenizer", "decoder")}):
         if why := endless(pattern):
             raise LoratomyError(
                 f"{path}: the pattern {pattern[:80]!r} {why}, so that cutting a prompt into tokens "
                 "may never end; take a tokenizer without it"
             )
-
-
-def _added(folder: Path, body: Mapping[str, Any]) -> Iterator[tuple[Path, str, int]]:
-    """File, text and number of every added token."""
-    listed = body.get("added_tokens")
-    for item in listed if isinstance(listed, list) else ():
-        if isinstance(item, dict) and isinstance(item.get("id"), int):
-            yield folder / "tokenizer.json", str(item.get("content")), item["id"]
-    path = folder / "added_tokens.json"
-    found = read_json(path, most=RECORD, error=LoratomyError) if path.is_file() else {}
-    for token, number in found.items() if isinstance(found, dict) else ():
-        if isinstance(number, int):
-            yield path, token, number
-    path = folder / "tokenizer_config.json"
-    found = read_json(path, most=RECORD, error=LoratomyError) if path.is_file() else {}
-    decoder = found.get("added_tokens_decoder") if isinstance(found, dict) else None
-    for number, item in decoder.items() if isinstance(decoder, dict) else ():
-        if number.isascii() and number.isdigit() and len(number) < 19 and isinstance(item, dict):
-            yield path, str(item.get("content")), int(number)
 
 
 def _patterns(value: Any) -> Iterator[str]:

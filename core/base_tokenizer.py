@@ -60,37 +60,32 @@ def load_tokenizer(where: str, **given: Any) -> Any:
 
 
 def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
-    """Raise where a tokenizer gives a token that has no row in the embeddings.
+    """Take note of tokens that have no row in the embeddings; raise where every prompt has one.
 
-    A special token that the vocabulary does not know gets a number of its own when it is loaded.
-    Tokens with names that only this model has stand for images and sounds, and text has none.
+    Some bases' tokenizers know a padding token or stand-ins for images that the model does not: a
+    text that holds one is refused when it is rendered (`Renderer`), and padding takes another one.
 
     Args:
-        tokenizer: as loaded.
+        tokenizer: as loaded; its ``beyond`` becomes the tokens by their numbers.
         rows: of the embeddings.
         where: the base, for the error.
 
     Raises:
         LoratomyError: names the token, what it is for and what to do.
     """
-    named = tokenizer.special_tokens_map
-    common = type(tokenizer).SPECIAL_TOKENS_ATTRIBUTES  # a tokenizer's own adds its names
-    other = {str(token) for role, token in named.items() if role not in common}
-    beyond = {t: n for t, n in tokenizer.get_vocab().items() if n >= rows and t not in other}
-    if not beyond:
-        return
-    roles = {str(t): role for role, t in named.items() if str(t) in beyond}
-    token = next(iter(roles), min(beyond, key=lambda t: beyond[t]))
-    cure = (
-        "name a token of the vocabulary there (tokenizer_config.json, special_tokens_map.json)"
-        if token in roles
-        else "take the tokenizer that belongs to these weights"
-    )
-    raise LoratomyError(
-        f"the base {where}: the {roles.get(token, 'token')} {token!r} has the number "
-        f"{beyond[token]}, and the embeddings have {rows} rows: it would be none of them; {cure}, "
-        "or resize the embeddings"
-    )
+    beyond = {number: text for text, number in tokenizer.get_vocab().items() if number >= rows}
+    for role in ("bos_token", "eos_token", "unk_token"):
+        number = getattr(tokenizer, f"{role}_id")
+        if number in beyond:
+            raise LoratomyError(
+                f"the base {where}: the {role} {beyond[number]!r} has the number {number}, and the "
+                f"embeddings have {rows} rows: it would be none of them; name a token of the "
+                "vocabulary there (tokenizer_config.json, special_tokens_map.json), or resize the "
+                "embeddings"
+            )
+    if tokenizer.pad_token_id in beyond:
+        tokenizer.pad_token = None
+    tokenizer.beyond = beyond
 
 
 def load_error(error: Exception) -> str:

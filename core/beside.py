@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base_check import inside_or_cached
 from .errors import AdapterError
+from .paths import inside_or_cached
 from .rendering import SPECIALS
 
 MOST = 16 * 2**20

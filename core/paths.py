@@ -148,3 +148,10 @@ def files_below(folder: Path) -> list[str]:
         for path, status in _everything(folder)
         if not stat.S_ISDIR(status.st_mode) and path != folder
     )
+
+
+def inside_or_cached(path: Path, real: Path) -> bool:
+    """Whether a link stays in its folder, or in the blobs of the same cached repository."""
+    folder = Path(os.path.realpath(path.parent))
+    cached = folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
+    return real.is_relative_to(folder) or cached

@@ -164,7 +164,14 @@ class Renderer:
         return (f"{system}\n\n" if system else "") + "".join(filled)
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        beyond: dict[int, str] = getattr(self.tokenizer, "beyond", {})
+        if found := [beyond[i] for i in ids if i in beyond]:
+            raise DataError(
+                f"the text {text[:60]!r} holds {found[0]!r}, a token without a row in the base's "
+                "embeddings; leave such texts out, or resize the embeddings"
+            )
+        return ids
 
     @property
     def _begins(self) -> bool:
