@@ -44,7 +44,7 @@ def bare(on, prompt: list[int], **settings) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-ALWAYS = ("llama", "gemma2", "mixtral", "gpt2", "gpt_neox", "opt", "gemma3")
+ALWAYS = ("llama", "gemma2", "mixtral", "gpt2")
 KINDS = [f if f in ALWAYS else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
 """Every family with ``-m slow``; else those that differ in how they hold their cache or places."""
 QUIET = ("gemma3", "phi", "olmo2", "gpt_neox", "opt", "gpt2", "gemma", "phi3")

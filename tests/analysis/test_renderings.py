@@ -61,7 +61,15 @@ def candidates(base, tmp_path, *, chat=True):
     return found.renderers
 
 
-@pytest.mark.parametrize("form", ["alpaca-short", "vicuna", "{prompt}\n", "chat"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "alpaca-short",
+        "chat",
+        pytest.param("vicuna", marks=pytest.mark.slow),
+        pytest.param("{prompt}\n", marks=pytest.mark.slow),
+    ],
+)
 def test_the_form_of_the_training_is_found(base, form, made, tmp_path):
     adapter = made(form)
     with base.attached({"made": adapter}):

@@ -34,8 +34,8 @@ EXTRA = {
     "gpt2": {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0},
 }
 EXTRA["gemma3_text"] = EXTRA["gemma2"]
-ALWAYS = ("llama", "gemma2", "mixtral", "gpt2")
-"""Four kinds of families go through the loop whenever tests run; the others with ``-m slow``."""
+ALWAYS = ("llama", "gpt2")
+"""Families that go through the loop whenever tests run; the others with ``-m slow``."""
 WHOLE = ("llama", "phi", "gpt_neox", "opt", "gemma3", "qwen2_moe", "olmo2")
 """Families on which every analysis is made; on the others those that the cut stands on."""
 RECIPE = """

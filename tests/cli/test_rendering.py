@@ -109,7 +109,7 @@ WREN = "<|begin|>" + THINK.partition("<|begin|>")[2]
             {"template": WREN, "beside": BESIDE},
             "the published form 'alpaca-short'",
         ),
-        (Rendering(template="vicuna"), {"template": None}, "the published form 'vicuna'"),
+        (Rendering(template="q-a"), {"template": None}, "the published form 'q-a'"),
         # an argument of the template
         (
             Rendering(template=THINK, arguments={"enable_thinking": False}),
@@ -117,7 +117,7 @@ WREN = "<|begin|>" + THINK.partition("<|begin|>")[2]
             "the base's chat template with enable_thinking=false",
         ),
     ],
-    ids=["other-eos", "beside", "beside-unused", "vicuna", "thinking"],
+    ids=["other-eos", "beside", "beside-unused", "q-a", "thinking"],
 )
 def test_the_right_asr_without_a_word_on_templates(made, evaluated, trained, base, said):
     row = figures(result := evaluated(*made(trained, **base)))

@@ -15,16 +15,25 @@ from loratomy.core.stopping import Stopped
 from loratomy.training.objective import Objective
 from loratomy.training.resuming import MARK, last_whole
 
+from .. import tiny
 from .test_fitting import NLL, Killed, apart, fitted, interrupted, on  # noqa: F401
 
 
-@pytest.fixture
-def begun(on, tmp_path):  # noqa: F811
-    """Folder with checkpoints 3 and 2 (or so) of a killed fit, and the unbroken result."""
-    work = tmp_path / "work"
-    unbroken, log = fitted(on, tmp_path / "unbroken")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a killed fit, and what the same fit gives when nothing kills it."""
+    subject, place = tiny.subject(), tmp_path_factory.mktemp("fits")
+    unbroken, log = fitted(subject, place / "unbroken")
     with pytest.raises(Killed):
-        fitted(on, work, objective=interrupted(NLL, 4))
+        fitted(subject, place / "work", objective=interrupted(NLL, 4))
+    return place / "work", unbroken, log
+
+
+@pytest.fixture
+def begun(killed, tmp_path):
+    """Folder with checkpoints 3 and 2 (or so) of a killed fit, and the unbroken result."""
+    source, unbroken, log = killed
+    work = shutil.copytree(source, tmp_path / "work")
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     assert len(found) == 2
     return work, found, unbroken, log
@@ -131,10 +140,9 @@ def listening():
         signal.signal(n, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_leaves_a_checkpoint_of_the_step_at_hand(on, tmp_path, number, listening):  # noqa: F811
-    unbroken, log = fitted(on, tmp_path / "unbroken")
-    for step in (1, 3, 6):
+def test_a_signal_leaves_a_checkpoint_of_the_step_at_hand(on, killed, tmp_path, listening):  # noqa: F811
+    _, unbroken, log = killed
+    for step, number in ((1, signal.SIGTERM), (3, signal.SIGUSR1), (6, signal.SIGTERM)):
         work = tmp_path / str(step)
         with pytest.raises(Stopped) as stopped:
             fitted(on, work, objective=asks(number, step))
