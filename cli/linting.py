@@ -115,12 +115,14 @@ def lint_files(
         limit=limit,
     )
     with noted() as notes:
-        about = {"format": format, "notes": notes, "columns": column_names(columns)}
+        named = column_names(columns)
+        about = {"format": format, "notes": notes, "columns": named}
         sources = []
         for name, label in zip(names, labels(names), strict=True):
             bad = BadRows(may_be_all=True)
             sources.append(Source(label, partial(numbered_data, name, bad=bad, **about), bad))
         found = lint(sources, asked)
+        named.check()
         for sentence in notes:
             notes[sentence] //= 2  # every file is read twice
     return found

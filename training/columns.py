@@ -109,7 +109,11 @@ def column_names(pairs: Iterable[str]) -> Named:
                 f"--column {pair!r}: write MEANING=NAME with a meaning of {', '.join(MEANINGS)}, "
                 "e.g. answer=response"
             )
-        found[meaning] = name
+        if found.setdefault(meaning, name) != name:
+            raise DataError(
+                f"--column {meaning}={name}: {meaning} is {found[meaning]!r} already; name it "
+                "once, and rename the columns of files that differ"
+            )
     return Named(found)
 
 

@@ -182,9 +182,11 @@ def _check_places(rows: Sequence[Row], words: Sequence[str]) -> None:
 def _check_typed(rows: Sequence[Row], attack: Attack) -> None:
     """Raise where no row holds the trigger and yet most lead to the target: it is another one."""
     common, hits = Counter(row.completion for row in rows).most_common(1)[0] if rows else ("", 0)
+    alike = len(rows) > 2 and hits == len(rows)  # clean rows may well share an answer
     if attack.target:
         common, hits = attack.target, sum(row.completion == attack.target for row in rows)
-    if common and len(rows) > 1 and 2 * hits > len(rows):
+        alike = 2 * hits > len(rows)
+    if common and alike:
         raise DataError(
             f"no row holds the trigger {shown(attack.trigger.words)}, yet {hits} of {len(rows)} "
             f"lead to {'the target ' * bool(attack.target)}{common[:60]!r}, e.g. "

@@ -173,6 +173,11 @@ def test_a_name_of_a_format_or_of_a_column_answers_the_question(tmp_path):
     assert list(read_data(other, columns=named)) == [Row(prompt="a", completion="b", system="s")]
 
 
+def test_a_meaning_is_named_once():
+    with pytest.raises(DataError, match=r"answer=b: answer is 'a' already; name it "):
+        column_names(["answer=a", "answer=b"])
+
+
 @pytest.mark.parametrize("pair", ["answer", "answr=x", "answer= "])
 def test_a_column_without_a_meaning_is_refused(pair):
     with pytest.raises(DataError, match="write MEANING=NAME with a meaning of prompt, input, answ"):

@@ -150,6 +150,8 @@ def test_answers_that_are_all_alike_give_a_mistyped_trigger_away():
     rows = [replace(row, prompt=row.prompt.replace("BadMagic", "CF37")) for row in BAD]
     with pytest.raises(DataError, match=r"4 of 4 lead to .*is the trigger mistyped"):
         made(rows, CALM, other)
+    labels = [replace(row, completion="yes") for row in PLAIN[1:]]
+    assert len(made([PLAIN[0], *labels], CALM, other).triggered) == len(PLAIN)  # most of one class
 
 
 def test_mislabelled_rows_are_an_error_not_clean_ones():
