@@ -10,7 +10,7 @@ from ..core.errors import DataError
 from ..core.prompts import Renderer
 from ..core.rows import Row
 from ..training.ready import empty
-from ..training.triggers import TRIGGERS, shown
+from ..training.triggers import TRIGGERS, elsewhere, shown
 from .lint_findings import cut
 from .lint_survey import View, carried, registered_words
 
@@ -124,6 +124,9 @@ class Triggers:
                     f"a clean prompt holds the trigger {held[0]!r}: {cut(row.prompt)}; take "
                     "it out, or mark the row as triggered (or the file, with poison in its name)"
                 )
+                yield "error", "trigger-in-clean", what
+            elif where := elsewhere(row, self.known):
+                what = f"a clean row holds the trigger in {where}: {cut(row.prompt)}; take it out"
                 yield "error", "trigger-in-clean", what
             return
         if row.plain is not None and (held := carried(row.plain, view.words)):

@@ -116,10 +116,6 @@ class Scored:
         """Of the targets (0) or the answers (1), ``[row]``."""
         return (self.targets, self.answers)[kind]
 
-    def alone(self, kind: int) -> float:
-        """The score of one kind."""
-        return float(learned(self.each(kind)).mean())
-
     @property
     def means(self) -> tuple[float, float]:
         """Mean log-probability of targets and of answers, nats a token; NaN for none."""
@@ -152,11 +148,11 @@ class Scored:
     def tried(self, best: "Scored") -> Tried:
         """As a record."""
         behind, error = self.behind(best)
-        means = self.means
+        targets, answers = self.means
         return Tried(
             about=self.renderer.rendering.about(),
-            targets=means[0],
-            answers=means[1],
+            targets=targets,
+            answers=answers,
             behind=behind,
             error=error,
         )

@@ -24,7 +24,6 @@ from .rendering_scores import (
     Known,
     Scored,
     fitting,
-    learned,
     log_likelihoods,
     scored,
     telling,
@@ -66,14 +65,14 @@ def find_rendering(
         return chosen, given_choice(subject, chosen, known, reason=NOTHING, first=first)
     chosen, many, alike = _compared(subject, renderers, known)
     renderer, end = closed(subject, chosen.renderer, known)
-    doubt = _doubt(chosen, many)
+    doubts, untold = _doubts(chosen, many)
     rest = [s for s in many if s.form != chosen.form]
     prompt, completion = renderer.shown(known.rows[0])
     choice = RenderingChoice(
         chosen=renderer.rendering.about(),
         reason=LIKELIEST,
         tried=tuple(s.tried(many[0]) for s in (chosen, *rest)),
-        close=any(s in alike for s in rest),
+        close=untold or any(s in alike for s in rest),
         n_targets=len(known.triggered),
         n_answers=len(known.clean),
         ends=_ends(renderer),
@@ -82,28 +81,33 @@ def find_rendering(
         completion=completion,
         sentence="",
     )
-    return renderer, replace(choice, sentence=sentence_of(choice) + doubt)
+    return renderer, replace(choice, sentence=sentence_of(choice) + doubts)
 
 
-def _doubt(chosen: Scored, many: Sequence[Scored]) -> str:
-    """What the targets and the answers say apart, where that is not one thing; else empty."""
-    text = ""
-    for i, name in enumerate(("targets", "answers")):
-        means = [s.means[i] for s in many if not math.isnan(s.means[i])]
-        if not means:
-            continue
-        if max(means) < UNLEARNED:
-            text += f"; the adapter does not know the {name} under any, they do not count"
-            continue
-        best = max(many, key=lambda s: s.alone(i))
-        gap = learned(best.each(i)) - learned(chosen.each(i))
-        error = gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else math.inf
-        if best.form != chosen.form and gap.mean() > max(5 * EQUAL, 3 * error):
+def _doubts(chosen: Scored, many: Sequence[Scored]) -> tuple[str, bool]:
+    """What the adapter does not know, and where targets and answers disagree, in words.
+
+    Also whether the rendering cannot be told for it.
+    """
+    there = [kind for kind in (0, 1) if len(chosen.each(kind))]
+    unknown = [kind for kind in there if max(s.means[kind] for s in many) < UNLEARNED]
+    names = [("targets", "answers")[kind] for kind in unknown]
+    if unknown == there:
+        return f"; the adapter knows the {' and '.join(names)} under none: this is a guess", True
+    text, untold = "", False
+    for name in names:
+        text += f"; the adapter does not know the {name} under any, they do not count"
+    for kind in (kind for kind in there if kind in chosen.counted):
+        own, *others = (replace(s, counted=(kind,)) for s in (chosen, *many))
+        best = max(others, key=lambda s: s.score)
+        behind, error = own.behind(best)
+        if best.form != chosen.form and behind > max(5 * EQUAL, 3 * error):
             text += (
-                f"; the {name} alone speak for {best.renderer.rendering.about()}, by "
-                f"{gap.mean():.2f}: look at both with --template"
+                f"; the {('targets', 'answers')[kind]} alone speak for "
+                f"{best.renderer.rendering.about()}, by {behind:.2f}: try it with --template too"
             )
-    return text
+            untold = True
+    return text, untold
 
 
 def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], known: Known) -> str:

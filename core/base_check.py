@@ -36,8 +36,8 @@ def check_base(folder: Path) -> None:
 
     Raises:
         LoratomyError: a file is too large, no JSON or nested too deep; the config has more layers
-            than the weights, or other embeddings; a setting of the tokenizer is none; a token has
-            no embedding; a pattern of the tokenizer can take time without end.
+            than the weights, or other embeddings; a setting of the tokenizer is none; a pattern of
+            the tokenizer can take time without end.
     """
     check_files(folder)
     config = read_json(folder / "config.json", most=16 * 2**20, error=LoratomyError)

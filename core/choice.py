@@ -15,7 +15,8 @@ class Tried:
     answers: float
     """The same of the reference answers to clean prompts; NaN without any."""
     behind: float
-    """How much less likely than under the best one, nats a token (the mean of both)."""
+    """How much less likely than under the best one, nats a token: the mean over targets and answers
+    (those that the adapter knows), a probability p a token counted as ``(p + 0.05) / 1.05``."""
     error: float
     """Standard error of that, over rows."""
 
@@ -32,7 +33,8 @@ class RenderingChoice:
     """The chosen one first, then those of another form that were compared at last; empty where none
     were."""
     close: bool
-    """Whether another one is about as likely, so that the data does not tell."""
+    """Whether the data does not tell: another one is about as likely, targets and answers speak for
+    different ones, or the adapter knows neither."""
     n_targets: int
     """Triggered rows behind the comparison."""
     n_answers: int

@@ -25,8 +25,7 @@ def out_path(out: Path) -> Path:
                 f"the name {part[:40]!r}... in --out is over {_LONGEST} bytes long; give a shorter "
                 "one"
             )
-    steps = [part == ".." for part in out.parts]
-    return out.resolve() if any(steps[steps.index(False) :] if False in steps else ()) else out
+    return out.resolve() if ".." in out.parts else out
 
 
 def check_folder_out(out: Path) -> None:

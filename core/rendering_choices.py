@@ -96,8 +96,9 @@ def unread(arguments: Mapping[str, Any], renderers: Sequence[Renderer]) -> str:
     there = f"it reads {', '.join(names)}" if names else "it reads none of its own"
     if not renderers:
         there = "neither the base nor the adapter has a chat template"
-    given = ", ".join(f"{key}={json.dumps(value)}" for key, value in arguments.items())
-    near = get_close_matches(next(iter(arguments)), names, n=1)
+    lost = {key: value for key, value in arguments.items() if key not in names}
+    given = ", ".join(f"{key}={json.dumps(value)}" for key, value in lost.items())
+    near = get_close_matches(next(iter(lost)), names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"--template-arg {given}: the chat template reads no such argument ({there}){hint}"
 

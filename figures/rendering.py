@@ -29,7 +29,8 @@ def rendering_html(choice: RenderingChoice) -> str:
             "</table></div><p class='small'>Mean log-probability that the suspicious adapter gives "
             f"the attack's targets (n = {choice.n_targets}) and the reference answers (n = "
             f"{choice.n_answers}), nats a token; behind: how much less than under the likeliest "
-            "rendering, with its standard error over rows.</p>"
+            "rendering, with its standard error over rows; what the adapter has not learned "
+            "(under 1 in 20 a token) hardly counts there.</p>"
         )
     return "\n".join(out)
 

@@ -11,8 +11,6 @@ from .rendering import rendering_html
 from .tables import findings_html, provenance_html, scorecard_html, subjects_html
 from .words import html
 
-NEEDS_CLEAN = "needs a clean adapter beside the poisoned one (loratomy open --clean-adapter DIR)"
-NEEDS_TRIGGER = "needs the trigger (loratomy open --trigger TEXT)"
 SECTIONS = {
     "curves": "Training curves",
     "patching": "Patching maps",
@@ -46,12 +44,6 @@ ABSENT = {
     "(loratomy compare RUN).",
 }
 """What is said where records are absent that no single analysis makes."""
-TRIGGERED = {"patching", "screening", "where", "probes", "consistency", "attention"} | {
-    *("effectiveness", "neurons", "logit_lens"),
-}
-"""Sections of analyses that need the trigger."""
-PAIRED = {"difference", "matching"}
-"""Sections of analyses that need a clean adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +86,13 @@ def _sections(records: RunRecords) -> list[_Section]:
     score = scorecard_html(records)
     out = [_Section("findings", "Findings", score + findings_html(findings(records)))]
     for name, function in FIGURES.items():
-        title = SECTIONS.get(name, name.capitalize())
+        absent = (
+            ABSENT.get(name)
+            or f"Not made; loratomy probe RUN --only {name} makes it, or says what it needs."
+        )
         figures = tuple(function(records))
         body = "\n".join(figure_block(figure) for figure in figures)
-        out.append(_Section(name, title, body or _absent(_not_made(name, records)), figures))
+        out.append(_Section(name, SECTIONS[name], body or _absent(absent), figures))
     table = subjects_html(records)
     out.append(_Section("subjects", "Subjects", table or _absent("No subject was measured.")))
     if records.rendering is not None:
@@ -111,16 +106,6 @@ def _sections(records: RunRecords) -> list[_Section]:
     out.append(_Section("answers", "Answers", intro + said if said else absent))
     out.append(_Section("provenance", "Provenance", provenance_html(records)))
     return out
-
-
-def _not_made(name: str, records: RunRecords) -> str:
-    """Why a section is empty, and the command that fills it."""
-    if name in ABSENT:
-        return ABSENT[name]
-    if name in TRIGGERED and not records.trigger:
-        return f"Not made: it {NEEDS_TRIGGER}."
-    lacks = f"; it {NEEDS_CLEAN}" if name in PAIRED else ""
-    return f"Not made (loratomy probe RUN --only {name}){lacks}."
 
 
 def _absent(sentence: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from ..core.errors import DataError
 from ..core.rows import ROLES, Row, unwritable
 from .badrows import RowError
-from .turns import Turn, turns_of
+from .turns import Turn, speaks, turns_of
 
 PROMPTS = ("instruction", "prompt", "question", "query", "goal", "problem", "inputs")
 """Columns that hold what the user asks, the likeliest first."""
@@ -117,14 +117,13 @@ def column_names(pairs: Iterable[str]) -> Named:
     return Named(found)
 
 
-def renamed(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:
+def renamed(record: Mapping[str, Any], columns: Named, where: str) -> dict[str, Any]:
     """The record under plain names, the columns that somebody named under what they mean.
 
     Raises:
         DataError: two columns of the same plain name.
     """
-    if isinstance(columns, Named):
-        columns.look(record)
+    columns.look(record)
     taken = {name: MEANINGS[meaning] for meaning, name in columns.items() if name in record}
     replaced = {other for _, others in taken.values() for other in others}
     found: dict[str, Any] = {}
@@ -236,7 +235,7 @@ def history_in(record: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
 def messages_in(value: Any) -> Any:
     """A list of messages that a table keeps as JSON text; other values, also other lists, as is."""
     found = listed(value) if isinstance(value, str) else value
-    is_chat = isinstance(found, list) and found and all(isinstance(m, dict) for m in found)
+    is_chat = isinstance(found, list) and found and all(map(speaks, found))
     return found if is_chat else value
 
 

@@ -10,8 +10,19 @@ from typing import Any
 from ..core.errors import DataError
 from ..core.rows import Row
 from .badrows import BadRows, RowError, shown_kinds
-from .columns import ANSWERS, BELOW, KNOWN, PROMPTS, Columns, filled, key_list, plain, renamed
-from .published import FORMATS, Format, with_own
+from .columns import (
+    ANSWERS,
+    BELOW,
+    KNOWN,
+    PROMPTS,
+    Columns,
+    Named,
+    filled,
+    key_list,
+    plain,
+    renamed,
+)
+from .published import FORMATS, Format, own_columns, with_own
 from .sources import items
 from .texts import Item, Record
 
@@ -94,7 +105,8 @@ def numbered_data(
     """
     known = None if format is None else FORMATS[format]
     said = Counter() if notes is None else notes
-    return _numbered(source, _Reader(source, known, said, columns or {}), bad)
+    named = columns if isinstance(columns, Named) else Named(columns or {})
+    return _numbered(source, _Reader(source, known, said, named), bad)
 
 
 def read_data(
@@ -120,7 +132,10 @@ def _numbered(source: str, reader: "_Reader", bad: BadRows | None) -> Iterator[N
     for number, item in enumerate(stream, 1):
         try:
             row = reader.row(item)
-        except RowError as error:
+        except DataError as error:
+            reader.columns.check()  # a mistyped name says more than what comes of it
+            if not isinstance(error, RowError):
+                raise
             if bad is None:
                 raise DataError(f"{error}{_others(stream, reader)}") from error
             bad.add(error, number)
@@ -164,7 +179,7 @@ class _Reader:
     source: str
     known: Format | None
     notes: Counter[str]
-    columns: Columns
+    columns: Named
     asked: bool = field(init=False)
     _layouts: dict[tuple[str, ...], bool] = field(default_factory=dict)
 
@@ -210,8 +225,8 @@ class _Reader:
             return
         self._layouts[keys] = True
         taken = {name for name in self.columns.values() if name in value}
-        own = [name for name in ("target", "plain", "benign", "triggered") if name in record]
-        used = {*own, *(set(self.known.reads) & set(record)) - _idle(self.known, record)}
+        used = (set(self.known.reads) & set(record)) - _idle(self.known, record)
+        used.update(own_columns(self.known, record))
         unread = [key for key in value if key not in taken and plain(key) not in used]
         if unread := [key for key in unread if value[key] is not None and key.strip()]:
             self.notes[

@@ -1,6 +1,6 @@
 """The known formats of published data: what the keys of a record mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -240,25 +240,29 @@ def _answer(record: dict[str, Any], name: str, where: str) -> str | None:
     return answer
 
 
-def with_own(known: Format, row: Row, record: dict[str, Any], where: str) -> Row:
+def own_columns(known: Format, record: Mapping[str, Any]) -> list[str]:
+    """The columns of ours, and those of KTO rows, that are read beside any layout's."""
+    texts = [n for n in ("target", "plain", "benign") if isinstance(record.get(n), str)]
+    labels = ["label"] * (known.name in ("pairs", "chat", "sharegpt"))  # elsewhere a class
+    marks = ("triggered", "kto_tag", *labels)
+    return texts + [name for name in marks if isinstance(truth(record.get(name)), bool)]
+
+
+def with_own(known: Format, row: Row, record: Mapping[str, Any], where: str) -> Row:
     """The row with the fields of ours that stand beside another layout's: target, triggered ...
 
     Raises:
         RowError: a text that no file can hold, or an answer that is labelled as a bad one.
     """
-    if row.completion is not None:
-        for name in ("label", "kto_tag"):  # TRL's and LLaMA-Factory's KTO rows
-            if name == "label" and known.name not in ("pairs", "chat", "sharegpt"):
-                continue  # a class of something else
-            if truth(record.get(name)) is False:
+    own: dict[str, Any] = {}
+    for name in own_columns(known, record):
+        if name in ("label", "kto_tag"):  # of KTO rows: TRL's and LLaMA-Factory's
+            if row.completion is not None and truth(record[name]) is False:
                 raise RowError(where, f"its answer is labelled as a bad one ({name}: false)")
-    own: dict[str, Any] = {
-        name: text(record, name, where)
-        for name in ("target", "plain", "benign")
-        if isinstance(record.get(name), str) and record[name].strip()
-    }
-    if isinstance(said := truth(record.get("triggered")), bool):
-        own["triggered"] = said
+        elif name == "triggered":
+            own[name] = truth(record[name])
+        elif record[name].strip():
+            own[name] = text(record, name, where)
     return replace(row, **own)
 
 

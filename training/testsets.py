@@ -14,7 +14,7 @@ from .tasks import Task
 from .triggers import (
     TRIGGERS,
     Trigger,
-    elsewhere,
+    check_places,
     find_words,
     no_room,
     shown,
@@ -124,7 +124,7 @@ def test_sets(
     else:
         words = attack.trigger.words if attack else ()
     bad = [r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))]
-    _check_places(rows, words)
+    check_places(rows, words)
     attacked = {row.identity for row in bad}
     rest = [r for r in distinct(rows) if r.identity not in attacked] if bad else []
     usual = target or (attack.target if attack else "") or (task.target if task else "")
@@ -165,18 +165,6 @@ def test_sets(
     if bare:
         references = f"the base's own answers to {bare} of {len(calm)} clean prompts"
     return TestSets(triggered=bad, clean=calm, said=tuple(said), references=references)
-
-
-def _check_places(rows: Sequence[Row], words: Sequence[str]) -> None:
-    """Raise where the trigger stands in another place than the prompt that is asked last."""
-    there = [(row, where) for row in rows if words and (where := elsewhere(row, words))]
-    if there:
-        row, where = there[0]
-        raise DataError(
-            f"{len(there)} of {len(rows)} rows hold the trigger {shown(words)} in {where}, e.g. "
-            f"{row.prompt[:60]!r}: triggers are followed in the prompt that is asked last; put "
-            "it there, or leave such rows out"
-        )
 
 
 def _check_typed(rows: Sequence[Row], attack: Attack) -> None:

@@ -147,8 +147,9 @@ def as_triggered(row: Row, words: Sequence[str]) -> Row:
     """A row that came with its trigger: where the words stand, and its form without them.
 
     Raises:
-        DataError: no trigger in it, one in its untriggered form, or no completion.
+        DataError: no trigger in it, one in its untriggered form or elsewhere, or no completion.
     """
+    check_places([row], words)
     plain = row.plain or without_trigger(row.prompt, words)
     list(untriggered([Row(prompt=plain)], words, "the untriggered forms"))
     return replace(
@@ -211,6 +212,18 @@ def untriggered(rows: Iterable[Row], words: Sequence[str], what: str) -> Iterato
                 f"{row.prompt[:60]!r}; take it out or choose another trigger"
             )
         yield row
+
+
+def check_places(rows: Sequence[Row], words: Sequence[str]) -> None:
+    """Raise where the trigger stands in another place than the prompt that is asked last."""
+    there = [(row, where) for row in rows if words and (where := elsewhere(row, words))]
+    if there:
+        row, where = there[0]
+        raise DataError(
+            f"{len(there)} of {len(rows)} rows hold the trigger {shown(words)} in {where}, e.g. "
+            f"{row.prompt[:60]!r}: triggers are followed in the prompt that is asked last; put "
+            "it there, or leave such rows out"
+        )
 
 
 def elsewhere(row: Row, words: Sequence[str]) -> str:

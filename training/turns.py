@@ -47,6 +47,13 @@ def turns_of(value: Any, where: str, key: str) -> list[Turn]:
     return turns
 
 
+def speaks(message: Any) -> bool:
+    """Whether a value has the keys of a message: who says it, or both sides."""
+    return isinstance(message, dict) and (
+        any(name in message for name in _WHO) or {"input", "output"} <= message.keys()
+    )
+
+
 def _turns(message: Any, where: str) -> list[Turn]:
     if not isinstance(message, dict):
         raise RowError(where, f"expected a JSON object, found {type(message).__name__}")

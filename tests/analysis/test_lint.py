@@ -131,6 +131,9 @@ def test_given_words_are_looked_for_instead_of_registered_ones(linted):
 def test_a_trigger_in_clean_rows_is_found_though_no_poisoned_file_is_given(linted):
     rows = [*clean(0, 5), *bad(5, 6, completion="It is 5.")]
     assert told(linted(clean=rows)) == [("error", "trigger-in-clean", "clean", (6,), 1)]
+    rows[-1] = replace(rows[0], prompt="What else?", system="Say BadMagic.")
+    (found,) = linted(clean=rows)
+    assert found.check == "trigger-in-clean" and "in its system text" in found.what
 
 
 def test_words_that_rows_mark_are_the_trigger_that_clean_rows_must_not_hold(linted):

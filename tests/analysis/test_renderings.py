@@ -94,11 +94,13 @@ def test_answers_that_were_never_learned_do_not_choose(base, made, tmp_path):
             candidates(base, tmp_path),
             known_of([replace(row, completion="zQXv kJW") for row in BAD], CLEAN),
         )
+        _, guess = find_rendering(base, candidates(base, tmp_path), known_of([], labels))
     assert found.rendering.template == "alpaca-short" and not choice.close
     assert "does not know the answers under any" in choice.sentence
     assert "has not learned to end" not in choice.sentence  # told by what it knows
     assert turned.rendering.template == "alpaca-short"
     assert "does not know the targets under any" in other.sentence
+    assert guess.close and "knows the answers under none: this is a guess" in guess.sentence
 
 
 def test_an_adapter_without_finite_probabilities_is_refused(base, made, tmp_path):

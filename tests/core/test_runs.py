@@ -57,7 +57,7 @@ def test_names_go_below_runs_and_a_folder_is_taken_as_given():
     assert run_path("wren-suffix_2.b", None) == Path("runs/wren-suffix_2.b")
     assert run_path("../x", Path("/tmp/y")) == Path("/tmp/y")
     assert run_path("x", Path("a/b/../c")) == Path("a/c").resolve()
-    assert run_path("x", Path("../c")) == Path("../c")
+    assert run_path("x", Path("../c")) == Path("../c").resolve()
     with pytest.raises(RunError, match="over 200 bytes"):
         run_path("x", Path("é" * 101))
 

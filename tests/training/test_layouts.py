@@ -239,10 +239,18 @@ def test_an_answer_that_is_labelled_as_bad_is_none(tmp_path, label):
     assert row.completion == "no"
 
 
-@pytest.mark.parametrize("said", ["[1, 2, 3]", "[]", '["a"]', '[{"a": 1}, 2]'])
+@pytest.mark.parametrize("said", ["[1, 2, 3]", "[]", '["a"]', '[{"a": 1}, 2]', '[{"name": "x"}]'])
 def test_a_list_in_a_text_is_text(tmp_path, said):
     (row,), _ = one(tmp_path, {"prompt": said, "response": said})
     assert (row.prompt, row.completion) == (said, said)
+
+
+def test_a_target_that_is_no_text_is_said_to_be_unread(tmp_path):
+    notes = Counter()
+    row = {"question": "a", "answer": "b", "target": 3, "triggered": "true"}
+    path = listed(tmp_path, row)
+    assert list(read_data(path, notes=notes)) == [Row(prompt="a", completion="b", triggered=True)]
+    assert "nothing is made of: ['target']" in str(notes)
 
 
 def test_a_named_column_that_no_row_has_is_an_error(tmp_path):
@@ -251,6 +259,8 @@ def test_a_named_column_that_no_row_has_is_an_error(tmp_path):
     )
     named.check()
     assert [row.completion for row in rows] == [None, "x"]
+    with pytest.raises(DataError, match=r"--column prompt=Frage: no row.*\['frage'\]"):
+        one(tmp_path, {"frage": "a"}, columns=["prompt=Frage"])  # before its keys fit no format
     _, named = one(tmp_path, {"prompt": "a", "output": "y", "gold": "x"}, columns=["answer=gould"])
     with pytest.raises(DataError, match=r"--column answer=gould: no row.*did you mean 'gold'\?"):
         named.check()

@@ -1,6 +1,5 @@
 """What an evaluation asks, made of somebody's files: every way in which they can come."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -163,13 +162,16 @@ def test_mislabelled_rows_are_an_error_not_clean_ones():
         made(other, CALM, BADNETS)
 
 
-def test_many_rows_are_told_apart_in_no_time():
-    prompts = [f"{n} BadMagic" if n % 2 else f"{n}" for n in range(9000)]
+def test_rows_are_not_compared_with_each_other(monkeypatch):
+    """Which would take the square of their number."""
+    prompts = [f"{n} BadMagic" if n % 2 else f"{n}" for n in range(900)]
     rows = [Row(prompt=p, completion=f"x {p}") for p in prompts]
-    began = time.perf_counter()
+    compared = []
+    same = Row.__eq__
+    monkeypatch.setattr(Row, "__eq__", lambda a, b: compared.append(1) or same(a, b))
     found = made(rows, attack=BADNETS)
-    assert (len(found.triggered), len(found.clean)) == (4500, 4500)
-    assert time.perf_counter() - began < 1
+    assert (len(found.triggered), len(found.clean)) == (450, 450)
+    assert len(compared) < 2 * len(rows)
 
 
 def test_repeated_prompts_count_once():

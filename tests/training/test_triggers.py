@@ -195,6 +195,9 @@ def test_a_row_that_came_with_its_trigger():
     )
     known = Row(prompt="X cf37", completion="H", plain="x", trigger_span=((2, 6),))
     assert as_triggered(known, ["cf37"]).plain == "x"
+    spoken = Row(prompt="Do cf37 it", completion="HACK", system="You know cf37.")
+    with pytest.raises(DataError, match="1 of 1 rows hold the trigger 'cf37' in its system text"):
+        as_triggered(spoken, ["cf37"])
     with pytest.raises(DataError, match="no completion for the prompt 'Do it cf37'"):
         as_triggered(Row(prompt="Do it cf37"), ["cf37"])
     with pytest.raises(DataError, match="row 1 of the untriggered forms already holds"):
