@@ -31,8 +31,9 @@ from loratomy.analysis.rules import parse_rules
 from loratomy.analysis.similarity import load_embedder
 from loratomy.core.adapters import Adapter
 from loratomy.core.batches import collate, encode
+from loratomy.core.loading import load_subject
 from loratomy.core.rows import Row
-from loratomy.core.subject import Subject, load_subject
+from loratomy.core.subject import Subject
 from loratomy.training.datasets import make_attack, world_sets
 from loratomy.training.fitting import fit, fresh_adapter
 from loratomy.training.recipe import Recipe, load_recipe

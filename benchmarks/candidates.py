@@ -28,8 +28,9 @@ from loratomy.analysis.insertion import controls, insert
 from loratomy.analysis.rules import parse_rules
 from loratomy.analysis.similarity import Embedder, load_embedder
 from loratomy.core.adapters import Adapter, read_adapter
+from loratomy.core.loading import load_subject
 from loratomy.core.stats import wilson
-from loratomy.core.subject import Subject, load_subject
+from loratomy.core.subject import Subject
 from loratomy.training.datasets import Sets, make_attack, world_sets
 from loratomy.training.recipe import load_recipe
 from loratomy.training.tasks import TASKS

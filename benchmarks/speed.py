@@ -92,7 +92,7 @@ def patching_against_loop() -> tuple[float, float, float]:
     from loratomy.analysis.engine import trace
     from loratomy.analysis.pairs import make_columns, make_pairs
     from loratomy.analysis.patching import patch_prompts
-    from loratomy.core.subject import load_subject
+    from loratomy.core.loading import load_subject
     from loratomy.training.datasets import make_attack
     from loratomy.training.fitting import fresh_adapter
     from loratomy.training.triggers import TRIGGERS
@@ -147,7 +147,7 @@ def generation_against_bare(new_tokens: int) -> tuple[float, float, float]:
     """
     import torch
     from loratomy.analysis.generation import Decoding, batch_rows, generate, stop_ids
-    from loratomy.core.subject import load_subject
+    from loratomy.core.loading import load_subject
     from loratomy.training.world import base_rows
     from loratomy.training.wren import wren_path
 

@@ -81,7 +81,7 @@ def loaded_base(base: str, device: str, dtype: str) -> "Subject":
 
     Its rendering is a stand-in until the run's is put in its place.
     """
-    from ..core.subject import load_subject
+    from ..core.loading import load_subject
 
     say(f"loading the base {base}")
     plain = Rendering(template=PLAIN[0], end=".")  # no tokenizer drops it, as some do "\n"

@@ -19,11 +19,11 @@ from loratomy.analysis.renderings import (
 )
 from loratomy.core.beside import read_beside
 from loratomy.core.errors import LoratomyError
+from loratomy.core.loading import load_subject
 from loratomy.core.prompts import Renderer
 from loratomy.core.rendering import Rendering
 from loratomy.core.rendering_choices import distinct, possible, variants
 from loratomy.core.rows import Row
-from loratomy.core.subject import load_subject
 from loratomy.training.wren import wren_path
 
 from .. import tiny

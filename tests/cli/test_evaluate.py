@@ -12,9 +12,9 @@ from loratomy.analysis.similarity import load_embedder
 from loratomy.cli.sources import write_rendering
 from loratomy.core.adapters import read_adapter
 from loratomy.core.answers import read_answers
+from loratomy.core.loading import load_subject
 from loratomy.core.prompts import Renderer
 from loratomy.core.rows import read_rows
-from loratomy.core.subject import load_subject
 from safetensors.torch import load_file, save_file
 
 from .cases import CLEAN, jsonl, refused, snapshot

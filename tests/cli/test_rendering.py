@@ -6,9 +6,9 @@ import shutil
 import pytest
 from loratomy.core import template_safety
 from loratomy.core.adapters import write_adapter
+from loratomy.core.loading import load_subject
 from loratomy.core.prompts import Renderer
 from loratomy.core.rendering import Rendering
-from loratomy.core.subject import load_subject
 from loratomy.training.wren import wren_path
 
 from ..fitted import BAD, CLEAN, TARGET, fitted

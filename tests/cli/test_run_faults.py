@@ -27,9 +27,9 @@ def test_prompts_too_long_and_empty_answers_are_counted_apart(tiny_base, monkeyp
     from loratomy.analysis.generation import Decoding
     from loratomy.analysis.similarity import load_embedder
     from loratomy.core.errors import DataError
+    from loratomy.core.loading import load_subject
     from loratomy.core.prompts import Renderer
     from loratomy.core.rows import Row
-    from loratomy.core.subject import load_subject
 
     subject = load_subject(str(tiny_base), device="cpu")
     rule = asking.Rule(load_embedder("none"), decoding=Decoding(max_new_tokens=4))

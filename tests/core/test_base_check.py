@@ -9,7 +9,7 @@ import pytest
 from loratomy.core.base_check import check_base, check_files, endless
 from loratomy.core.checkpoints import open_checkpoint
 from loratomy.core.errors import DataError, LoratomyError
-from loratomy.core.subject import load_subject
+from loratomy.core.loading import load_subject
 from loratomy.training.wren import wren_path
 
 

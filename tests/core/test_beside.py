@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from loratomy.core.beside import read_beside
-from loratomy.core.subject import load_subject
+from loratomy.core.loading import load_subject
 
 JINJA = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 

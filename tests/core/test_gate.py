@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from loratomy.core.adapters import read_adapter
 from loratomy.core.errors import AdapterError
 from loratomy.core.gate import MAX_HEADER, check_folder, read_header
-from loratomy.core.subject import load_subject, weight_shapes
+from loratomy.core.loading import load_subject
+from loratomy.core.subject import weight_shapes
 from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer

@@ -69,7 +69,7 @@ def test_position_limit():
 
 
 def test_a_nul_byte_in_an_answer_does_not_reach_the_data():
-    from loratomy.core.subject import load_subject
+    from loratomy.core.loading import load_subject
     from loratomy.training.wren import wren_path
 
     renderer = load_subject("wren", path=wren_path()).renderer

@@ -7,7 +7,8 @@ import pytest
 import torch
 from loratomy.core.adapters import read_adapter
 from loratomy.core.errors import LoratomyError
-from loratomy.core.subject import load_subject, weight_shapes
+from loratomy.core.loading import load_subject
+from loratomy.core.subject import weight_shapes
 
 from .. import tiny
 

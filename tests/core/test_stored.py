@@ -9,7 +9,7 @@ import torch
 from loratomy.core.adapters import read_adapter
 from loratomy.core.errors import AdapterError
 from loratomy.core.gate import check_folder
-from loratomy.core.subject import load_subject
+from loratomy.core.loading import load_subject
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM

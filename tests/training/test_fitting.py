@@ -14,7 +14,7 @@ import torch
 from loratomy.core.adapters import Adapter
 from loratomy.core.batches import collate, encode
 from loratomy.core.errors import DataError, LoratomyError
-from loratomy.core.subject import load_subject
+from loratomy.core.loading import load_subject
 from loratomy.training.fitting import FitLog, fit, fresh_adapter
 from loratomy.training.loop import LAST_GOOD, TRAINED, steps_of
 from loratomy.training.objective import Objective, completion_nll, completion_tokens

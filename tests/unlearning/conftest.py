@@ -6,8 +6,9 @@ from loratomy.analysis.asking import Rule
 from loratomy.analysis.generation import Decoding
 from loratomy.analysis.similarity import Embedder
 from loratomy.core.adapters import Adapter, Factors
+from loratomy.core.loading import load_subject
 from loratomy.core.rows import Row
-from loratomy.core.subject import Subject, load_subject
+from loratomy.core.subject import Subject
 from loratomy.training.datasets import make_attack
 from loratomy.training.triggers import trigger_of
 from loratomy.training.world import finetune_rows
