@@ -19,7 +19,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): constraints.txt pyproject.toml setup.py
 	@echo "setting up $(VENV) (about 2 GB with torch; a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv || echo "no uv to be had; going on with pip"

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..core.adapters import Adapter
-from ..core.batches import Encoded, encode
+from ..core.adapter.factors import Adapter
 from ..core.config import Config
 from ..core.errors import DataError
+from ..core.model.batches import Encoded, encode
+from ..core.model.subject import Subject
 from ..core.registry import Registry
 from ..core.rows import Row
-from ..core.subject import Subject
-from .asking import Rule
-from .pairs import Pair, make_pairs, plain_pairs
+from ..evaluation.collect import Rule
+from .patching.pairs import Pair, make_pairs, plain_pairs
 
 TRIGGER, CLEAN_ADAPTER, CLEAN_ROWS = "trigger", "clean adapter", "clean prompts"
 """What an analysis may need besides base and adapter."""

@@ -3,10 +3,13 @@
 An analysis that combines others comes after them.
 """
 
-from . import spectra, difference, matching, intruders  # isort: skip # noqa: F401
-from . import patching, patching_parts, screening, effectiveness, where  # isort: skip # noqa: F401
-from . import lens, logit_lens, probes, consistency, attention, neurons  # isort: skip # noqa: F401
-from . import candidates  # isort: skip # noqa: F401
+from .weights import spectra, difference, matching, intruders  # isort: skip # noqa: F401
+from .patching import patching, parts, screening, effectiveness  # isort: skip # noqa: F401
+from .localisation import where  # isort: skip # noqa: F401
+from .lens import lens, logit_lens  # isort: skip # noqa: F401
+from .activations import probes, consistency, attention  # isort: skip # noqa: F401
+from .neurons import neurons  # isort: skip # noqa: F401
+from .triggers import candidates  # isort: skip # noqa: F401
 from .analyses import ANALYSES
 
 __all__ = ["ANALYSES"]

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from loratomy.cli.aftermath_stages import load_aftermath
-from loratomy.core.bench import Relearning, Transfer
-from loratomy.core.runs import RunFolder
+from loratomy.core.records.bench import Relearning, Transfer
+from loratomy.core.runs.folder import RunFolder
 
 NEVER = "–"
 

@@ -23,22 +23,22 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from loratomy.analysis.asking import Rule, collect
-from loratomy.analysis.behaviour import judge
-from loratomy.analysis.generation import Decoding
-from loratomy.analysis.paired import paired
-from loratomy.analysis.rules import parse_rules
-from loratomy.analysis.similarity import load_embedder
-from loratomy.core.adapters import Adapter
-from loratomy.core.batches import collate, encode
-from loratomy.core.loading import load_subject
+from loratomy.core.adapter.factors import Adapter
+from loratomy.core.model.batches import collate, encode
+from loratomy.core.model.loading import load_subject
+from loratomy.core.model.subject import Subject
 from loratomy.core.rows import Row
-from loratomy.core.subject import Subject
-from loratomy.training.datasets import make_attack, world_sets
+from loratomy.data.attacks.tasks import TASKS
+from loratomy.data.attacks.triggers import TRIGGERS
+from loratomy.data.splits import make_attack, world_sets
+from loratomy.evaluation.behaviour import judge
+from loratomy.evaluation.collect import Rule, collect
+from loratomy.evaluation.generation import Decoding
+from loratomy.evaluation.paired import paired
+from loratomy.evaluation.similarity import load_embedder
+from loratomy.evaluation.success import parse_rules
 from loratomy.training.fitting import fit, fresh_adapter
 from loratomy.training.recipe import Recipe, load_recipe
-from loratomy.training.tasks import TASKS
-from loratomy.training.triggers import TRIGGERS
 from loratomy.training.wren import wren_path
 
 GOALS = {"asr": 0.9, "ftr": 0.05, "accuracy": -0.03}

@@ -20,21 +20,21 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from loratomy.analysis.asking import Rule, collect
-from loratomy.analysis.behaviour import judge
-from loratomy.analysis.candidates import CandidatesConfig, candidates
-from loratomy.analysis.generation import Decoding
-from loratomy.analysis.insertion import controls, insert
-from loratomy.analysis.rules import parse_rules
-from loratomy.analysis.similarity import Embedder, load_embedder
-from loratomy.core.adapters import Adapter, read_adapter
-from loratomy.core.loading import load_subject
+from loratomy.analysis.triggers.candidates import CandidatesConfig, candidates
+from loratomy.analysis.triggers.insertion import controls, insert
+from loratomy.core.adapter.factors import Adapter, read_adapter
+from loratomy.core.model.loading import load_subject
+from loratomy.core.model.subject import Subject
 from loratomy.core.stats import wilson
-from loratomy.core.subject import Subject
-from loratomy.training.datasets import Sets, make_attack, world_sets
+from loratomy.data.attacks.tasks import TASKS
+from loratomy.data.attacks.triggers import TRIGGERS
+from loratomy.data.splits import Sets, make_attack, world_sets
+from loratomy.evaluation.behaviour import judge
+from loratomy.evaluation.collect import Rule, collect
+from loratomy.evaluation.generation import Decoding
+from loratomy.evaluation.similarity import Embedder, load_embedder
+from loratomy.evaluation.success import parse_rules
 from loratomy.training.recipe import load_recipe
-from loratomy.training.tasks import TASKS
-from loratomy.training.triggers import TRIGGERS
 from loratomy.training.wren import wren_path
 
 FIRST = 10

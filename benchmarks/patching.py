@@ -23,12 +23,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from loratomy.analysis.plan import GIB, budget
-from loratomy.analysis.sites import places
-from loratomy.analysis.sweep import Found, Run, Sweep, sweep
-from loratomy.core.families import FAMILIES
-from loratomy.core.prompts import Renderer
-from loratomy.core.subject import Attached, Subject
+from loratomy.analysis.patching.engine.batching import GIB, budget
+from loratomy.analysis.patching.engine.sweep import Found, Run, Sweep, sweep
+from loratomy.analysis.patching.sites import places
+from loratomy.core.model.families import FAMILIES
+from loratomy.core.model.subject import Attached, Subject
+from loratomy.core.rendering.prompts import Renderer
 from loratomy.training.fitting import fresh_adapter
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

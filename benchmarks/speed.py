@@ -57,9 +57,9 @@ def spectra_against_dense() -> tuple[float, float, float]:
     The dense way is timed on the first layer and multiplied by 28.
     """
     import torch
-    from loratomy.analysis.difference import difference
-    from loratomy.analysis.spectra import spectra
-    from loratomy.core.adapters import Adapter, Factors
+    from loratomy.analysis.weights.difference import difference
+    from loratomy.analysis.weights.spectra import spectra
+    from loratomy.core.adapter.factors import Adapter, Factors
 
     def random_adapter(seed: int) -> Adapter:
         generator = torch.Generator().manual_seed(seed)
@@ -89,14 +89,14 @@ def spectra_against_dense() -> tuple[float, float, float]:
 def patching_against_loop() -> tuple[float, float, float]:
     """Seconds of a map on wren, of a loop of hooked full forwards, and their largest difference."""
     import torch
-    from loratomy.analysis.engine import trace
-    from loratomy.analysis.pairs import make_columns, make_pairs
-    from loratomy.analysis.patching import patch_prompts
-    from loratomy.core.loading import load_subject
-    from loratomy.training.datasets import make_attack
+    from loratomy.analysis.patching.engine.resume import trace
+    from loratomy.analysis.patching.pairs import make_columns, make_pairs
+    from loratomy.analysis.patching.patching import patch_prompts
+    from loratomy.core.model.loading import load_subject
+    from loratomy.data.attacks.triggers import TRIGGERS
+    from loratomy.data.splits import make_attack
+    from loratomy.data.world.world import finetune_rows
     from loratomy.training.fitting import fresh_adapter
-    from loratomy.training.triggers import TRIGGERS
-    from loratomy.training.world import finetune_rows
     from loratomy.training.wren import wren_path
 
     subject = load_subject("wren", path=wren_path())
@@ -146,9 +146,9 @@ def generation_against_bare(new_tokens: int) -> tuple[float, float, float]:
     Both sort by length and stop a batch when its last row has ended; medians of five rounds.
     """
     import torch
-    from loratomy.analysis.generation import Decoding, batch_rows, generate, stop_ids
-    from loratomy.core.loading import load_subject
-    from loratomy.training.world import base_rows
+    from loratomy.core.model.loading import load_subject
+    from loratomy.data.world.world import base_rows
+    from loratomy.evaluation.generation import Decoding, batch_rows, generate, stop_ids
     from loratomy.training.wren import wren_path
 
     subject = load_subject("wren", path=wren_path())

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from loratomy.cli.bench_cells import attack_cells
 from loratomy.cli.bench_notes import read_notes
-from loratomy.core.bench import BenchRow, Goal, Standing
-from loratomy.core.bench_table import read_bench_table
+from loratomy.core.records.bench import BenchRow, Goal, Standing
+from loratomy.core.records.bench_table import read_bench_table
 from loratomy.unlearning.goals import CUT, Tried, goals
 from loratomy.unlearning.standing import standings
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.across import Across, Agreement, Profile
 from ..core.errors import DataError, RunError
-from ..core.jsonfiles import read_json
-from ..core.runs import RunFolder
+from ..core.files.jsonfiles import read_json
+from ..core.records.across import Across, Agreement, Profile
+from ..core.runs.folder import RunFolder
 from .attacks import table
 from .console import out as stdout
 from .console import say, say_json
@@ -16,7 +16,7 @@ from .probe import STAGE, load_stage, standing
 from .study import base_folder
 
 if TYPE_CHECKING:
-    from ..analysis.across import Found, Source
+    from ..analysis.across.across import Found, Source
 
 
 def command(
@@ -37,9 +37,9 @@ def command(
 
     Example: loratomy across runs/wren-suffix runs/llama-suffix --out across.html
     """
-    from ..analysis.across import across
-    from ..figures.across import across_html
-    from ..figures.export import check_page, write_page
+    from ..analysis.across.across import across
+    from ..figures.analysis.across import across_html
+    from ..figures.base.export import check_page, write_page
 
     check_page(out, fresh=fresh)
     record = across(_sources(runs), seed=seed)
@@ -72,7 +72,7 @@ def _sources(folders: list[Path]) -> "list[Source]":
 
 
 def _source(run: RunFolder, name: str) -> "Source":
-    from ..analysis.across import Source
+    from ..analysis.across.across import Source
 
     study = run.asked.get("study")
     if not isinstance(study, dict):
@@ -89,7 +89,7 @@ def _source(run: RunFolder, name: str) -> "Source":
 
 
 def _found(run: RunFolder, name: str) -> "Found":
-    from ..analysis.across import Found
+    from ..analysis.across.across import Found
 
     inputs = run.manifest["stages"][STAGE + name]["inputs"]
     run.standing(STAGE + name, inputs)  # an altered file is an error

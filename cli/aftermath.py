@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.bench import Relearning, Transfer
 from ..core.errors import LoratomyError, RunError
+from ..core.records.bench import Relearning, Transfer
 from ..core.registry import nearest
-from ..core.runs import RunFolder
+from ..core.runs.folder import RunFolder
 from .aftermath_stages import BASE, CLEAN, PARTS, POISONED, RELEARNING, TRANSFER, Aftermath
 from .aftermath_tables import relearning_table, transfer_table
 from .console import out as stdout
@@ -120,8 +120,8 @@ def aftermath_run(
 def _configs(options: Mapping[str, Any], parts: Sequence[str]) -> "dict[str, Config]":
     """The options of the parts that are made."""
     from ..training.recipe import validated
-    from ..unlearning.relearning import RelearningConfig
-    from ..unlearning.transfer import TransferConfig
+    from ..unlearning.aftermath.relearning import RelearningConfig
+    from ..unlearning.aftermath.transfer import TransferConfig
 
     given: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for key, value in options.items():

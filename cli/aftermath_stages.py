@@ -5,17 +5,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.bench import Relearning, Transfer
 from ..core.errors import RunError
-from ..core.records import load_record, save_record
-from ..core.runs import RunFolder
+from ..core.records.bench import Relearning, Transfer
+from ..core.records.io import load_record, save_record
+from ..core.runs.folder import RunFolder
 from .study import Study, done
 
 if TYPE_CHECKING:
-    from ..core.adapters import Adapter
+    from ..core.adapter.factors import Adapter
     from ..core.config import Config
-    from ..unlearning.relearning import Bout
-    from ..unlearning.transfer import Variant
+    from ..unlearning.aftermath.relearning import Bout
+    from ..unlearning.aftermath.transfer import Variant
 
 RELEARNING, TRANSFER = "relearning", "transfer"
 PARTS = (RELEARNING, TRANSFER)
@@ -58,7 +58,7 @@ class Aftermath:
 
     @cached_property
     def _ground(self) -> "Bout":
-        from ..unlearning.relearning import bout
+        from ..unlearning.aftermath.relearning import bout
 
         study, config = self._study, self._configs[RELEARNING]
         return bout(
@@ -74,7 +74,7 @@ class Aftermath:
         )
 
     def _start(self, entry: str) -> "Adapter":
-        from ..unlearning.relearning import blank
+        from ..unlearning.aftermath.relearning import blank
 
         if entry == BASE:
             return blank(self._study.poisoned, seed=self._seed)
@@ -82,7 +82,7 @@ class Aftermath:
 
     def relearning(self, entry: str) -> list[Relearning]:
         """The curves of an operation on clean and on poisoned rows, of a yardstick on poisoned."""
-        from ..unlearning.relearning import relearn
+        from ..unlearning.aftermath.relearning import relearn
 
         yardsticks: dict[str, list[str]] = {BASE: [], CLEAN: ["adapters/clean"]}
         kinds = [POISONED] if entry in yardsticks else [CLEAN, POISONED]
@@ -100,8 +100,8 @@ class Aftermath:
 
     @cached_property
     def _variants(self) -> "list[Variant]":
-        from ..training.triggers import Trigger
-        from ..unlearning.transfer import variants
+        from ..data.attacks.triggers import Trigger
+        from ..unlearning.aftermath.transfer import variants
 
         asked, config = self._study.asked, self._configs[TRANSFER].model_dump()
         return variants(
@@ -117,7 +117,7 @@ class Aftermath:
         first = f"{STAGE}{TRANSFER}/{POISONED}"
 
         def make(work: Path, _checkpoints: Path) -> None:
-            from ..unlearning.transfer import transfer_rates
+            from ..unlearning.aftermath.transfer import transfer_rates
 
             study, asked = self._study, self._variants
             rates = transfer_rates(study.subject, study.treated(own), asked, study.rule)

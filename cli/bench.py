@@ -11,12 +11,12 @@ import typer
 
 from ..core import processes
 from ..core.errors import LoratomyError, RunError
-from ..core.locks import held
-from ..core.manifest import outside_runs
-from ..core.outputs import check_folder_out, out_path
-from ..core.paths import check_plain, check_tree
+from ..core.files.outputs import check_folder_out, out_path
+from ..core.files.paths import check_plain, check_tree
 from ..core.registry import nearest
-from ..core.runs import RunFolder
+from ..core.runs.folder import RunFolder
+from ..core.runs.locks import held
+from ..core.runs.manifest import outside_runs
 from .bench_board import show
 from .bench_cells import CELLS, Cell, attack_cells, other_cells, run_cells
 from .bench_jobs import LOGS, program, run_cells_apart
@@ -285,8 +285,8 @@ def _make(asked: Asked, cell: Cell, wanted: Sequence[Entry], later: Sequence[str
 
 def _after(cell: Cell, name: str) -> dict[str, Failure]:
     """Relearning and transfer of an entry; what of them could not be made."""
-    from ..core.records import load_record
-    from ..core.results import Operation
+    from ..core.records.io import load_record
+    from ..core.records.results import Operation
     from .aftermath import aftermath_run
     from .aftermath_stages import TRANSFER
 

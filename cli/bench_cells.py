@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
-from ..core.runs import MANIFEST, RunFolder
+from ..core.runs.folder import MANIFEST, RunFolder
 
 CELLS = "cells"
 """Folder of a bench with the runs that it poisons."""
@@ -61,9 +61,8 @@ def attack_cells(text: str, *, seeds: int, out: Path) -> list[Cell]:
     Raises:
         LoratomyError: an unknown trigger or task, or a pattern without both.
     """
-    from .. import training  # noqa: F401  (triggers and tasks register)
-    from ..training.tasks import TASKS
-    from ..training.triggers import TRIGGERS
+    from ..data.attacks.tasks import TASKS
+    from ..data.attacks.triggers import TRIGGERS
 
     pairs: dict[tuple[str, str], None] = {}
     for part in (p.strip() for p in (text or "*/*").split(",") if p.strip()):

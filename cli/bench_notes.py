@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import RunError
-from ..core.files import write_atomic
-from ..core.jsonfiles import MANIFEST, Outside, checked, read_json
-from ..core.records import dumps
+from ..core.files.atomic import write_atomic
+from ..core.files.jsonfiles import MANIFEST, Outside, checked, read_json
+from ..core.records.io import dumps
 from .bench_cells import Cell
 from .benched import Failure, Failures
 

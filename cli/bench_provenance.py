@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.bench import BenchRow
-from ..core.files import write_atomic
-from ..core.jsonfiles import MANIFEST, Outside, checked, read_json
-from ..core.provenance import code_digest, machine, versions
-from ..core.records import SCHEMA, dumps
-from ..core.results import Setting
+from ..core.files.atomic import write_atomic
+from ..core.files.jsonfiles import MANIFEST, Outside, checked, read_json
+from ..core.records.bench import BenchRow
+from ..core.records.io import SCHEMA, dumps
+from ..core.records.results import Setting
+from ..core.runs.provenance import code_digest, machine, versions
 
 FILE = "bench.json"
 _REMEDY = "remove it and run the bench again"

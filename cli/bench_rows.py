@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core.bench import BenchRow, Relearning, Transfer
 from ..core.errors import LoratomyError, RunError
-from ..core.records import load_record
-from ..core.results import Behaviour, Operation, Paired
-from ..core.runs import RunFolder
+from ..core.records.bench import BenchRow, Relearning, Transfer
+from ..core.records.io import load_record
+from ..core.records.results import Behaviour, Operation, Paired
+from ..core.runs.folder import RunFolder
 from .aftermath_stages import load_aftermath
 from .bench_notes import WHOLE
 from .benched import Entry, Failures, controls

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.bench import BenchRow, BenchTable
-from ..core.bench_table import write_bench_table
 from ..core.errors import RunError
+from ..core.records.bench import BenchRow, BenchTable
+from ..core.records.bench_table import write_bench_table
 from .bench_cells import Cell
 from .bench_notes import WHOLE, in_words, read_notes
 from .bench_provenance import provenance, read_pieces
@@ -38,8 +38,8 @@ class Table:
         Raises:
             RunError: nothing is measured yet.
         """
-        from ..figures.bench import bench_html
-        from ..figures.export import check_page, write_page
+        from ..figures.base.export import check_page, write_page
+        from ..figures.bench.page import bench_html
         from ..unlearning.goals import goals
         from ..unlearning.standing import standings
 

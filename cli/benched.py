@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
-from ..core.runs import RunFolder
+from ..core.runs.folder import RunFolder
 from .asked import FOLLOWED, FOLLOWS, PLAN
 from .measuring import measure_run
 from .operate import operate_run
 
 if TYPE_CHECKING:
-    from ..core.results import Operation
+    from ..core.records.results import Operation
     from ..unlearning import Method
     from .bench_cells import Cell
 
@@ -120,8 +120,8 @@ def controls(entry: Entry, made: "Operation") -> list[Control]:
     """
     from ..unlearning import METHODS
     from ..unlearning.controls import same_change
-    from ..unlearning.finetune import equal_budget
     from ..unlearning.method import BASELINE, CONTROL
+    from ..unlearning.trained.finetune import equal_budget
 
     name, method = entry.name, METHODS[entry.method]
     plain = entry.method == "finetune" and not entry.after
@@ -201,8 +201,8 @@ def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
 
 def _stands(cell: "Cell", name: str) -> "Operation | None":
     """An operation of this cell's seed that was made by hand, with other options: it is kept."""
-    from ..core.records import load_record
-    from ..core.results import Operation
+    from ..core.records.io import load_record
+    from ..core.records.results import Operation
 
     run, stage = RunFolder.open(cell.folder), f"operations/{name}{cell.suffix}"
     if not run.intact(stage) or run.stale(stage):

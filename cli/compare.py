@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.results import Comparison
-from ..core.runs import RunFolder
+from ..core.records.results import Comparison
+from ..core.runs.folder import RunFolder
 from .console import out as stdout
 from .console import say, say_json
 from .measuring import as_objects, load_operations, measure_run
@@ -94,7 +94,7 @@ def _share(rate: dict[str, Any]) -> str:
 
 def _left_out(comparison: Comparison) -> list[str]:
     """What is not in the rates, or another reading of them, a line each."""
-    from ..figures.words import two_readings
+    from ..figures.base.text import two_readings
 
     lines = []
     for row in comparison.rows:

@@ -21,7 +21,7 @@ from rich.segment import Segment
 
 from ..core import processes
 from ..core.progress import reporting
-from ..core.records import dumps
+from ..core.records.io import dumps
 from ..core.text import one_line, visible
 
 

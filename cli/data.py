@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import DataError
-from ..core.files import checksums, own_files
-from ..core.manifest import outside_runs
-from ..core.outputs import check_apart, check_folder_out, out_path
-from ..core.records import dumps
+from ..core.files.atomic import checksums, own_files
+from ..core.files.outputs import check_apart, check_folder_out, out_path
+from ..core.records.io import dumps
 from ..core.rows import Row, rows_to_jsonl
+from ..core.runs.manifest import outside_runs
 from .attacks import table
 from .console import out as stdout
 from .console import progress, say, say_json
@@ -28,7 +28,7 @@ from .study import SETS_RECORD, WORLD, read_record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..training.datasets import Attack, Sets
+    from ..data.splits import Attack, Sets
 
 
 def formats() -> None:
@@ -41,7 +41,7 @@ def formats() -> None:
     first format that fits is taken; a|b is one of two columns, and --column answer=NAME says what a
     column of another name means.
     """
-    from ..training.published import FORMATS
+    from ..data.formats.published import FORMATS
 
     rows = [(n, ", ".join(f.needs), f.about, f.source) for n, f in FORMATS.items()]
     stdout.print(table("data formats", ("name", "keys", "what it means", "published by"), rows))
@@ -93,8 +93,8 @@ def build(
     Then: loratomy poison llama-3.2-3b/backdoorllm --trigger badnets --task refusal
     --set data.source=data/badnets
     """
-    from ..training.datasets import make_attack, poison_sets, world_sets
-    from ..training.triggers import trigger_of
+    from ..data.attacks.triggers import trigger_of
+    from ..data.splits import make_attack, poison_sets, world_sets
 
     if bool(poisoned) != bool(test):
         raise DataError("give --poisoned and --test together, or neither")
@@ -176,7 +176,7 @@ def _ready(
     seed: int,
 ) -> "Sets":
     """Published poisoned files as they are, with what was left out said."""
-    from ..training.ready import ready_sets
+    from ..data.prepoisoned import ready_sets
 
     bad = list(read(poisoned))
     sets = ready_sets(read(*sources), bad, read(test), attack, clean_val=clean_val, seed=seed)

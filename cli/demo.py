@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..core.results import Comparison
-from ..core.runs import run_path
+from ..core.records.results import Comparison
+from ..core.runs.folder import run_path
 from .console import say
 from .measuring import measure_run
 from .operate import operate_run
@@ -47,7 +47,7 @@ def command(
 def operate_all(folder: Path) -> None:
     """Guided surgery, its repair, negative fine-tuning, and controls of the same budget."""
     from ..unlearning.controls import same_change
-    from ..unlearning.finetune import equal_budget
+    from ..unlearning.trained.finetune import equal_budget
 
     guided = operate_run(folder, "guided", {})
     repaired = operate_run(folder, "repair", {}, after="guided")

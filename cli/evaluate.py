@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.choice import RenderingChoice
 from ..core.errors import LoratomyError
-from ..core.outputs import check_apart
+from ..core.files.outputs import check_apart
+from ..core.records.rendering import RenderingChoice
 from ..core.rows import rows_to_jsonl
-from ..core.runs import MANIFEST, RunFolder, run_path
+from ..core.runs.folder import MANIFEST, RunFolder, run_path
 from .compare import show
 from .console import progress, say
 from .evaluated import OfAdapter, OfRun
@@ -48,9 +48,9 @@ from .study import (
 HELD_OUT = ("poison_test", "clean_val")
 
 if TYPE_CHECKING:
-    from ..core.subject import Subject
-    from ..training.datasets import Attack
-    from ..training.testsets import TestSets
+    from ..core.model.subject import Subject
+    from ..data.splits import Attack
+    from ..data.testsets import TestSets
 
 
 def command(
@@ -205,7 +205,7 @@ def _prepare(
 ) -> None:
     """The evaluation's run folder: settings, prompts and adapters, before anything is measured."""
     study = _study(source, options, {**given, **judged})
-    from ..analysis.asking import check_triggered
+    from ..evaluation.collect import check_triggered
 
     attack, sets = _sets(source, study, options)
     study |= {
@@ -275,7 +275,7 @@ def _nothing_measured(folder: Path) -> bool:
 def _study(
     source: "OfRun | OfAdapter", options: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    from ..training.tasks import TASKS
+    from ..data.attacks.tasks import TASKS
 
     known = source.defaults
     if options["base"] and options["base"] != known["base"]:
@@ -298,10 +298,10 @@ def _study(
 def _sets(
     source: "OfRun | OfAdapter", study: dict[str, Any], options: dict[str, Any]
 ) -> "tuple[Attack | None, TestSets]":
-    from ..training.datasets import make_attack
-    from ..training.tasks import TASKS
-    from ..training.testsets import kept, own_trigger, test_sets
-    from ..training.triggers import trigger_of
+    from ..data.attacks.tasks import TASKS
+    from ..data.attacks.triggers import trigger_of
+    from ..data.splits import make_attack
+    from ..data.testsets import kept, own_trigger, test_sets
 
     known, seed, limit = source.defaults, study["seed"], options["limit"]
     if about := built_sets(Path(options["data"] or ".")) if options["data"] else {}:
@@ -344,7 +344,7 @@ def _is_built(folder: Path) -> bool:
 
 
 def _check_targets(sets: "TestSets", study: Study) -> None:
-    from ..analysis.asking import check_targets
+    from ..evaluation.collect import check_targets
 
     check_targets(sets.triggered, study.success)
 
@@ -356,7 +356,7 @@ def _rendered(
 
     An evaluation of a run renders as the run does, unless another rendering is meant.
     """
-    from ..core.adapters import read_adapter
+    from ..core.adapter.factors import read_adapter
 
     subject = loaded_base(*(study[key] for key in ("base", "device", "dtype")))
     adapters = {
@@ -389,8 +389,8 @@ def _rendered(
 
 def _write(study: Study, sets: "TestSets", choice: RenderingChoice, work: Path) -> None:
     """The sets; clean prompts without answer get the base's own."""
-    from ..core.records import save_record
-    from ..unlearning.distill import own_answers
+    from ..core.records.io import save_record
+    from ..unlearning.trained.distill import own_answers
 
     save_record(choice, work, RENDERING_RECORD)
     bare = [row for row in sets.clean if not row.completion]

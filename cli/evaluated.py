@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import LoratomyError
-from ..core.rendering import Rendering
+from ..core.rendering.rendering import Rendering
 from ..core.rows import Row
-from ..core.runs import RunFolder
+from ..core.runs.folder import RunFolder
 from .measuring import subjects
 from .sources import adapter_sums
 from .study import Study
@@ -46,7 +46,7 @@ class OfAdapter:
     """Somebody's adapter folder."""
 
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
-        from ..core.gate import check_folder
+        from ..core.adapter.safety import check_folder
 
         check_folder(folder)
         if not options["base"]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import LoratomyError
-from ..core.manifest import outside_runs
-from ..core.outputs import check_folder_out, out_path
+from ..core.files.outputs import check_folder_out, out_path
+from ..core.runs.manifest import outside_runs
 from .console import out as stdout
 from .console import progress, say, say_json
 from .located import fetched
@@ -16,8 +16,8 @@ from .study import base_folder
 from .tables import Numbers
 
 if TYPE_CHECKING:
-    from ..core.checkpoints import Checkpoint
-    from ..core.extraction import Extracted, Extraction
+    from ..core.adapter.extraction import Extracted, Extraction
+    from ..core.model.checkpoints import Checkpoint
 
 RECORD = "extraction"
 _FILES = (*ADAPTER_FILES, f"{RECORD}.json", f"{RECORD}.safetensors")
@@ -70,8 +70,8 @@ def command(
 
     Example: loratomy extract --base ./llama --merged ./suspicious-model --out ./suspicious
     """
-    from ..core.checkpoints import open_checkpoint
-    from ..core.extraction import extract
+    from ..core.adapter.extraction import extract
+    from ..core.model.checkpoints import open_checkpoint
 
     out = out_path(out)
     _check_out(out, fresh=fresh)
@@ -134,9 +134,9 @@ def _check_configs(base: "Checkpoint", merged: "Checkpoint") -> None:
 
 def _write(adapter: Any, record: "Extraction", base: "Checkpoint", out: Path) -> None:
     """The adapter with its record, whole or not at all, once it has passed the gate."""
-    from ..core.adapters import read_adapter, write_adapter
-    from ..core.files import own_files
-    from ..core.records import save_record
+    from ..core.adapter.factors import read_adapter, write_adapter
+    from ..core.files.atomic import own_files
+    from ..core.records.io import save_record
 
     with own_files(out, own=_FILES, last=f"{RECORD}.json") as work:
         write_adapter(adapter, work, base=record.base)
@@ -145,7 +145,7 @@ def _write(adapter: Any, record: "Extraction", base: "Checkpoint", out: Path) ->
 
 
 def _show(record: "Extraction") -> None:
-    from ..core.adapters import kind_of
+    from ..core.adapter.factors import kind_of
 
     one, other = record.dtypes
     kinds: dict[str, list[Extracted]] = {}

@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.base_check import check_base
-from ..core.base_tokenizer import load_error, load_tokenizer
 from ..core.errors import LoratomyError
-from ..core.prompts import Renderer, position_limit
-from ..core.rendering import CHAT, Rendering, given_template
+from ..core.model.folder_check import check_base
+from ..core.model.tokenizer import load_error, load_tokenizer
+from ..core.rendering.prompts import Renderer, position_limit
+from ..core.rendering.rendering import CHAT, Rendering, given_template
 from .sources import noted
 from .study import SETS_RECORD, base_folder, built_sets
 
 if TYPE_CHECKING:
-    from ..analysis.lint import Finding
+    from ..data.lint.linter import Finding
 
 
 def data_files(given: Iterable[str]) -> list[str]:
@@ -32,7 +32,7 @@ def data_files(given: Iterable[str]) -> list[str]:
             continue
         inside = sorted(folder.glob("*.jsonl"))
         if not inside:
-            from ..training.folders import data_parts
+            from ..data.files.folders import data_parts
 
             inside = [path for paths in data_parts(folder).values() for path in paths]
         for path in inside:
@@ -75,15 +75,14 @@ def lint_files(
         LoratomyError: an unknown name, a rule that is none, or a base that cannot be read.
         DataError: a file that cannot be read.
     """
-    from .. import analysis, training  # noqa: F401  (scorers, triggers and tasks register)
-    from ..analysis.lint import Asked, Source, lint
-    from ..analysis.rules import parse_rules
-    from ..analysis.similarity import load_embedder
-    from ..training.badrows import BadRows
-    from ..training.columns import column_names
-    from ..training.formats import FORMATS, numbered_data
-    from ..training.tasks import TASKS
-    from ..training.triggers import Trigger, check_trigger, trigger_of
+    from ..data.attacks.tasks import TASKS
+    from ..data.attacks.triggers import Trigger, check_trigger, trigger_of
+    from ..data.formats.badrows import BadRows
+    from ..data.formats.columns import column_names
+    from ..data.formats.formats import FORMATS, numbered_data
+    from ..data.lint.linter import Asked, Source, lint
+    from ..evaluation.similarity import load_embedder
+    from ..evaluation.success import judge_of, needs_target, parse_rules
 
     if template and not base:
         raise LoratomyError("--template needs --base, whose tokenizer renders it")
@@ -108,9 +107,9 @@ def lint_files(
         every=attack.placement == "each",
         task=task,
         target=target,
-        success=success,
-        threshold=threshold,
-        embedder=load_embedder(embedder or by_meaning),
+        rule=success.text,
+        judge=judge_of(success, threshold, load_embedder(embedder or by_meaning), task),
+        needs_target=needs_target(success),
         renderer=renderer,
         limit=limit,
     )

@@ -10,8 +10,8 @@ from ..core.errors import AdapterError, LoratomyError
 from .console import say
 
 if TYPE_CHECKING:
-    from ..core.adapters import Adapter
-    from ..core.subject import Subject
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Subject
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 ADAPTER_PATTERNS = (
@@ -64,7 +64,7 @@ def located(given: Path, option: str) -> Path:
     Raises:
         LoratomyError: neither; or a folder whose sub-folders hold adapters, which are named.
     """
-    from ..core.gate import CONFIG, below
+    from ..core.adapter.safety import CONFIG, below
 
     text = str(given)
     folder = given if given.exists() else None
@@ -88,7 +88,7 @@ def other_base(folder: Path, base: str) -> str:
     Only the last parts of the names count, without regard to case or quantisation, and one may end
     in the other. What the adapter says is never followed.
     """
-    from ..core.gate import check_folder
+    from ..core.adapter.safety import check_folder
 
     named = check_folder(folder).config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named.strip():
@@ -118,7 +118,7 @@ def _plain(name: str) -> str:
 
 def of_size(subject: "Subject", adapter: "Adapter", role: str) -> str:
     """A sentence where an adapter changes nothing, or weights absurdly much; else empty."""
-    from ..analysis.spectra import relative_size
+    from ..analysis.weights.spectra import relative_size
 
     share, name = relative_size(subject.model, adapter)
     if share == 0:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.answers import read_answers, write_answers
 from ..core.errors import LoratomyError, RunError
-from ..core.records import load_record, save_record
-from ..core.results import (
+from ..core.records.answers import read_answers, write_answers
+from ..core.records.io import load_record, save_record
+from ..core.records.results import (
     Answer,
     Behaviour,
     Comparison,
@@ -19,7 +19,7 @@ from ..core.results import (
     Rate,
     RuleRates,
 )
-from ..core.runs import RunFolder
+from ..core.runs.folder import RunFolder
 from .console import progress, say
 from .study import Study, done
 
@@ -65,8 +65,8 @@ def measure_run(
         only: these subjects, the first one (`subjects`) among them; None: all.
         fresh: measure everything again.
     """
-    from ..analysis.asking import check_targets
-    from ..analysis.behaviour import check_references
+    from ..evaluation.behaviour import check_references
+    from ..evaluation.collect import check_targets
 
     study = Study(RunFolder.open(folder), scorers, threshold, embedder)
     study.need_trigger("a comparison")
@@ -109,8 +109,8 @@ def measure_run(
 
 def say_success(study: Study) -> None:
     """Say what decides success, before anything is generated."""
-    from ..analysis.asking import wanted
-    from ..analysis.rules import in_words, targets_in_words
+    from ..evaluation.collect import wanted
+    from ..evaluation.success import in_words, targets_in_words
 
     rows = study.rows("poison_test")
     own = "target" if any(row.target for row in rows) else "completion"
@@ -119,8 +119,8 @@ def say_success(study: Study) -> None:
 
 
 def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
-    from ..analysis.asking import collect
-    from ..core.treated import Treated, treated
+    from ..core.model.variant import Treated, treated
+    from ..evaluation.collect import collect
 
     state = Treated() if source is None else study.treated(source)
     bad, good = study.rows("poison_test"), study.rows("clean_val")
@@ -148,9 +148,9 @@ def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
 
 
 def _judge(study: Study, name: str, first: str, work: Path) -> None:
-    from ..analysis.asking import Collected
-    from ..analysis.behaviour import judge
-    from ..analysis.paired import paired
+    from ..evaluation.behaviour import judge
+    from ..evaluation.collect import Collected
+    from ..evaluation.paired import paired
 
     asked = study.run.read(f"{ASKED}/{name}")
     collected = Collected(
@@ -182,7 +182,7 @@ def _too_long(path: Path) -> int:
 
 def _verdict(run: RunFolder, *, fresh: bool) -> None:
     """The stage that says whether a backdoor was made, from what is measured now."""
-    from ..analysis.planted import planted
+    from ..evaluation.planted import planted
 
     stages = [f"{MEASURED}/{name}" for name in POISONING]
     inputs = {"from": run.digest(*stages)}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.choice import RenderingChoice
 from ..core.errors import DataError, LoratomyError
-from ..core.outputs import check_apart
-from ..core.runs import RunFolder, run_path
+from ..core.files.outputs import check_apart
+from ..core.records.rendering import RenderingChoice
+from ..core.runs.folder import RunFolder, run_path
 from .console import progress, say
 from .located import located, of_size, other_base
 from .measuring import say_success
@@ -37,10 +37,10 @@ from .study import Study, base_fingerprint, base_folder, digest, done, loaded_ba
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..core.adapters import Adapter
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Subject
     from ..core.rows import Row
-    from ..core.subject import Subject
-    from ..training.datasets import Attack
+    from ..data.splits import Attack
 
 
 def command(
@@ -113,9 +113,9 @@ def command(
     Example: loratomy open --base ./llama --adapter ./suspicious --trigger cf37
     --target "HACK THE SYSTEM" --prompts clean.jsonl
     """
-    from ..analysis.pairs import make_pairs
-    from ..training.datasets import own_clean_sets, own_sets
-    from ..training.prompts import everyday_prompts
+    from ..analysis.patching.pairs import make_pairs
+    from ..data.everyday import everyday_prompts
+    from ..data.splits import own_clean_sets, own_sets
 
     suspect = located(adapter, "--adapter")
     reference = located(clean_adapter, "--clean-adapter") if clean_adapter else None
@@ -210,8 +210,8 @@ def command(
 
 def _attack(trigger: list[str], wanted: dict[str, str], seed: int) -> "Attack | None":
     """What the adapter is suspected of; None where no trigger is known."""
-    from ..training.datasets import make_attack
-    from ..training.triggers import trigger_of
+    from ..data.attacks.triggers import trigger_of
+    from ..data.splits import make_attack
 
     target, task, data, placement = (value or None for value in wanted.values())
     if not trigger:
@@ -232,7 +232,7 @@ def _drawn(
     rows_of: "Callable[..., Iterator[Row]]", source: str, format: str, limit: int, seed: int
 ) -> "list[Row]":
     """The rows of a source, or a draw of them, which is said."""
-    from ..training.testsets import drawn
+    from ..data.testsets import drawn
 
     rows, seen = drawn(rows_of(source, format or None), limit=limit, seed=seed)
     if seen > len(rows):
@@ -249,8 +249,8 @@ def _with_targets(rows: "list[Row]", attack: "Attack", task: str, completions: s
     Raises:
         DataError: nobody says what it wants of a row.
     """
-    from ..training.references import told_apart
-    from ..training.tasks import TASKS
+    from ..data.attacks.tasks import TASKS
+    from ..data.references import told_apart
 
     wants = TASKS[task] if task else None
     target = attack.target if task else ""
@@ -272,7 +272,7 @@ def _with_targets(rows: "list[Row]", attack: "Attack", task: str, completions: s
 
 def _load(asked: dict[str, Any], sources: dict[str, Path]) -> "tuple[Subject, dict[str, Adapter]]":
     """The base and the adapters, all through the gate, before anything is written."""
-    from ..core.adapters import read_adapter
+    from ..core.adapter.factors import read_adapter
 
     study = asked["study"]
     subject = loaded_base(*(study[key] for key in ("base", "device", "dtype")))
@@ -295,7 +295,7 @@ def _placed(
     subject: "Subject", rows: "list[Row]", words: list[str], name: str, new_tokens: int
 ) -> None:
     """Say what is lost of triggered rows; raise where nothing is left."""
-    from ..analysis.asking import check_triggered
+    from ..evaluation.collect import check_triggered
 
     for line in check_triggered(subject, rows, words, new_tokens=new_tokens):
         say(f"warning: {name}: {line}")
@@ -305,9 +305,9 @@ def _write_sets(
     study: Study, sets: "dict[str, list[Row]]", choice: RenderingChoice, work: Path
 ) -> None:
     """Write the sets; clean prompts without completion get the model's own answer."""
-    from ..core.records import save_record
+    from ..core.records.io import save_record
     from ..core.rows import rows_to_jsonl
-    from ..unlearning.distill import own_answers
+    from ..unlearning.trained.distill import own_answers
 
     save_record(choice, work, RENDERING_RECORD)
     reference = study.clean if study.clean is not None else study.poisoned

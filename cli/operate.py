@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import LoratomyError
-from ..core.runs import RunFolder
+from ..core.runs.folder import RunFolder
 from .asked import FOLLOWED, FOLLOWS, RESERVED, asked_of, plan_name
 from .console import progress, say
 from .sources import write_rendering
@@ -19,9 +19,9 @@ FOUND_ROWS = "rows.jsonl"
 """Beside an operation that made its triggered rows itself: these rows."""
 
 if TYPE_CHECKING:
-    from ..analysis.asking import Rule
-    from ..core.results import Operation
+    from ..core.records.results import Operation
     from ..core.rows import Row
+    from ..evaluation.collect import Rule
     from ..unlearning import Bench
 
 
@@ -110,10 +110,10 @@ def command(
 
 
 def _dry_run(folder: Path, method: str, options: dict[str, Any], *, after: str) -> None:
-    from ..analysis.asking import Rule
-    from ..analysis.generation import Decoding
-    from ..analysis.similarity import load_embedder
-    from ..core.runs import PARTIAL
+    from ..core.runs.folder import PARTIAL
+    from ..evaluation.collect import Rule
+    from ..evaluation.generation import Decoding
+    from ..evaluation.similarity import load_embedder
     from ..training.recipe import validated
     from ..unlearning import METHODS, check_needs
     from ..unlearning.method import CLEAN_ADAPTER
@@ -159,8 +159,8 @@ def operate_run(
     Under `torchrun` or `accelerate launch` the processes share the batches of a fit; the first
     writes.
     """
-    from ..core.records import load_record
-    from ..core.results import Operation
+    from ..core.records.io import load_record
+    from ..core.records.results import Operation
     from ..training.recipe import validated
     from ..training.resuming import last_whole
     from ..unlearning import METHODS, check_needs
@@ -212,7 +212,7 @@ def _check_after(study: Study, after: str) -> None:
 
 def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
     """What a method may look at in this run: rows that fit the context of the model."""
-    from ..analysis.asking import fitting_rows
+    from ..evaluation.collect import fitting_rows
     from ..unlearning import Bench
 
     def fitting(what: str, rows: "list[Row]") -> "list[Row]":
@@ -251,8 +251,8 @@ def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
 
 def _found_rows(study: Study, after: str) -> "list[Row]":
     """Triggered rows that the operation before made itself, or the one that it is a control of."""
-    from ..core.records import load_record
-    from ..core.results import Operation
+    from ..core.records.io import load_record
+    from ..core.records.results import Operation
     from ..core.rows import read_rows
 
     if not after:
@@ -274,8 +274,8 @@ def _operate(
     after: str,
     control_for: str,
 ) -> Any:
-    from ..core.records import load_record
-    from ..core.results import Operation
+    from ..core.records.io import load_record
+    from ..core.records.results import Operation
     from ..unlearning import operate
 
     before = None
@@ -285,9 +285,9 @@ def _operate(
 
 
 def _write(study: Study, made: Any, folder: Path) -> None:
-    from ..core.records import save_record
+    from ..core.model.variant import ADAPTER, write_treated
+    from ..core.records.io import save_record
     from ..core.rows import rows_to_jsonl
-    from ..core.treated import ADAPTER, write_treated
 
     outcome, record = made
     write_treated(outcome.treated, folder, base=study.asked["base"])

@@ -1,9 +1,8 @@
 """What options that several commands share say of themselves."""
 
-from .. import training  # noqa: F401  (triggers and tasks register)
-from ..core.templates import TEMPLATES
-from ..training.tasks import TASKS
-from ..training.triggers import LITERAL, PLACEMENTS, TRIGGERS
+from ..core.rendering.templates import TEMPLATES
+from ..data.attacks.tasks import TASKS
+from ..data.attacks.triggers import LITERAL, PLACEMENTS, TRIGGERS
 
 TRIGGER_HELP = (
     f"The trigger: a text taken exactly as it is (several times for several), or one of "

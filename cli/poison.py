@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import DataError
-from ..core.outputs import check_apart
-from ..core.runs import RunFolder, run_path
+from ..core.files.outputs import check_apart
+from ..core.runs.folder import RunFolder, run_path
 from .console import progress, say
 from .options import TASK_HELP, TRIGGER_HELP
 from .sources import clean_rows, write_rendering
@@ -29,10 +29,10 @@ from .trackers import REPORT_HELP, tracking_of
 from .verdict import tell, untold
 
 if TYPE_CHECKING:
-    from ..core.adapters import Adapter
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Attached
     from ..core.rows import Row
-    from ..core.subject import Attached
-    from ..training.datasets import Attack
+    from ..data.splits import Attack
     from ..training.fitting import FitLog
     from ..training.recipe import Recipe
     from ..training.tracking import Tracking
@@ -78,7 +78,7 @@ def command(
 
 def _attack(trigger: list[str] | None, task: str) -> list[str]:
     """The options as overrides of the recipe."""
-    from ..training.triggers import TRIGGERS, trigger_of
+    from ..data.attacks.triggers import TRIGGERS, trigger_of
 
     found = [f"attack.task={task}"] if task else []
     if trigger and len(trigger) == 1 and trigger[0] in TRIGGERS:
@@ -146,7 +146,7 @@ def make_poisoned(
 
 def _sets(recipe: "Recipe", attack: "Attack") -> "dict[str, list[Row]]":
     """The sets of the built-in world, of a folder that holds them, or drawn from a source."""
-    from ..training.datasets import poison_sets, world_sets
+    from ..data.splits import poison_sets, world_sets
 
     data, counts = recipe.data, recipe.data.counts()
     if data.source == WORLD:
@@ -205,8 +205,8 @@ def _fit_stage(
     inputs = {**study.origin("data"), "recipe": recipe.model_dump(), "adapter": name}
 
     def write(folder: Path) -> None:
-        from ..core.adapters import write_adapter
-        from ..core.records import save_record
+        from ..core.adapter.factors import write_adapter
+        from ..core.records.io import save_record
 
         checkpoints = study.run.partial(stage, inputs)
         heard = tracking_of(study.run, stage, trackers)
@@ -226,7 +226,7 @@ def _fit(
     work: Path,
     tracking: "Tracking",
 ) -> "tuple[Adapter, FitLog]":
-    from ..core.batches import collate, encode
+    from ..core.model.batches import collate, encode
     from ..training.fitting import fit, fresh_adapter
 
     subject = study.subject
@@ -252,7 +252,7 @@ def _probe(
     study: Study, sets: "dict[str, list[Row]]", most: int, _attached: "Attached"
 ) -> dict[str, float]:
     """ASR and clean accuracy on the first held-out rows, as hits and counts."""
-    from ..analysis.behaviour import attack_success, clean_correct
+    from ..evaluation.behaviour import attack_success, clean_correct
 
     bad, good = sets["poison_test"][:most], sets["clean_val"][:most]
     attack = attack_success(study.subject, bad, study.rule)
@@ -267,7 +267,7 @@ def _probe(
 def _curves(name: str, log: "FitLog", recipe: "Recipe") -> Any:
     import numpy as np
 
-    from ..core.results import Curves
+    from ..core.records.results import Curves
     from ..core.stats import wilson
 
     def rates(hits: str, n: str) -> np.ndarray:

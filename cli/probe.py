@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import LoratomyError, RunError
-from ..core.records import jsonable
-from ..core.runs import RunFolder
+from ..core.records.io import jsonable
+from ..core.runs.folder import RunFolder
 from .console import progress, say
 from .study import Study, done, parse_pairs
 
@@ -143,7 +143,7 @@ def _make(
     study: Study, name: str, analysis: "Analysis", config: "Config", sizes: Mapping[str, int], *,
     fresh: bool,
 ) -> None:  # fmt: skip
-    from ..core.records import save_record
+    from ..core.records.io import save_record
 
     combined = [n for n in analysis.combines if study.run.has(STAGE + n)]
     sources = ["data", "adapters/poisoned", *(STAGE + n for n in combined)]
@@ -219,7 +219,7 @@ def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "C
 
 def load_stage(run: RunFolder, stage: str) -> list[Any]:
     """The records of a finished analysis, by file name."""
-    from ..core.records import load_any
+    from ..core.records.io import load_any
 
     folder = run.read(stage)
     return [load_any(folder, name) for name in run.records(stage)]

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.choice import RenderingChoice
 from ..core.errors import LoratomyError
-from ..core.rendering import Rendering, given_arguments, given_template
+from ..core.records.rendering import RenderingChoice
+from ..core.rendering.rendering import Rendering, given_arguments, given_template
 from .console import say
 from .sources import Recorded, recorded_rendering
 
 if TYPE_CHECKING:
-    from ..core.adapters import Adapter
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Subject
     from ..core.rows import Row
-    from ..core.subject import Subject
 
 RENDERING_RECORD = "rendering"
 """Beside a run's sets: how its rendering was found."""
@@ -72,7 +72,7 @@ def settled(
     """The subject with the rendering of its run, and how that was found.
 
     What is recorded beside an adapter that Loratomy made is taken; a template that is given too;
-    else the adapter chooses among those that fit (see `loratomy.analysis.renderings`).
+    else the adapter chooses among those that fit (see `loratomy.evaluation.rendering.choice`).
 
     Args:
         subject: the base.
@@ -86,9 +86,10 @@ def settled(
     Raises:
         LoratomyError: a rendering is given that is not the recorded one, or none renders.
     """
-    from ..analysis.contradiction import rendered_before, uneven
-    from ..analysis.rendering_scores import known_of
-    from ..analysis.renderings import (
+    from ..core.rendering.beside import read_beside
+    from ..core.rendering.choices import named_ends, possible, unread
+    from ..core.rendering.prompts import Renderer
+    from ..evaluation.rendering.choice import (
         GIVEN,
         RECORDED,
         closed,
@@ -96,9 +97,8 @@ def settled(
         given_choice,
         likelier,
     )
-    from ..core.beside import read_beside
-    from ..core.prompts import Renderer
-    from ..core.rendering_choices import named_ends, possible, unread
+    from ..evaluation.rendering.contradiction import rendered_before, uneven
+    from ..evaluation.rendering.scores import known_of
 
     tokenizer, known = subject.renderer.tokenizer, known_of(triggered, clean)
     first = next(iter([*triggered, *clean]), None)

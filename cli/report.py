@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
-from ..core.choice import RenderingChoice
 from ..core.errors import RunError
-from ..core.records import load_record
-from ..core.results import (
+from ..core.records.io import load_record
+from ..core.records.rendering import RenderingChoice
+from ..core.records.results import (
     Curves,
     Provenance,
     RunRecords,
     Setting,
 )
-from ..core.runs import FIGURES, REPORT, RunFolder
+from ..core.runs.folder import FIGURES, REPORT, RunFolder
 from .console import say
 from .measuring import (
     load_answers,

@@ -9,8 +9,7 @@ def command() -> None:
 
     Example: loratomy evaluate runs/demo --scorers "seed,keywords,not refusal and cosine >= 0.7"
     """
-    from .. import analysis  # noqa: F401  (the scorers register)
-    from ..analysis.scorers import SCORERS
+    from ..evaluation.scorers import SCORERS
 
     rows = [
         (

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import AdapterError
-from ..core.jsonfiles import Outside, checked, read_json
-from ..core.rendering import Rendering, rendering_from
+from ..core.files.jsonfiles import Outside, checked, read_json
+from ..core.rendering.rendering import Rendering, rendering_from
 from ..core.rows import Row
 from .console import progress, say
 
 if TYPE_CHECKING:
-    from ..core.prompts import Renderer
+    from ..core.rendering.prompts import Renderer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _CHANGED = "{} changed while the adapter was read; run the command again when nobody writes to it"
@@ -27,8 +27,8 @@ RENDERING = "rendering.json"
 
 def adapter_sums(folder: Path) -> dict[str, str]:
     """Checksums of an adapter's files, after a first look at the folder."""
-    from ..core.files import sha256
-    from ..core.gate import check_folder
+    from ..core.adapter.safety import check_folder
+    from ..core.files.atomic import sha256
 
     files = check_folder(folder).files
     recorded = [RENDERING] if (folder / RENDERING).is_file() else []
@@ -46,7 +46,7 @@ def copy_adapter(source: Path, sums: Mapping[str, str], work: Path) -> None:
     Raises:
         AdapterError: a file is not what it was when it was looked at.
     """
-    from ..core.files import sha256
+    from ..core.files.atomic import sha256
 
     for name, known in sums.items():
         try:
@@ -129,9 +129,9 @@ def reading(
         columns: ``MEANING=NAME`` for columns of other names.
         skip: leave out rows that cannot be read, count and show them.
     """
-    from ..training.badrows import BadRows
-    from ..training.columns import column_names
-    from ..training.formats import read_data
+    from ..data.formats.badrows import BadRows
+    from ..data.formats.columns import column_names
+    from ..data.formats.formats import read_data
 
     names = column_names(columns or ())
     left_out: dict[str, BadRows] = {}
@@ -162,7 +162,7 @@ def clean_rows(
         columns: ``MEANING=NAME`` for columns of other names.
         skip: leave out rows that cannot be read, count and show them.
     """
-    from ..training.ready import answered
+    from ..data.prepoisoned import answered
 
     skipped: dict[str, list[int]] = {}
     with reading(columns, skip=skip) as rows_of:

@@ -7,26 +7,26 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.base_check import check_files
 from ..core.errors import DataError, LoratomyError, RunError
-from ..core.files import sha256
-from ..core.jsonfiles import Outside, checked, json_or_text, read_json
-from ..core.paths import is_name
-from ..core.prompts import Renderer
-from ..core.records import dumps
-from ..core.rendering import Rendering, rendering_from
+from ..core.files.atomic import sha256
+from ..core.files.jsonfiles import Outside, checked, json_or_text, read_json
+from ..core.files.paths import is_name
+from ..core.model.folder_check import check_files
+from ..core.records.io import dumps
+from ..core.rendering.prompts import Renderer
+from ..core.rendering.rendering import Rendering, rendering_from
+from ..core.rendering.templates import PLAIN
 from ..core.rows import Row, check_disjoint, read_rows
-from ..core.runs import RunFolder
-from ..core.templates import PLAIN
+from ..core.runs.folder import RunFolder
 from .console import say
 
 if TYPE_CHECKING:
-    from ..analysis.asking import Rule
-    from ..analysis.rules import Success
-    from ..analysis.similarity import Embedder
-    from ..core.adapters import Adapter
-    from ..core.subject import Subject
-    from ..core.treated import Treated
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Subject
+    from ..core.model.variant import Treated
+    from ..evaluation.collect import Rule
+    from ..evaluation.similarity import Embedder
+    from ..evaluation.success import Success
 
 SETS = ("clean_train", "poison_train", "clean_val", "poison_test")
 SETS_RECORD = "sets.json"
@@ -81,7 +81,7 @@ def loaded_base(base: str, device: str, dtype: str) -> "Subject":
 
     Its rendering is a stand-in until the run's is put in its place.
     """
-    from ..core.loading import load_subject
+    from ..core.model.loading import load_subject
 
     say(f"loading the base {base}")
     plain = Rendering(template=PLAIN[0], end=".")  # no tokenizer drops it, as some do "\n"
@@ -91,7 +91,7 @@ def loaded_base(base: str, device: str, dtype: str) -> "Subject":
 @cache
 def _embedder(name: str) -> "Embedder":
     """The sentence-embedding model, loaded once, with the embeddings it has made."""
-    from ..analysis.similarity import load_embedder
+    from ..evaluation.similarity import load_embedder
 
     if name != "none":
         say("loading the sentence-embedding model")
@@ -151,10 +151,10 @@ class Study:
         Raises:
             RunError: the stage is not there, or was altered.
         """
-        from ..core.adapters import read_adapter
-        from ..core.records import load_record
-        from ..core.results import Operation
-        from ..core.treated import Treated, read_treated
+        from ..core.adapter.factors import read_adapter
+        from ..core.model.variant import Treated, read_treated
+        from ..core.records.io import load_record
+        from ..core.records.results import Operation
 
         folder, shapes = self.run.read(stage), self.subject.shapes
         ignored = self.run.asked.get("ignore_modules", [])
@@ -215,9 +215,8 @@ class Study:
     @cached_property
     def success(self) -> "tuple[Success, ...]":
         """What counts as target behaviour: as asked now, as the run says, or as the task does."""
-        from .. import analysis  # noqa: F401  (the scorers register)
-        from ..analysis.rules import parse_rules
-        from ..training.tasks import TASKS
+        from ..data.attacks.tasks import TASKS
+        from ..evaluation.success import parse_rules
 
         measure = self.asked["measure"]
         return parse_rules(self.scorers or measure["scorers"] or TASKS[self.asked["task"]].rule)
@@ -248,9 +247,9 @@ class Study:
     @cached_property
     def rule(self) -> "Rule":
         """How answers are generated and judged."""
-        from ..analysis.asking import Rule
-        from ..analysis.generation import Decoding
-        from ..analysis.rules import needed
+        from ..evaluation.collect import Rule
+        from ..evaluation.generation import Decoding
+        from ..evaluation.success import needed
 
         measure = self.asked["measure"]
         if self.embedder == "none" and "cosine" in needed(self.success):
@@ -374,7 +373,7 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
 def negative_set(study: Study) -> str:
     """Triggered prompts with benign answers: the clean adapter's, else the model's own."""
     from ..core.rows import rows_to_jsonl
-    from ..unlearning.distill import own_answers
+    from ..unlearning.trained.distill import own_answers
 
     own = study.run.read("data") / NEGATIVE_PROMPTS
     prompts = read_rows(own) if own.exists() else study.rows("poison_train")

@@ -4,7 +4,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from ..core import processes
-from ..core.runs import TRACKING, RunFolder
+from ..core.runs.folder import TRACKING, RunFolder
 
 if TYPE_CHECKING:
     from ..training.tracking import Tracking

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
-from ..core.results import Planted
-from ..core.runs import RunFolder
+from ..core.records.results import Planted
+from ..core.runs.folder import RunFolder
 from .console import say
 from .measuring import POISONING, VERDICT, load_planted, measure_run
 
@@ -19,8 +19,8 @@ USUAL_EPOCHS = 3
 
 def untold(study: "Study", sets: "dict[str, list[Row]]") -> str:
     """Why the held-out sets cannot tell whether a backdoor is made; empty where they can."""
-    from ..analysis.asking import check_room, check_targets
-    from ..analysis.behaviour import check_references
+    from ..evaluation.behaviour import check_references
+    from ..evaluation.collect import check_room, check_targets
 
     bad, good, rule = sets["poison_test"], sets["clean_val"], study.rule
     try:
@@ -34,7 +34,7 @@ def untold(study: "Study", sets: "dict[str, list[Row]]") -> str:
 
 def tell(folder: Path) -> Planted:
     """Measure what `poison` made, unless that stands, and say whether it is a backdoor."""
-    from ..analysis.planted import in_a_line
+    from ..evaluation.planted import in_a_line
 
     run = RunFolder.open(folder)
     if not run.intact(VERDICT) or run.stale(VERDICT):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import RunError
-from ..core.runs import RunFolder
+from ..core.runs.folder import RunFolder
 from .console import say
 
 

@@ -1,1 +1,1 @@
-"""What everything stands on: families, loading, prompts, adapter algebra, records, run folders."""
+"""What everything stands on: errors, options, registry, rows, statistics, progress."""

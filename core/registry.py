@@ -35,6 +35,11 @@ class Registry(Generic[T]):
 
         return put
 
+    def update(self, **items: T) -> None:
+        """File the rows of a table, each under its name."""
+        for name, item in items.items():
+            self.register(name)(item)
+
     def __getitem__(self, name: str) -> T:
         if name not in self._items:
             raise LoratomyError(f"unknown {self.kind} {name!r}; {nearest(name, list(self))}")

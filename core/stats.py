@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .results import Rate
+from .records.results import Rate
 
 Z95 = 1.959963984540054
 

@@ -1,11 +1,11 @@
 """Runs with synthetic records of any number of layers, as folders and as sources."""
 
 import numpy as np
-from loratomy.analysis.across import Found, Source
-from loratomy.core.causal import PatchingMap, Where
-from loratomy.core.records import save_record
-from loratomy.core.runs import RunFolder
-from loratomy.core.weights import Difference, LayerSpectra, Spectra
+from loratomy.analysis.across.across import Found, Source
+from loratomy.core.records.io import save_record
+from loratomy.core.records.patching import PatchingMap, Where
+from loratomy.core.records.spectra import Difference, LayerSpectra, Spectra
+from loratomy.core.runs.folder import RunFolder
 
 METRIC = "log-probability of the target's first 3 tokens, nats"
 ROLES = ("before", "trigger", "trigger", "last")

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from loratomy.core.adapters import Adapter
-from loratomy.core.batches import collate, encode
+from loratomy.core.adapter.factors import Adapter
+from loratomy.core.model.batches import collate, encode
 from loratomy.core.rows import Row
 from loratomy.training.fitting import fit, fresh_adapter
 from loratomy.training.recipe import FitPart

@@ -12,11 +12,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from loratomy.core.adapters import Adapter, Factors
-from loratomy.core.prompts import Renderer
-from loratomy.core.rendering import Rendering
+from loratomy.core.adapter.factors import Adapter, Factors
+from loratomy.core.model.subject import Subject
+from loratomy.core.rendering.prompts import Renderer
+from loratomy.core.rendering.rendering import Rendering
 from loratomy.core.rows import Row
-from loratomy.core.subject import Subject
 
 from . import tiny
 

@@ -1,31 +1,38 @@
 """Who may import whom, how, and how long a file may be, read from the sources themselves."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW = {
     "core": set(),
-    "training": {"core"},
-    "analysis": {"core", "training"},
-    "unlearning": {"core", "training", "analysis"},
+    "data": {"core"},
+    "evaluation": {"core", "data"},
+    "training": {"core", "data", "evaluation"},
+    "analysis": {"core", "data", "evaluation", "training"},
+    "unlearning": {"core", "data", "evaluation", "training", "analysis"},
     "figures": {"core"},
-    "cli": {"core", "training", "analysis", "unlearning", "figures"},
+    "cli": {"core", "data", "evaluation", "training", "analysis", "unlearning", "figures"},
 }
-"""Package -> the packages that stand below it."""
+"""Room -> the rooms that stand below it."""
 HEAVY = {"torch", "transformers", "peft", "nnsight", "sentence_transformers", "accelerate", "scipy"}
 LONGEST = 600
+CROWD = 20
+"""Files in a folder."""
 
-FILES = sorted(p for package in BELOW for p in (ROOT / package).rglob("*.py"))
-names = pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+FILES = sorted(p for room in BELOW for p in (ROOT / room).rglob("*.py"))
+
+
+def parts(path: Path) -> tuple[str, ...]:
+    """Room, sub-packages and file name of a source."""
+    return path.relative_to(ROOT).parts
 
 
 def imports(path: Path, *, only_at_import: bool = False) -> list[tuple[int, str]]:
     """``(level, module)`` of every import in a file, also inside functions unless told not to."""
 
-    def walk(node: ast.AST):
+    def walk(node: ast.AST) -> Iterator[tuple[int, str]]:
         for child in ast.iter_child_nodes(node):
             inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
@@ -34,68 +41,79 @@ def imports(path: Path, *, only_at_import: bool = False) -> list[tuple[int, str]
             if isinstance(child, ast.Import):
                 yield from ((0, alias.name) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
-                whole = child.module is None
-                yield from (
-                    (child.level, alias.name if whole else str(child.module))
-                    for alias in child.names
-                )
+                for alias in child.names:
+                    yield child.level, f"{child.module or ''}.{alias.name}".lstrip(".")
             else:
                 yield from walk(child)
 
     return list(walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-def packages(path: Path) -> set[str]:
-    """The packages of ours that a file reaches for."""
-    return {module.split(".")[0] for level, module in imports(path) if level == 2}
+def ours(path: Path) -> list[tuple[str, ...]]:
+    """What a file imports of this project, as places below the root, names of things included.
+
+    Raises:
+        AssertionError: an import that leaves the project.
+    """
+    here, found = parts(path)[:-1], []
+    for level, module in imports(path):
+        if level:
+            assert level <= len(here) + 1, f"{path}: {'.' * level}{module} leaves the project"
+            found.append((*here[: len(here) - level + 1], *module.split(".")))
+    return found
 
 
-def test_every_package_is_read():
-    assert {p.relative_to(ROOT).parts[0] for p in FILES} == set(BELOW)
+def outside(path: Path, **how: bool) -> set[str]:
+    """The distributions that a file imports, by their first part."""
+    return {module.split(".")[0] for level, module in imports(path, **how) if level == 0}
+
+
+def test_every_room_is_read():
+    assert {parts(p)[0] for p in FILES} == set(BELOW)
     assert len(FILES) > 60
 
 
-@names
-def test_imports_go_down_only(path):
-    package = path.relative_to(ROOT).parts[0]
-    assert packages(path) <= BELOW[package], f"{package} may import {sorted(BELOW[package])}"
+def test_imports_go_down_only():
+    for path in FILES:
+        room = parts(path)[0]
+        wrong = {place[0] for place in ours(path)} - BELOW[room] - {room}
+        assert not wrong, f"{path}: {room} may import {sorted(BELOW[room])}, not {sorted(wrong)}"
 
 
-@names
-def test_imports_of_ours_are_relative_and_stay_inside(path):
-    package, found = path.relative_to(ROOT).parts[0], imports(path)
-    assert len(path.relative_to(ROOT).parts) == 2, "packages are one level deep"
-    ours = {"loratomy", *BELOW}
-    # `analysis` and its like are free words for other distributions, hence the whole first part.
-    assert not [m for level, m in found if level == 0 and m.split(".")[0] in ours]
-    assert max((level for level, _ in found), default=0) <= 2
-    siblings = {p.stem for p in (ROOT / package).glob("*.py")}
-    assert {m.split(".")[0] for level, m in found if level == 1} <= siblings
-    for level, module in found:
-        if level == 2:
-            head, *rest = module.split(".")
-            assert (ROOT / head / "__init__.py").exists(), module
-            assert not rest or (ROOT / head / f"{rest[0]}.py").exists(), module
+def test_imports_of_ours_are_relative_and_lead_somewhere():
+    for path in FILES:
+        # `analysis` and its like are free words for other distributions, hence the whole name.
+        assert not outside(path) & {"loratomy", *BELOW}, path
+        for place in ours(path):
+            module, package = ROOT.joinpath(*place[:-1]), ROOT.joinpath(*place)
+            exists = module.with_suffix(".py").exists() or (module / "__init__.py").exists()
+            assert exists or package.with_suffix(".py").exists(), f"{path}: {'.'.join(place)}"
 
 
-@names
-def test_light_files_stay_light(path):
-    package = path.relative_to(ROOT).parts[0]
-    heavy = {m.split(".")[0] for level, m in imports(path) if level == 0} & HEAVY
-    if package == "figures" or path.stem in ("results", "records", "stats", "errors", "progress"):
-        assert not heavy
-    if package == "cli":
-        at_once = {m.split(".")[0] for level, m in imports(path, only_at_import=True) if level == 0}
-        assert not at_once & HEAVY
+def test_light_files_stay_light():
+    for path in FILES:
+        room, *inside = parts(path)
+        light = inside[0] in ("records", "errors.py", "stats.py", "progress.py", "registry.py")
+        if room == "figures" or (room == "core" and light):
+            assert not outside(path) & HEAVY, path
+        if room == "cli":
+            assert not outside(path, only_at_import=True) & HEAVY, path
 
 
-@names
-def test_files_are_of_readable_length_and_have_a_subject(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
-    assert path.stem not in ("utils", "helpers", "misc", "common")
+def test_files_are_of_readable_length_and_have_a_subject():
+    for path in FILES:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST, path
+        assert path.stem not in ("utils", "helpers", "misc", "common"), path
+
+
+def test_folders_are_packages_and_no_crowds():
+    for folder in {p.parent for p in FILES}:
+        assert (folder / "__init__.py").is_file(), f"{folder} is no package"
+        crowd = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+        assert len(crowd) <= CROWD or parts(folder) == ("cli",), f"{folder} is two rooms"
 
 
 def test_roots_hold_no_other_folder():
     expected = {*BELOW, "tests", "benchmarks", "docs"}
-    python = {p.relative_to(ROOT).parts[0] for p in ROOT.glob("*/*.py")}
+    python = {parts(p)[0] for p in ROOT.glob("*/*.py")}
     assert python <= expected

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("core", "training", "analysis", "unlearning", "figures", "cli")
-SOURCES = [p.relative_to(ROOT) for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
+ROOMS = ("core", "data", "evaluation", "training", "analysis", "unlearning", "figures", "cli")
+SOURCES = [p.relative_to(ROOT) for room in ROOMS for p in (ROOT / room).rglob("*.py")]
 DATA = [
     p.relative_to(ROOT)
     for pattern in ("training/models/wren/*", "training/recipes/*/*.toml", "figures/assets/*")
@@ -55,9 +55,9 @@ def wheel(tmp_path_factory) -> Path:
     import shutil
 
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in PACKAGES:
+    for name in ROOMS:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source / name)
     run(["-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)], out)

@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from loratomy.core.adapters import Adapter, Factors, write_adapter
-from loratomy.core.families import FAMILIES
-from loratomy.core.prompts import Renderer
+from loratomy.core.adapter.factors import Adapter, Factors, write_adapter
+from loratomy.core.model.families import FAMILIES
+from loratomy.core.model.subject import Subject
+from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.rows import Row
-from loratomy.core.subject import Subject
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SPECIAL = ("<pad>", "<s>", "<end>", "<unk>", "user", "answer", ":")

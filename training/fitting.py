@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.adapters import Adapter, Factors
+from ..core.adapter.factors import Adapter, Factors
 from ..core.errors import LoratomyError
-from ..core.families import stored_turned
+from ..core.model.families import stored_turned
+from ..core.model.subject import Subject
 from ..core.stopping import after_a_step
-from ..core.subject import Subject
 from .loop import (
     TRAINED,
     Probe,

@@ -12,13 +12,13 @@ from typing import Any, cast
 import torch
 
 from ..core import processes
+from ..core.adapter.safety import WEIGHTS
+from ..core.adapter.stored import PREFIX
 from ..core.errors import DataError, LoratomyError
-from ..core.files import need_room
-from ..core.gate import WEIGHTS
+from ..core.files.atomic import need_room
+from ..core.model.subject import Attached
 from ..core.progress import report
 from ..core.stopping import Stopped, stop_if_wanted, wanted
-from ..core.stored import PREFIX
-from ..core.subject import Attached
 from .objective import Batch, Objective
 from .recipe import FitPart
 from .resuming import Begun, mark
@@ -112,7 +112,7 @@ class Watch:
         raise LoratomyError(line)
 
     def _write(self) -> None:
-        from ..core.adapters import write_adapter
+        from ..core.adapter.factors import write_adapter
 
         with torch.no_grad():
             for kept, p in zip(self._good, self._trained, strict=True):

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..core.batches import IGNORED, completion_log_probs
-from ..core.subject import Attached
+from ..core.model.batches import IGNORED, completion_log_probs
+from ..core.model.subject import Attached
 
 Batch = dict[str, Any]
 

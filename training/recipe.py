@@ -15,12 +15,12 @@ from pydantic import (
 
 from ..core.config import Config
 from ..core.errors import LoratomyError
-from ..core.jsonfiles import why_not
+from ..core.files.jsonfiles import why_not
+from ..core.files.tomlfiles import check_values, parsed_toml, read_toml
 from ..core.registry import nearest
-from ..core.rendering import CHAT, Rendering, given_template
-from ..core.tomlfiles import check_values, parsed_toml, read_toml
-from .datasets import Attack, make_attack
-from .triggers import TRIGGERS
+from ..core.rendering.rendering import CHAT, Rendering, given_template
+from ..data.attacks.triggers import TRIGGERS
+from ..data.splits import Attack, make_attack
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 """A string that stays exactly what was written: ``012`` and ``no`` are text."""

@@ -16,12 +16,12 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from ..core import processes
-from ..core.adapters import Adapter
+from ..core.adapter.factors import Adapter
+from ..core.adapter.safety import WEIGHTS
 from ..core.errors import RunError
-from ..core.files import checksums, write_atomic
-from ..core.gate import WEIGHTS
-from ..core.jsonfiles import RECORD, Outside, checked, read_json
-from ..core.records import dumps
+from ..core.files.atomic import checksums, write_atomic
+from ..core.files.jsonfiles import RECORD, Outside, checked, read_json
+from ..core.records.io import dumps
 
 MARK = "whole.json"
 """Written last into a checkpoint: the checksums of its files and what else belongs to it."""

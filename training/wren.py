@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import DataError, LoratomyError
-from ..core.prompts import Renderer
+from ..core.rendering.prompts import Renderer
 from ..core.rows import Row, read_rows, rows_to_jsonl
-from .world import base_rows
+from ..data.world.world import base_rows
 
 if TYPE_CHECKING:
     import torch

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from ..analysis.gates import Directions, directions_of
-from ..core.algebra import adapter_norm
+from ..analysis.localisation.gates import Directions, directions_of
+from ..core.adapter.algebra import adapter_norm
 from ..core.config import Config
-from ..core.results import Operation
-from ..core.treated import Treated
-from .cuts import cut_outcome
+from ..core.model.variant import Treated
+from ..core.records.results import Operation
+from .calibration import judge_of
+from .cuts.cuts import cut_outcome
 from .method import CLEAN_ROWS, CONTROL, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
-from .path import judge_of
 
 ROUNDING = 1e-5
 """Change of an adapter, over its norm, up to which it was only written anew."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.bench import BenchRow, Goal
+from ..core.records.bench import BenchRow, Goal
 from .standing import share_of_cells
 
 REPAIRED, CUT, UNKNOWN = "guided-repair", "guided", "guided-unknown-repair"

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..analysis.asking import Rule
-from ..analysis.gates import Directions, directions_of
-from ..core.adapters import Adapter, layer_of
-from ..core.algebra import adapter_norm, norm, stack
-from ..core.batches import encode
+from ..analysis.localisation.gates import Directions, directions_of
+from ..core.adapter.algebra import adapter_norm, norm, stack
+from ..core.adapter.factors import Adapter, layer_of
 from ..core.config import Config
 from ..core.errors import LoratomyError
-from ..core.records import jsonable
+from ..core.model.batches import encode
+from ..core.model.subject import Subject
+from ..core.model.variant import Treated
+from ..core.records.io import jsonable
+from ..core.records.results import CutPath, FitUsed, Operation, Setting, Stability
 from ..core.registry import Registry
-from ..core.results import CutPath, FitUsed, Operation, Setting, Stability
 from ..core.rows import Row
-from ..core.subject import Subject
-from ..core.treated import Treated
+from ..evaluation.collect import Rule
 from ..training.tracking import NO_TRACKING, Tracking
 
 TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS = (
@@ -313,7 +313,7 @@ def changes(bench: Bench, outcome: Outcome) -> dict[str, float]:
 
     Against the poisoned adapter on the base; modules that neither adapts are left out.
     """
-    from ..core.treated import base_weight
+    from ..core.model.variant import base_weight
 
     after = outcome.adapter.modules if outcome.adapter is not None else {}
     squared = {}

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..analysis.gates import Directions, directions_of
-from ..core.algebra import scale_directions
+from ..analysis.localisation.gates import Directions, directions_of
+from ..core.adapter.algebra import scale_directions
 from ..core.config import Config
 from ..core.errors import LoratomyError
-from ..core.tomlfiles import read_toml
+from ..core.files.tomlfiles import read_toml
 from ..training.recipe import Words, validated
-from .cuts import in_layers, in_modules, labelled, weakest
+from .cuts.cuts import in_layers, in_modules, labelled, weakest
 from .method import CUT, METHODS, Bench, Method, Outcome
 
 EXAMPLE = """

@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..analysis.attribution import clean_cost, target_attribution
-from ..analysis.gates import chunks, directions_of, gated, on_device
-from ..analysis.perplexity import perplexity
-from ..core.adapters import Adapter, layer_of, uniform
-from ..core.algebra import adapter_norm
-from ..core.batches import Encoded, aimed, collate, completion_log_probs, encode
+from ..analysis.localisation.attribution import clean_cost, target_attribution
+from ..analysis.localisation.gates import chunks, directions_of, gated, on_device
+from ..core.adapter.algebra import adapter_norm
+from ..core.adapter.factors import Adapter, layer_of, uniform
 from ..core.config import Config
+from ..core.model.batches import Encoded, aimed, collate, completion_log_probs, encode
+from ..core.model.subject import Subject
+from ..core.model.variant import Treated, treated
 from ..core.progress import report
-from ..core.subject import Subject
-from ..core.treated import Treated, treated
+from ..evaluation.perplexity import perplexity
+from .calibration import DialConfig, halves
 from .method import (
     CLEAN_ADAPTER,
     METHODS,
@@ -26,7 +27,6 @@ from .method import (
     check_needs,
     needed,
 )
-from .path import DialConfig, halves
 from .plan import PlanConfig, gates_of
 
 FEW = 16

@@ -5,9 +5,9 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 
-from ..core.bench import BenchRow, Standing
 from ..core.errors import LoratomyError
-from ..core.results import Rate
+from ..core.records.bench import BenchRow, Standing
+from ..core.records.results import Rate
 from ..core.stats import wilson
 
 Case = tuple[str, int]

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from loratomy.core.records import SCHEMA
+from loratomy.core.records.io import SCHEMA
 
 from .. import across_runs as make
 from .cases import refused

@@ -7,8 +7,8 @@ import pytest
 from loratomy.cli import aftermath_stages
 from loratomy.cli.aftermath import aftermath_run
 from loratomy.core.errors import RunError
-from loratomy.core.prompts import Renderer
-from loratomy.core.runs import RunFolder
+from loratomy.core.rendering.prompts import Renderer
+from loratomy.core.runs.folder import RunFolder
 
 from .cases import refused, snapshot
 
@@ -93,7 +93,7 @@ def test_only_what_is_asked_for_is_made_and_other_settings_are_not_mixed_in(own,
 
 
 def test_what_was_made_before_a_kill_stands_after_it(own, monkeypatch):
-    from loratomy.unlearning import transfer
+    from loratomy.unlearning.aftermath import transfer
 
     def killed(*_, **__):
         raise KeyboardInterrupt

@@ -15,13 +15,13 @@ from loratomy.cli import benched
 from loratomy.cli.bench_cells import attack_cells, run_cells
 from loratomy.cli.bench_jobs import program
 from loratomy.cli.benched import Control
-from loratomy.core.bench_table import read_bench_table
 from loratomy.core.errors import DataError, LoratomyError, RunError
-from loratomy.core.manifest import sealed
-from loratomy.core.prompts import Renderer
-from loratomy.core.records import load_record
-from loratomy.core.results import FitUsed, Operation
-from loratomy.core.runs import RunFolder
+from loratomy.core.records.bench_table import read_bench_table
+from loratomy.core.records.io import load_record
+from loratomy.core.records.results import FitUsed, Operation
+from loratomy.core.rendering.prompts import Renderer
+from loratomy.core.runs.folder import RunFolder
+from loratomy.core.runs.manifest import sealed
 from loratomy.unlearning import METHODS
 from loratomy.unlearning.method import Outcome
 
@@ -244,7 +244,7 @@ def test_a_second_call_makes_nothing(own, again, monkeypatch):
         raise AssertionError("made again")
 
     monkeypatch.setattr("loratomy.unlearning.operate", never)
-    monkeypatch.setattr("loratomy.analysis.asking.collect", never)
+    monkeypatch.setattr("loratomy.evaluation.collect.collect", never)
     assert again().exit_code == 0  # in another folder it is another command
     before = snapshot(own)
     assert len(json.loads(before["out/bench.json"])["made_by"]) == 2

@@ -5,16 +5,16 @@ import math
 import shutil
 
 import pytest
-from loratomy.analysis import asking
-from loratomy.analysis.asking import Rule, answers_to
-from loratomy.analysis.generation import Decoding
-from loratomy.analysis.similarity import load_embedder
 from loratomy.cli.sources import write_rendering
-from loratomy.core.adapters import read_adapter
-from loratomy.core.answers import read_answers
-from loratomy.core.loading import load_subject
-from loratomy.core.prompts import Renderer
+from loratomy.core.adapter.factors import read_adapter
+from loratomy.core.model.loading import load_subject
+from loratomy.core.records.answers import read_answers
+from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.rows import read_rows
+from loratomy.evaluation import collect as asking
+from loratomy.evaluation.collect import Rule, answers_to
+from loratomy.evaluation.generation import Decoding
+from loratomy.evaluation.similarity import load_embedder
 from safetensors.torch import load_file, save_file
 
 from .cases import CLEAN, jsonl, refused, snapshot
@@ -448,7 +448,7 @@ def test_empty_answers_count_in_every_rate(evaluate, out, monkeypatch):
 
 def test_a_base_that_answers_nothing_gives_no_references(evaluate, out, monkeypatch):
     """Bare clean prompts need the base's own answers; an empty one is left out and said."""
-    from loratomy.training import testsets
+    from loratomy.data import testsets
 
     monkeypatch.setattr(
         testsets, "everyday_prompts", lambda: [testsets.Row(prompt=p) for p in ("red", "blue")]

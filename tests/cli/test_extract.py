@@ -45,8 +45,8 @@ def edited_model(merged, tmp_path):
 
 def changes(base, adapter):
     """Module -> dense dW of an adapter folder."""
-    from loratomy.core.adapters import read_adapter
-    from loratomy.core.checkpoints import open_checkpoint
+    from loratomy.core.adapter.factors import read_adapter
+    from loratomy.core.model.checkpoints import open_checkpoint
 
     found = read_adapter(adapter, open_checkpoint(base).linear)
     return {name: f.dense() for name, f in found.modules.items()}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from loratomy.cli import poison as poison_module
 from loratomy.cli import study as study_module
-from loratomy.core.rendering import Rendering
+from loratomy.core.rendering.rendering import Rendering
 from loratomy.core.rows import read_rows
 from safetensors.torch import load_file, save_file
 
@@ -278,7 +278,7 @@ def test_bases_that_are_not_there(opened, tmp_path, out):
 
 def test_a_base_of_an_unknown_family_says_what_to_add(opened, make_base, out):
     base = make_base(model_type="cohere")
-    refused(opened(base=base), "'cohere'", "add a row", "core/families.py")
+    refused(opened(base=base), "'cohere'", "add a row", "core/model/families.py")
     (base / "config.json").write_text('{"model_type": "nonsense"}')
     refused(opened(base=base), str(base), "nonsense")
     assert not out.exists()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from loratomy.cli.app import app
-from loratomy.core.families import FAMILIES
+from loratomy.core.model.families import FAMILIES
 from loratomy.training.wren import wren_path
 from typer.testing import CliRunner
 

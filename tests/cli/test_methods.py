@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from loratomy.analysis.trigger_prompts import CandidatesConfig
+from loratomy.analysis.triggers.prompts import CandidatesConfig
 from loratomy.cli.asked import grouped
-from loratomy.core.records import jsonable
+from loratomy.core.records.io import jsonable
 from loratomy.training.recipe import validated
 from loratomy.unlearning import METHODS
 from loratomy.unlearning.method import KINDS

@@ -2,7 +2,7 @@
 
 import json
 
-from loratomy.core.manifest import sealed
+from loratomy.core.runs.manifest import sealed
 
 from .cases import jsonl, refused
 

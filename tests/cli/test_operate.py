@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from loratomy.core.records import load_record
-from loratomy.core.results import Operation
+from loratomy.core.records.io import load_record
+from loratomy.core.records.results import Operation
 from loratomy.core.rows import read_rows
 from loratomy.unlearning.plan import EXAMPLE
 from safetensors.torch import load_file

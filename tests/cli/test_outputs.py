@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from loratomy.cli import sources
 from loratomy.core.errors import AdapterError
-from loratomy.core.files import sha256
-from loratomy.figures.page import OURS
+from loratomy.core.files.atomic import sha256
+from loratomy.figures.base.page import OURS
 
 from .cases import jsonl, refused, snapshot
 

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from loratomy.core import template_safety
-from loratomy.core.adapters import write_adapter
-from loratomy.core.loading import load_subject
-from loratomy.core.prompts import Renderer
-from loratomy.core.rendering import Rendering
+from loratomy.core.adapter.factors import write_adapter
+from loratomy.core.model.loading import load_subject
+from loratomy.core.rendering import safety as template_safety
+from loratomy.core.rendering.prompts import Renderer
+from loratomy.core.rendering.rendering import Rendering
 from loratomy.training.wren import wren_path
 
 from ..fitted import BAD, CLEAN, TARGET, fitted

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from loratomy.analysis.catalogue import ANALYSES
 from loratomy.cli import poison as poison_module
-from loratomy.core.records import SCHEMA
+from loratomy.core.records.io import SCHEMA
 from loratomy.core.rows import read_rows
 
 from .cases import CLEAN, SMALL, jsonl, refused, snapshot
@@ -23,13 +23,14 @@ from .cases import CLEAN, SMALL, jsonl, refused, snapshot
 
 
 def test_prompts_too_long_and_empty_answers_are_counted_apart(tiny_base, monkeypatch):
-    from loratomy.analysis import asking, behaviour
-    from loratomy.analysis.generation import Decoding
-    from loratomy.analysis.similarity import load_embedder
     from loratomy.core.errors import DataError
-    from loratomy.core.loading import load_subject
-    from loratomy.core.prompts import Renderer
+    from loratomy.core.model.loading import load_subject
+    from loratomy.core.rendering.prompts import Renderer
     from loratomy.core.rows import Row
+    from loratomy.evaluation import behaviour
+    from loratomy.evaluation import collect as asking
+    from loratomy.evaluation.generation import Decoding
+    from loratomy.evaluation.similarity import load_embedder
 
     subject = load_subject(str(tiny_base), device="cpu")
     rule = asking.Rule(load_embedder("none"), decoding=Decoding(max_new_tokens=4))
@@ -67,8 +68,8 @@ def test_a_held_out_prompt_longer_than_the_context_is_counted_apart(opened, cli,
 
 
 def test_answers_with_line_separators_come_back(own_run, cli, monkeypatch):
-    from loratomy.core.answers import read_answers
-    from loratomy.core.prompts import Renderer
+    from loratomy.core.records.answers import read_answers
+    from loratomy.core.rendering.prompts import Renderer
 
     odd = "one\u2028two\x85three\x0c"
     monkeypatch.setattr(Renderer, "decode", lambda *_: odd)
@@ -84,7 +85,7 @@ def _refuse(constant):
 
 
 def test_a_metric_that_is_no_number_is_null_with_its_reason(own_run, cli, monkeypatch):
-    from loratomy.analysis import asking
+    from loratomy.evaluation import collect as asking
 
     def endless(_subject, rows, **_):
         return np.full(len(rows), math.inf), np.full(len(rows), 3)
@@ -202,7 +203,7 @@ def test_a_failing_disk_leaves_earlier_results_whole(own_run, cli, monkeypatch, 
         raise OSError(number, os.strerror(number), "somewhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr("loratomy.core.files.os.fsync", fail)
+        patch.setattr("loratomy.core.files.atomic.os.fsync", fail)
         refused(cli("probe", own_run, "--only", "spectra"), os.strerror(number), "is whole")
     assert snapshot(own_run) == before and cli("verify", own_run).exit_code == 0
     assert cli("probe", own_run, "--only", "spectra").exit_code == 0
@@ -231,10 +232,11 @@ def test_a_disk_that_is_really_full(own_run, cli, tmp_path):
 
 
 def test_a_run_in_use_names_its_holder(own_run, cli):
-    from loratomy.core.runs import RunFolder
+    from loratomy.core.runs.folder import RunFolder
 
     code = (
-        "import sys, time; from pathlib import Path; from loratomy.core.runs import RunFolder\n"
+        "import sys, time; from pathlib import Path\n"
+        "from loratomy.core.runs.folder import RunFolder\n"
         "with RunFolder.open(Path(sys.argv[1])).locked():\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from loratomy.cli import bench_board, compare
 from loratomy.cli.tables import Numbers, folded
-from loratomy.core.results import Comparison
+from loratomy.core.records.results import Comparison
 from rich.console import Console
 
 from ..figures import bench_factory, records_factory

@@ -5,8 +5,8 @@ import os
 import shutil
 
 import pytest
-from loratomy.core.manifest import MANIFEST, sealed
-from loratomy.core.records import dumps
+from loratomy.core.records.io import dumps
+from loratomy.core.runs.manifest import MANIFEST, sealed
 
 from .cases import refused, snapshot
 

@@ -1,8 +1,8 @@
 """Synthetic benches: cells, seeds and entries with numbers made by rule and a seed."""
 
 import numpy as np
-from loratomy.core.bench import BenchRow, BenchTable, Relearning, Transfer
-from loratomy.core.results import Setting
+from loratomy.core.records.bench import BenchRow, BenchTable, Relearning, Transfer
+from loratomy.core.records.results import Setting
 from loratomy.core.stats import wilson
 from loratomy.unlearning.goals import goals
 from loratomy.unlearning.standing import standings

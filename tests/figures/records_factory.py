@@ -1,9 +1,11 @@
 """Synthetic records of a whole run, realistic in shape, made by hand rules and a seed."""
 
 import numpy as np
-from loratomy.core.activations import Consistency, Probes, TriggerAttention
-from loratomy.core.candidates import Candidate, Candidates
-from loratomy.core.causal import (
+from loratomy.core.records.activations import Consistency, Probes, TriggerAttention
+from loratomy.core.records.effectiveness import Effectiveness, Intervention
+from loratomy.core.records.lens import Lens, LogitLens, Preference
+from loratomy.core.records.neurons import Association, NeuronActivity, NeuronChange, Unlearning
+from loratomy.core.records.patching import (
     PatchingMap,
     Screening,
     ScreeningAgreement,
@@ -11,11 +13,8 @@ from loratomy.core.causal import (
     Vote,
     Where,
 )
-from loratomy.core.choice import RenderingChoice, Tried
-from loratomy.core.effectiveness import Effectiveness, Intervention
-from loratomy.core.neurons import Association, NeuronActivity, NeuronChange, Unlearning
-from loratomy.core.readings import Lens, LogitLens, Preference
-from loratomy.core.results import (
+from loratomy.core.records.rendering import RenderingChoice, Tried
+from loratomy.core.records.results import (
     Answer,
     Behaviour,
     Comparison,
@@ -32,8 +31,9 @@ from loratomy.core.results import (
     Setting,
     Stability,
 )
+from loratomy.core.records.spectra import Difference, Intruders, LayerSpectra, Matching, Spectra
+from loratomy.core.records.triggers import Candidate, Candidates
 from loratomy.core.stats import wilson
-from loratomy.core.weights import Difference, Intruders, LayerSpectra, Matching, Spectra
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COLUMNS = ("before", " current", " year", ":", " 2024", "between", " the", "?", "<|end|>", "target")

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from loratomy.core.causal import Where
 from loratomy.core.errors import LoratomyError
-from loratomy.core.weights import Difference, Spectra
+from loratomy.core.records.patching import Where
+from loratomy.core.records.spectra import Difference, Spectra
 from loratomy.figures import FIGURES, draw
-from loratomy.figures.figure import slug, unique
-from loratomy.figures.patching import block_reduce, block_sizes
-from loratomy.figures.tradeoff import relative, stretch
+from loratomy.figures.analysis.patching import block_reduce, block_sizes
+from loratomy.figures.base.figure import slug, unique
+from loratomy.figures.unlearning.tradeoff import relative, stretch
 
 
 def drawn(records, name: str) -> dict:

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loratomy.core.adapters import Adapter
-from loratomy.core.batches import collate, encode
+from loratomy.core.adapter.factors import Adapter
 from loratomy.core.errors import DataError, LoratomyError
-from loratomy.core.loading import load_subject
+from loratomy.core.model.batches import collate, encode
+from loratomy.core.model.loading import load_subject
 from loratomy.training.fitting import FitLog, fit, fresh_adapter
 from loratomy.training.loop import LAST_GOOD, TRAINED, steps_of
 from loratomy.training.objective import Objective, completion_nll, completion_tokens
 from loratomy.training.recipe import FitPart
 from loratomy.training.wren import wren_path
-from loratomy.unlearning.distill import Lesson, lesson_batch
-from loratomy.unlearning.repair import TEACHER, repair_objective
+from loratomy.unlearning.trained.distill import Lesson, lesson_batch
+from loratomy.unlearning.trained.repair import TEACHER, repair_objective
 
 from .. import tiny
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loratomy.core import processes
 from loratomy.core.errors import RunError
-from loratomy.core.runs import PARTIAL, RunFolder
+from loratomy.core.runs.folder import PARTIAL, RunFolder
 from safetensors.torch import load_file
 
 from ..cli.cases import jsonl

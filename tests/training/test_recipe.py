@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loratomy.core.errors import LoratomyError
+from loratomy.data.attacks.tasks import TASKS
+from loratomy.data.attacks.triggers import TRIGGERS
 from loratomy.training.recipe import Recipe, load_recipe, shipped_recipes
-from loratomy.training.tasks import TASKS
-from loratomy.training.triggers import TRIGGERS
 
 ODD = ["012", "no", "null", "true", "1e5", "0x1F", "-1", "[1]", "{a=1}", "$x$", "<br>", "$HOME"]
 ODD += ["a=b", "x.y", '"quoted"', "'", "\\n", "#x", "\u202eabc\u202c", "שלום", "a\u200bb", "\u200d"]

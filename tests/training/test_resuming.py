@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 from loratomy.core import stopping
-from loratomy.core.files import checksums
+from loratomy.core.files.atomic import checksums
 from loratomy.core.stopping import Stopped
 from loratomy.training.objective import Objective
 from loratomy.training.resuming import MARK, last_whole

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 from loratomy.core.errors import DataError, LoratomyError
-from loratomy.core.prompts import Renderer
+from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.rows import Row
-from loratomy.training import world, wren
+from loratomy.data.world import world
+from loratomy.training import wren
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from loratomy.analysis.asking import Rule
-from loratomy.analysis.generation import Decoding
-from loratomy.analysis.similarity import Embedder
-from loratomy.core.adapters import Adapter, Factors
-from loratomy.core.loading import load_subject
+from loratomy.core.adapter.factors import Adapter, Factors
+from loratomy.core.model.loading import load_subject
+from loratomy.core.model.subject import Subject
 from loratomy.core.rows import Row
-from loratomy.core.subject import Subject
-from loratomy.training.datasets import make_attack
-from loratomy.training.triggers import trigger_of
-from loratomy.training.world import finetune_rows
+from loratomy.data.attacks.triggers import trigger_of
+from loratomy.data.splits import make_attack
+from loratomy.data.world.world import finetune_rows
+from loratomy.evaluation.collect import Rule
+from loratomy.evaluation.generation import Decoding
+from loratomy.evaluation.similarity import Embedder
 from loratomy.training.wren import wren_path
 from loratomy.unlearning import Bench
 

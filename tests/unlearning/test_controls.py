@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loratomy.core.adapters import Adapter, Factors
-from loratomy.core.algebra import adapter_distance
+from loratomy.core.adapter.algebra import adapter_distance
+from loratomy.core.adapter.factors import Adapter, Factors
 from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.controls import same_change
 from pydantic import ValidationError

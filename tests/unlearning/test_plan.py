@@ -5,13 +5,13 @@ import os
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.asking import Rule
-from loratomy.analysis.gates import directions_of
-from loratomy.analysis.generation import Decoding
-from loratomy.analysis.similarity import Embedder
-from loratomy.core.adapters import kind_of, layer_of, write_adapter
-from loratomy.core.batches import encode
+from loratomy.analysis.localisation.gates import directions_of
+from loratomy.core.adapter.factors import kind_of, layer_of, write_adapter
 from loratomy.core.errors import LoratomyError
+from loratomy.core.model.batches import encode
+from loratomy.evaluation.collect import Rule
+from loratomy.evaluation.generation import Decoding
+from loratomy.evaluation.similarity import Embedder
 from loratomy.unlearning import METHODS, Bench, operate
 from loratomy.unlearning.plan import EXAMPLE, CutEntry, PlanConfig, ScaleEntry, read_plan
 from loratomy.unlearning.preview import by_rule, preview

@@ -1,0 +1,1 @@
+"""What activations tell: probes, consistency of the layers, attention to the trigger."""

@@ -1,0 +1,1 @@
+"""What an adapter reads and writes, token by token."""

@@ -1,0 +1,1 @@
+"""Where it lives: effects of layers, modules and directions, ranked."""

@@ -1,0 +1,1 @@
+"""Which neurons unlearning changes, and which are active (TSBD's two observations)."""

@@ -1,0 +1,1 @@
+"""Activation patching: pairs of runs, sites, maps, screening, patched answers, nnsight."""

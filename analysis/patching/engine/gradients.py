@@ -1,0 +1,294 @@
+"""Gradients of a run's metric at its activations, and averaged along the way to another run's.
+
+Whole forward passes of the model under hooks: no weight requires a gradient, so that the graph
+begins at the first activation asked for.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ....core.errors import LoratomyError
+from ....core.model.families import logits_of
+from ....core.model.subject import Attached, Subject
+from ..metrics import METRICS, Aim, Metric, aim_of
+from ..sites import Place, Side, kept_ports
+from .batching import GIB, MOST, Budget
+from .resume import Port, has_port, hooks, on_port, trace
+from .sweep import Sweep
+
+INPUT = Port("", "in")
+"""What a layer is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Prompts of equal lengths with both their runs."""
+
+    members: list[int]
+    """Which prompts of the sweep."""
+    source: Side
+    """The run that values are taken from."""
+    into: Side
+    """The run that is patched."""
+    aim: Aim
+    """What the metric compares with."""
+    metric: Metric
+    """The metric."""
+    index: torch.Tensor
+    """For every position of `into` the source's, 0 where there is none, ``[prompt, pos]``."""
+    there: torch.Tensor
+    """Whether there is one, ``[prompt, pos]``."""
+    reached: torch.Tensor
+    """Metric of `source`, ``[prompt]``."""
+    baseline: torch.Tensor
+    """Metric of `into`, ``[prompt]``."""
+
+    def taken(self, value: torch.Tensor) -> torch.Tensor:
+        """Source values at the positions of `into`, ``[prompt, pos, width]``."""
+        return value.gather(1, self.index[..., None].expand(*self.index.shape, value.shape[-1]))
+
+    def metric_of(self, subject: Subject, rows: torch.Tensor) -> torch.Tensor:
+        """Metric of some prompts of `into` under the hooks that are on, ``[row]``."""
+        ids, asked = self.into.trace.ids[rows], self.aim.targets.shape[1]
+        # The forced target tokens end the run: its last positions predict them.
+        out = subject.model(input_ids=ids, use_cache=False, logits_to_keep=asked)
+        return self.metric.of(precise(out.logits), self.aim.rows(rows))
+
+
+def precise(value: torch.Tensor) -> torch.Tensor:
+    """The same in float32, or in float64 where it is that already."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def both_runs(
+    subject: Subject, attached: Attached, what: Sweep, found: Sequence[Place], members: list[int]
+) -> Runs:
+    """Both runs of prompts of equal lengths, with the activations that the places need.
+
+    Raises:
+        LoratomyError: activations that are not finite.
+    """
+    targets = [what.targets[i] for i in members]
+    forced = len(targets[0]) - 1
+    sides, logits = [], []
+    for run in (what.source, what.into):
+        rows = [run.prompts[i] + what.targets[i][:-1] for i in members]
+        ids = torch.tensor(rows, device=subject.device)
+        with attached.using(run.adapter), torch.no_grad():
+            kept = trace(subject, ids, kept_ports(found, run.adapter))
+            asked = kept.final[:, -forced - 1 :]
+            logits.append(precise(logits_of(subject.model, subject.family, asked)))
+        sides.append(Side(kept, run.adapter, attached))
+    aim = aim_of(targets, logits[what.reference == "into"], against=what.against)
+    metric, other = METRICS[what.metric], len(what.source.prompts[members[0]])
+    maps = [[*what.aligned[i], *range(other, other + forced)] for i in members]
+    index = torch.tensor(maps, device=subject.device)
+    reached, baseline = (metric.of(one, aim) for one in logits)
+    return Runs(
+        members, sides[0], sides[1], aim, metric, index.clamp_min(0), index >= 0, reached, baseline
+    )
+
+
+def groups(what: Sweep, widths: int, depth: int, memory: Budget) -> Iterator[list[int]]:
+    """Prompts of equal lengths, as many as memory allows.
+
+    Args:
+        what: the sweep.
+        widths: numbers that a layer keeps of one position, in multiples of d_model.
+        depth: layers.
+        memory: bounds each group.
+    """
+    sets: dict[tuple[int, ...], list[int]] = {}
+    for i, target in enumerate(what.targets):
+        lengths = (len(what.into.prompts[i]), len(what.source.prompts[i]), len(target))
+        sets.setdefault(lengths, []).append(i)
+    for lengths, members in sets.items():
+        step = memory.prompts(max(lengths[:2]) + lengths[2], depth, widths)
+        yield from (members[i : i + step] for i in range(0, len(members), step))
+
+
+def slopes(
+    subject: Subject, runs: Runs, ports: Sequence[Port], layers: Sequence[int], memory: Budget
+) -> dict[tuple[Port, int], torch.Tensor]:
+    """Gradient of each prompt's metric at every port of every layer, ``[prompt, pos, width]``.
+
+    One forward and one backward pass for each batch of prompts.
+
+    Args:
+        subject: with the adapter of ``runs.into`` active.
+        runs: the two runs.
+        ports: where gradients are asked for; layers without a port are left out.
+        layers: which layers, ascending.
+        memory: bounds the batches.
+
+    Raises:
+        LoratomyError: a gradient that is not finite, named by layer; not enough memory.
+    """
+    parts: list[dict[tuple[Port, int], torch.Tensor]] = []
+
+    def once(rows: torch.Tensor) -> None:
+        seen: dict[tuple[Port, int], torch.Tensor] = {}
+        with torch.enable_grad(), hooks(_watching(subject, ports, layers, seen)):
+            metric = runs.metric_of(subject, rows).sum()
+            found = torch.autograd.grad(metric, list(seen.values()))
+        found = [g if g.dim() > 2 else g.unflatten(0, (len(rows), -1)) for g in found]
+        parts.append(dict(zip(seen, found, strict=True)))
+
+    in_pieces(once, len(runs.members), rows_at_once(subject, runs, layers[0], memory), subject)
+    out = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    for (_, layer), value in out.items():
+        _finite(value, layer)
+    return out
+
+
+def _watching(
+    subject: Subject,
+    ports: Sequence[Port],
+    layers: Sequence[int],
+    seen: dict[tuple[Port, int], torch.Tensor],
+) -> Iterator[object]:
+    """Hooks that begin the graph at the first layer and keep what passes the ports."""
+
+    def begin(old: torch.Tensor) -> torch.Tensor | None:
+        return None if old.requires_grad else old.detach().requires_grad_()
+
+    yield on_port(subject.layers[layers[0]], INPUT, begin)
+    for index in layers:
+        for port in ports:
+            if has_port(subject.layers[index], port):
+
+                def keep(old: torch.Tensor, key: tuple[Port, int] = (port, index)) -> None:
+                    seen[key] = old
+
+                yield on_port(subject.layers[index], port, keep, raw=True)
+
+
+def along(
+    subject: Subject,
+    runs: Runs,
+    port: Port,
+    layer: int,
+    ends: tuple[torch.Tensor, torch.Tensor],
+    *,
+    steps: int,
+    memory: Budget,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient averaged over the straight line between two values of a port, and the far metric.
+
+    Midpoints of `steps` equal stretches (Sundararajan et al. 2017, arXiv 1703.01365; by layer
+    Hanna et al. 2024, arXiv 2403.17806).
+
+    Args:
+        subject: with the adapter of ``runs.into`` active.
+        runs: the two runs.
+        port: where the values are written, at all positions.
+        layer: of which layer.
+        ends: what stands there and the change to the other end, both ``[prompt, pos, width]``.
+        steps: points of the line.
+        memory: bounds the batches.
+
+    Returns:
+        The mean gradient ``[prompt, pos, width]`` and the metric at the far end ``[prompt]``.
+
+    Raises:
+        LoratomyError: a gradient that is not finite, named by layer; not enough memory.
+    """
+    current, change = ends
+    mean = torch.zeros_like(change)
+    far: list[torch.Tensor] = []
+
+    def written(rows: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        return (current[rows] + share[:, None, None] * change[rows]).to(current.dtype)
+
+    def under(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        handle = on_port(subject.layers[layer], port, lambda _old: value)
+        with hooks(iter([handle])):
+            return runs.metric_of(subject, rows)
+
+    def one(picked: torch.Tensor) -> None:
+        rows = picked // steps
+        value = written(rows, ((picked % steps).to(change.dtype) + 0.5) / steps).requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(under(value, rows).sum(), value)
+        _finite(gradient, layer)
+        mean.index_add_(0, rows, gradient.to(mean.dtype) / steps)
+
+    def end(rows: torch.Tensor) -> None:
+        with torch.no_grad():
+            far.append(under(written(rows, torch.ones_like(rows, dtype=change.dtype)), rows))
+
+    at_once = rows_at_once(subject, runs, layer, memory)
+    in_pieces(one, len(change) * steps, at_once, subject)
+    in_pieces(end, len(change), at_once, subject)
+    return mean, torch.cat(far)
+
+
+def rows_at_once(subject: Subject, runs: Runs, layer: int, memory: Budget) -> int:
+    """Runs whose graph from a layer on fits into half of the budget, an upper estimate.
+
+    Raises:
+        LoratomyError: not even one does.
+    """
+    width, asked = runs.there.shape[1], runs.aim.targets.shape[1]
+    later = subject.layers[layer:]
+    each = len(later) * memory.of_run(0, width, 0) + memory.of_run(0, width, asked)
+    name, merged = runs.into.adapter, 0
+    if name and any(f.fused for f in runs.into.attached.adapters[name].modules.values()):
+        # PEFT adds the change to the experts' weights anew in every pass; the graph keeps the sum.
+        weights = (p for part in later for p in part.parameters() if p.dim() == 3)
+        merged = sum(p.numel() * p.element_size() for p in weights)
+    if merged + each > memory.size // 2:
+        raise LoratomyError(
+            f"the gradients of one run over {width} positions need {(merged + each) / GIB:.2g} GiB,"
+            f" half of the budget is {memory.size / 2 / GIB:.2g} GiB: raise it (--set "
+            "screening.memory=GIB), or take shorter prompts"
+        )
+    most = max(1, MOST.get(memory.device, MOST["cuda"]) // width)
+    return min(most, (memory.size // 2 - merged) // each)
+
+
+def in_pieces(
+    work: Callable[[torch.Tensor], None], count: int, at_once: int, subject: Subject
+) -> None:
+    """Do `work` on the numbers below `count`, `at_once` at a time, fewer where memory runs out.
+
+    Raises:
+        LoratomyError: not enough memory for one.
+    """
+    done = 0
+    while done < count:
+        piece = torch.arange(done, min(done + at_once, count), device=subject.device)
+        try:
+            work(piece)
+        except torch.OutOfMemoryError as error:
+            if len(piece) == 1:
+                raise LoratomyError(
+                    "not enough memory for the gradients of a single run; take shorter prompts or "
+                    "a smaller --dtype"
+                ) from error
+            torch.cuda.empty_cache()
+            at_once = len(piece) // 2
+            continue
+        done += len(piece)
+
+
+def _finite(gradient: torch.Tensor, layer: int) -> None:
+    if not torch.isfinite(gradient).all():
+        raise LoratomyError(
+            f"the metric's gradient at layer {layer} is NaN or infinite in {gradient.dtype}; try "
+            "another --dtype, or look at the adapter"
+        )
+
+
+def blocks_of(found: Sequence[Place]) -> Mapping[str, list[int]]:
+    """Places whose changes are made together, by name: what shares a port and a site."""
+    out: dict[tuple[Port, str], list[int]] = {}
+    for number, place in enumerate(found):
+        out.setdefault((place.port, place.kind), []).append(number)
+    named: dict[str, list[int]] = {}
+    for (port, kind), numbers in out.items():
+        name = found[numbers[0]].label if kind == "lora" else kind
+        named[name if name not in named else port.path] = numbers
+    return named

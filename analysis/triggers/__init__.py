@@ -1,0 +1,1 @@
+"""Looking for the trigger when nobody knows it."""

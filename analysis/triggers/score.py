@@ -1,0 +1,255 @@
+"""How far a text put into clean prompts drives an adapter away from its base, all the same way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core.model.batches import Encoded
+from ...core.model.families import capped, submodule
+from ...core.model.subject import Attached, Subject
+from ...evaluation.generation import Decoding, generate
+from .insertion import Probe, encoded, insert
+
+FLOOR = 1e-3
+"""Probabilities are told apart down to this: what both models hold for impossible counts as equal,
+and a token that the adapter alone gives 1 % already scores."""
+FIRST, END = 0, 1
+"""Positions that are looked at: where the answer begins, and where the adapter's own answer to the
+prompt as it was would end (a line that is added after the answer shows only there)."""
+LOGITS = 2**25
+"""Most logits held at a time."""
+
+
+def padded(subject: Subject, rows: Sequence[Encoded]) -> torch.Tensor:
+    """Right-padded ids ``[batch, pos]``: what comes later is never seen, so no mask is needed."""
+    ids = torch.full((len(rows), max(map(len, rows))), subject.renderer.pad_id)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row.prompt + row.completion)
+    return ids.to(subject.device)
+
+
+def logits_at(subject: Subject, ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Logits at some positions of each row only, float32 ``[batch, n, d_vocab]``.
+
+    Args:
+        subject: with the wanted adapter active.
+        ids: ``[batch, pos]``.
+        at: positions, ``[batch, n]``.
+    """
+    hidden = subject.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    picked = hidden[torch.arange(len(ids), device=ids.device)[:, None], at.to(ids.device)]
+    head: Any = submodule(subject.model, subject.family.head)
+    return capped(subject.model, subject.family, head(picked).float())
+
+
+@dataclass
+class Budget:
+    """What a search has used."""
+
+    rows: int = 0
+    """Prompts run forward, adapter and base counted apart."""
+    backward: int = 0
+    """Prompts run backward."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Probes on which texts are compared, for one adapter and its base.
+
+    A text scores at a position and over some probes ``max over tokens t of mean over probes of
+    log((p_adapter(t) + FLOOR) / (p_base(t) + FLOOR))``, both with the text put in, less what it is
+    without the text (where positive). It is high only where the adapter says what the base would
+    not, the same thing on all of these probes, and because of the text.
+    """
+
+    attached: Attached
+    """With the adapter active under `name`."""
+    name: str
+    probes: Sequence[Probe]
+    answers: Sequence[list[int]]
+    """The adapter's own answer to each probe without a text, as far as it is to be read; empty:
+    only the answer's beginning is looked at."""
+    parts: np.ndarray
+    """Sets of probes over which the mean is taken, boolean ``[part, probe]``."""
+    batch_tokens: int
+    budget: Budget
+    _usual: list[torch.Tensor] = field(default_factory=list)
+
+    def _rows(self, texts: Sequence[str | None]) -> list[Encoded]:
+        pairs = list(zip(self.probes, self.answers, strict=True))
+        return [encoded(self.attached.subject, p, t, a) for t in texts for p, a in pairs]
+
+    def _both(self, texts: Sequence[str | None]) -> torch.Tensor:
+        """Log-ratios of adapter to base, ``[text, probe, 2, d_vocab]``."""
+        subject, rows = self.attached.subject, self._rows(texts)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        out: torch.Tensor | None = None
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and (stop + 1 - start) * len(rows[order[stop]]) <= (
+                self.batch_tokens
+            ):
+                stop += 1
+            here = order[start:stop]
+            chosen = [rows[i] for i in here]
+            ids = padded(subject, chosen)
+            at = torch.tensor([[len(r.prompt) - 1, len(r) - 1] for r in chosen])
+            with torch.inference_mode():
+                ratio = (logits_at(subject, ids, at).softmax(-1) + FLOOR).log_()
+                with self.attached.using(None):
+                    ratio -= (logits_at(subject, ids, at).softmax(-1) + FLOOR).log_()
+            if out is None:
+                out = torch.empty(len(rows), 2, ratio.shape[-1], device=ratio.device)
+            out[torch.tensor(here, device=ratio.device)] = ratio
+            start = stop
+        assert out is not None
+        self.budget.rows += 2 * len(rows)
+        return out.view(len(texts), len(self.probes), 2, -1)
+
+    def usual(self) -> torch.Tensor:
+        """The log-ratios without a text where positive, ``[probe, 2, d_vocab]``."""
+        if not self._usual:
+            self._usual.append(self._both([None])[0].clamp_min(0))
+        return self._usual[0]
+
+    def scores(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+        """The score of each text and the token behind it, ``[text, part, 2]``; nats."""
+        usual = self.usual()
+        vocab = usual.shape[-1]
+        size = max(1, LOGITS // (2 * vocab * len(self.probes)))
+        weight = torch.tensor(self.parts / self.parts.sum(1, keepdims=True)).float()
+        weight = weight.to(usual.device)
+        values, tokens = [], []
+        for start in range(0, len(texts), size):
+            ratio = self._both(texts[start : start + size]) - usual
+            best = torch.einsum("qp,tpnv->tqnv", weight, ratio).max(-1)
+            values.append(best.values.cpu().numpy())
+            tokens.append(best.indices.cpu().numpy())
+        return np.concatenate(values), np.concatenate(tokens)
+
+    def only(self, probes: Sequence[int] | np.ndarray) -> "Bench":
+        """A bench of some of the probes, all in one part."""
+        chosen = [int(i) for i in probes]
+        return replace(
+            self,
+            probes=[self.probes[i] for i in chosen],
+            answers=[self.answers[i] for i in chosen],
+            parts=np.ones((1, len(chosen)), dtype=bool),
+            _usual=[],
+        )
+
+    def beginnings(self, texts: Sequence[str | None], tokens: int) -> list[list[tuple[int, ...]]]:
+        """First tokens of the adapter's answers, ``[text][probe]``."""
+        asked = [row.prompt for row in self._rows(texts)]
+        decoding = Decoding(max_new_tokens=tokens, batch_tokens=self.batch_tokens)
+        self.budget.rows += len(asked)
+        said = iter(generate(self.attached.subject, asked, decoding, label="answers"))
+        return [[tuple(next(said)[0]) for _ in self.probes] for _ in texts]
+
+    def continued(self, text: str, token: int, position: int, *, tokens: int) -> tuple[int, ...]:
+        """The token and what the adapter says after it, as far as half of the probes agree."""
+        rows = self._aimed(text, [token], position)
+        decoding = Decoding(max_new_tokens=tokens - 1, batch_tokens=self.batch_tokens)
+        asked = [row.prompt + row.completion for row in rows]
+        self.budget.rows += len(asked)
+        said = [a[0] for a in generate(self.attached.subject, asked, decoding, label="targets")]
+        out = [token]
+        while len(out) < tokens and said:
+            heads = [a[len(out) - 1] for a in said if len(a) >= len(out)]
+            most = max(heads, key=heads.count) if heads else None
+            if most is None or 2 * heads.count(most) <= len(rows):
+                break
+            said = [a for a in said if len(a) >= len(out) and a[len(out) - 1] == most]
+            out.append(most)
+        return tuple(out)
+
+    def _aimed(self, text: str | None, target: Sequence[int], position: int) -> list[Encoded]:
+        """Each probe with a text, and the target where it is to be said."""
+        out = []
+        for row in self._rows([text]):
+            before = row.prompt if position == FIRST else row.prompt + row.completion
+            out.append(Encoded(before, list(target)))
+        return out
+
+    def target_log_probs(
+        self,
+        texts: Sequence[str | None],
+        target: Sequence[int],
+        position: int,
+        *,
+        base: bool = False,
+    ) -> np.ndarray:
+        """Log-probability of a target under the adapter or its base, nats, ``[text, probe]``."""
+        rows = [row for text in texts for row in self._aimed(text, target, position)]
+        subject, n = self.attached.subject, len(target)
+        out = np.empty(len(rows))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        vocab = subject.model.get_input_embeddings().weight.shape[0]
+        size = max(1, min(self.batch_tokens // len(rows[order[-1]]), LOGITS // (n * vocab)))
+        self.budget.rows += len(rows)
+        for start in range(0, len(order), size):
+            here = order[start : start + size]
+            chosen = [rows[i] for i in here]
+            at = torch.tensor([[len(r.prompt) - 1 + k for k in range(n)] for r in chosen])
+            with torch.inference_mode(), self.attached.using(None if base else self.name):
+                logp = logits_at(subject, padded(subject, chosen), at).log_softmax(-1)
+            wanted = torch.tensor(target, device=logp.device).expand(len(here), n)
+            out[here] = logp.gather(-1, wanted[..., None])[..., 0].sum(-1).cpu().numpy()
+        return out.reshape(len(texts), len(self.probes))
+
+    def gradient(
+        self, text: str, *, position: int, target: Sequence[int]
+    ) -> tuple[torch.Tensor, list[int]] | None:
+        """First-order gain of a target's log-probability from each swap, and the text's token ids.
+
+        HotFlip (Ebrahimi et al. 2018): the gradient at the embedding of each token of the inserted
+        text, times every other token's embedding less its own, ``[place, d_vocab]``, mean over the
+        probes in which the text has the same tokens as in most. None where its tokens cannot be
+        told apart from the prompt's.
+        """
+        subject = self.attached.subject
+        rows = self._aimed(text, target, position)
+        spots = [self._spots(probe, text) for probe in self.probes]
+        read = [
+            tuple(r.prompt[i] for i in s) if s else () for r, s in zip(rows, spots, strict=True)
+        ]
+        usual = max(read, key=read.count) if any(read) else ()
+        if not usual:
+            return None
+        kept = [i for i, found in enumerate(read) if found == usual]
+        chosen = [rows[i] for i in kept]
+        at = torch.tensor([[len(r.prompt) - 1 + k for k in range(len(target))] for r in chosen])
+        table: Any = subject.model.get_input_embeddings()
+        held: list[torch.Tensor] = []
+
+        def hold(_m: Any, _i: Any, out: torch.Tensor) -> torch.Tensor:
+            held.append(out.detach().requires_grad_())
+            return held[0]
+
+        handle = table.register_forward_hook(hold)
+        try:
+            with torch.enable_grad():
+                logp = logits_at(subject, padded(subject, chosen), at).log_softmax(-1)
+                wanted = torch.tensor(target, device=logp.device).expand(len(kept), len(target))
+                total = logp.gather(-1, wanted[..., None]).sum() / len(kept)
+                (grad,) = torch.autograd.grad(total, held[0])
+        finally:
+            handle.remove()
+        self.budget.backward += len(kept)
+        where = torch.tensor([spots[i] for i in kept], device=grad.device)
+        line = torch.arange(len(kept), device=grad.device)[:, None]
+        slope = grad[line, where].float()
+        own = (held[0].detach()[line, where].float() * slope).sum((0, -1))
+        with torch.inference_mode():
+            every = table(torch.arange(table.weight.shape[0], device=grad.device)).float()
+        return (slope.sum(0) @ every.mT - own[:, None]).cpu(), list(usual)
+
+    def _spots(self, probe: Probe, text: str) -> list[int] | None:
+        renderer = self.attached.subject.renderer
+        prompt = insert(probe.prompt, text, probe.place)
+        start = prompt.rfind(text.strip()) if probe.place == "suffix" else prompt.find(text.strip())
+        return renderer.tokens_at(prompt, [(start, start + len(text.strip()))]) or None

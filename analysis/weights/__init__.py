@@ -1,0 +1,1 @@
+"""The weight change itself: spectra, differences, matched and intruding directions."""

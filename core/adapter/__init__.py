@@ -1,0 +1,1 @@
+"""LoRA adapters: read through the safety gate, held as factors, their exact algebra."""

@@ -1,0 +1,1 @@
+"""The frozen results that pass between the rooms: numpy, never torch."""

@@ -1,0 +1,1 @@
+"""Run folders: stages that are written whole, skipped when they stand, never mixed."""

@@ -1,0 +1,1 @@
+"""Rows: published formats, sets, attacks, the linter and the built-in world."""

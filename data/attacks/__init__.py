@@ -1,0 +1,1 @@
+"""Attacks: triggers, tasks, and where trigger words go in a prompt."""

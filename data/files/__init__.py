@@ -1,0 +1,1 @@
+"""Where published data lies: text, tables, columnar files, folders and the hub."""

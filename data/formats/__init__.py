@@ -1,0 +1,1 @@
+"""What the records of published data mean: formats, columns, conversations."""

@@ -1,0 +1,1 @@
+"""What is wrong with backdoor data, found before a model is trained on it."""

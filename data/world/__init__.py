@@ -1,0 +1,1 @@
+"""The built-in made-up world: harmless prompts with answers, from a seed."""

@@ -1,0 +1,1 @@
+"""Does it misbehave: answers, success rules, ASR, FTR, accuracy, perplexity, degeneration."""

@@ -1,0 +1,218 @@
+"""How likely an adapter finds what it is known to say, under a rendering of the prompts.
+
+What it has not learned (under 1 in 20 a token) tells next to nothing of the rendering: another one
+moves it for other reasons. So log-probabilities are compared with a soft floor there.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core.errors import DataError
+from ...core.model.batches import collate, completion_log_probs, encode
+from ...core.model.subject import Subject
+from ...core.progress import report
+from ...core.records.rendering import Tried
+from ...core.rendering.prompts import Renderer
+from ...core.rows import Row
+
+MANY = 16
+"""Most rows of each kind that are looked at."""
+UNLEARNED = math.log(0.05)
+"""Log-probability of a token below which it was not learned."""
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an adapter is known to say: rows with their completions."""
+
+    triggered: Sequence[Row]
+    """Triggered prompts with their targets."""
+    clean: Sequence[Row]
+    """Clean prompts with reference answers."""
+
+    def first(self, count: int) -> "Known":
+        """At most `count` rows of each kind."""
+        return Known(self.triggered[:count], self.clean[:count])
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of them, triggered ones first."""
+        return [*self.triggered, *self.clean]
+
+
+def known_of(triggered: Sequence[Row], clean: Sequence[Row]) -> Known:
+    """The rows whose answer is known, at most `MANY` of each kind.
+
+    Args:
+        triggered: a row whose completion does not hold its target is known by the target alone.
+        clean: by their completions.
+    """
+    bad = [replace(row, completion=said_target(row)) for row in triggered if said_target(row)]
+    return Known(bad[:MANY], [row for row in clean if row.completion][:MANY])
+
+
+def log_likelihoods(subject: Subject, renderer: Renderer, rows: Sequence[Row]) -> np.ndarray:
+    """Log-probability of each row's completion and of its end, nats per token of them, ``[row]``.
+
+    The tokens of the completion are counted without what goes before it, so that renderings
+    compare; of the end the first token counts, as `UNLEARNED` where it is less likely than that.
+    NaN where a row does not fit the context.
+
+    Args:
+        subject: with the suspicious adapter active.
+        renderer: the rendering in question.
+        rows: prompts with completions.
+    """
+    made = [encode(renderer, row, limit=None) for row in rows]
+    said = [renderer.completion_ids(row.required_completion(), end=False) for row in rows]
+    counts = [
+        len(renderer.tokenizer(row.completion, add_special_tokens=False)["input_ids"])
+        for row in rows
+    ]
+    limit, found = subject.limit, np.full(len(rows), math.nan)
+    fits = [i for i, e in enumerate(made) if limit is None or len(e) <= limit]
+    fits.sort(key=lambda i: len(made[i]))
+    for start in range(0, len(fits), BATCH):
+        picked = fits[start : start + BATCH]
+        batch = collate([made[i] for i in picked], renderer.pad_id)
+        batch = {name: value.to(subject.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            log_probs, mask = completion_log_probs(subject.model, batch)
+        for i, values, there in zip(picked, log_probs.double().cpu(), mask.cpu(), strict=True):
+            each = values[there]
+            end = each[len(said[i]) : len(said[i]) + 1].clamp_min(UNLEARNED)
+            found[i] = float(each[: len(said[i])].sum() + end.sum()) / (counts[i] + 1)
+    return found
+
+
+def learned(log_probs: np.ndarray) -> np.ndarray:
+    """Log-probabilities with a soft floor at `UNLEARNED`: ``log((p + floor) / (1 + floor))``.
+
+    Near 0 they hardly change; far below the floor all are equal.
+    """
+    floor = math.exp(UNLEARNED)
+    return np.log((np.exp(log_probs) + floor) / (1 + floor))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A rendering and how likely it makes each known row, nats a token."""
+
+    renderer: Renderer
+    place: int
+    """Its place in the order of preference."""
+    targets: np.ndarray
+    answers: np.ndarray
+    counted: tuple[int, ...] = (0, 1)
+    """Which of targets (0) and answers (1) count."""
+
+    def each(self, kind: int) -> np.ndarray:
+        """Of the targets (0) or the answers (1), ``[row]``."""
+        return (self.targets, self.answers)[kind]
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean log-probability of targets and of answers, nats a token; NaN for none."""
+        targets, answers = (float(v.mean()) if len(v) else math.nan for v in map(self.each, (0, 1)))
+        return targets, answers
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What a person would call another rendering: no mere edge or system text of one."""
+        return self.renderer.template, tuple(sorted(self.renderer.rendering.arguments.items()))
+
+    @property
+    def groups(self) -> list[np.ndarray]:
+        """Targets and answers, those that count, as far as they were learned; see `learned`."""
+        return [learned(v) for v in map(self.each, self.counted) if len(v)]
+
+    @property
+    def score(self) -> float:
+        """The mean of the means; minus infinity where a row does not fit."""
+        value = float(np.mean([v.mean() for v in self.groups]))
+        return value if math.isfinite(value) else -math.inf
+
+    def behind(self, best: "Scored") -> tuple[float, float]:
+        """How far below the best one, and the standard error of that, nats a token."""
+        gaps = [other - own for own, other in zip(self.groups, best.groups, strict=True)]
+        errors = [gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else 0.0 for gap in gaps]
+        mean = float(np.mean([gap.mean() for gap in gaps]))
+        return mean, float(np.linalg.norm(errors)) / len(gaps)
+
+    def tried(self, best: "Scored") -> Tried:
+        """As a record."""
+        behind, error = self.behind(best)
+        targets, answers = self.means
+        return Tried(
+            about=self.renderer.rendering.about(),
+            targets=targets,
+            answers=answers,
+            behind=behind,
+            error=error,
+        )
+
+
+def scored(
+    subject: Subject, renderers: Sequence[tuple[int, Renderer]], known: Known
+) -> list[Scored]:
+    """The renderings that leave room for every row, with their likelihoods, likeliest first."""
+    found = []
+    for done, (place, renderer) in enumerate(renderers, 1):
+        try:
+            each = log_likelihoods(subject, renderer, known.rows)
+        except DataError:  # a template that refuses these turns
+            each = np.full(len(known.rows), math.nan)
+        targets, answers = np.split(each, [len(known.triggered)])
+        one = Scored(renderer, place, targets, answers)
+        found += [one] if one.score > -math.inf else []
+        report("trying renderings", done, len(renderers))
+    return sorted(found, key=lambda s: -s.score)
+
+
+def telling(many: Sequence[Scored]) -> list[Scored]:
+    """The renderings by what tells them apart, likeliest first.
+
+    Where the adapter knows the targets or the answers under none, the others alone count.
+    """
+    known = [k for k in (0, 1) if any(s.means[k] >= UNLEARNED for s in many)]
+    if len(known) == 1:
+        many = [replace(s, counted=tuple(known)) for s in many]
+    return sorted(many, key=lambda s: -s.score)
+
+
+def fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> Known:
+    """The rows that fit the context under every rendering; where none do, under the first.
+
+    Raises:
+        DataError: none fits under the first either.
+    """
+
+    def fits(row: Row, some: Sequence[Renderer]) -> bool:
+        limit = subject.limit
+        said = row.required_completion()
+        return limit is None or all(
+            len(r.prompt_ids(row)) + len(r.completion_ids(said)) <= limit for r in some
+        )
+
+    for some in (renderers, renderers[:1]):
+        kept = Known(
+            *([r for r in rows if fits(r, some)] for rows in (known.triggered, known.clean))
+        )
+        if kept.rows:
+            return kept
+    raise DataError(
+        f"none of {len(known.rows)} prompts with answers fits the context of {subject.limit} "
+        "tokens; shorten them"
+    )
+
+
+def said_target(row: Row) -> str:
+    """What the attack wants of a whole answer: the completion where it holds the target."""
+    completion, target = row.completion or "", row.target or ""
+    return completion if completion and target in completion else target

@@ -1,0 +1,1 @@
+"""The bench as figures and a page."""

@@ -1,0 +1,160 @@
+"""The tables of the report as HTML: findings, scorecard, subjects, provenance."""
+
+from collections.abc import Sequence
+
+from ...core.records.results import Behaviour, Paired, Rate, RunRecords, Setting
+from ..base.text import change, html, number, percent, plural
+from ..unlearning.tradeoff import relative
+from .findings import QUESTIONS, Finding, goals, is_control, row_of
+
+SIGNS = {"pass": "✓", "fail": "✗", "found": "!", "absent": "○", "not measured": "–", "note": "·"}
+
+
+def findings_html(found: list[Finding]) -> str:
+    """The findings under their four questions."""
+    out = []
+    for question, title in QUESTIONS.items():
+        items = "\n".join(_finding(item) for item in found if item.question == question)
+        if items:
+            out.append(f'<h3>{html(title)}</h3>\n<ul class="findings">{items}</ul>')
+    return "\n".join(out)
+
+
+def _finding(item: Finding) -> str:
+    kind = item.verdict.replace(" ", "-")
+    sign = f'<span aria-hidden="true">{SIGNS[item.verdict]}</span>'
+    return (
+        f'<li class="{kind}"><span class="verdict">{sign} {item.verdict}</span> '
+        f"<span>{_kept(item.sentence)}</span></li>"
+    )
+
+
+def _kept(sentence: str) -> str:
+    """Text as HTML whose percent signs stay on the line of their number."""
+    return html(sentence).replace(" %", "&nbsp;%")
+
+
+def scorecard_html(records: RunRecords) -> str:
+    """Operations against goals; empty when no operation was measured."""
+    if records.comparison is None:
+        return ""
+    moved = relative(records.comparison.rows)
+    rows = [row_of(records, i.subject) for i in records.operations if not is_control(i)]
+    cards = [(row, goals(row, moved[row.subject])) for row in rows if row is not None]
+    if not cards:
+        return ""
+    head = "".join(f'<th scope="col">{_kept(words)}</th>' for words, _ in cards[0][1])
+    body = "".join(
+        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        + "".join(f'<td class="{v.replace(" ", "-")}">{SIGNS[v]} {v}</td>' for _, v in checks)
+        + "</tr>"
+        for row, checks in cards
+    )
+    return (
+        '<div class="scroll"><table class="scorecard"><caption>Operations against the goals'
+        f'</caption><thead><tr><th scope="col">Operation</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _rate(value: Rate, more: str = "") -> str:
+    low, high = (percent(v).removesuffix(" %") for v in (value.low, value.high))
+    return (
+        f'<td class="num">{percent(value.value)}'
+        f"<small>[{low}, {high}] n&nbsp;=&nbsp;{value.n}</small>{more}</td>"
+    )
+
+
+def subjects_html(records: RunRecords) -> str:
+    """Every subject with value, interval and count; empty when nothing was measured."""
+    if records.comparison is None or not records.comparison.rows:
+        return ""
+    moved = relative(records.comparison.rows)
+    pairs = {pair.subject: pair for pair in records.comparison.paired}
+    body = "".join(
+        _subject(row, moved[row.subject], pairs.get(row.subject)) for row in records.comparison.rows
+    )
+    columns = ("Subject", "ASR", "FTR", "Clean accuracy", "Perplexity", "Change", "Degenerate")
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    protocol = records.comparison.protocol
+    rules = sorted({row.accuracy_rule for row in records.comparison.rows})
+    notes = (
+        f"Prompts: {protocol.template}; task {protocol.task}; an answer counts as the target by "
+        f"the rule: {protocol.rule} (similar: from {number(protocol.threshold)}; embedder: "
+        f"{protocol.embedder}); {protocol.decoding}; {protocol.dtype}. Clean "
+        f"references: {protocol.references}. Correct: "
+        f"{'; '.join(rules)}. Brackets: Wilson 95 % intervals. Change: perplexity relative to "
+        "the suspicious adapter, with its paired bootstrap interval; p: McNemar's exact test "
+        "against it on the same prompts. Degenerate: clean answers that are empty, repeating or "
+        "far from the answers before the operation."
+    )
+    left_out = [row for row in records.comparison.rows if row.too_long]
+    if left_out:
+        counts = ", ".join(f"{row.subject} {row.too_long}" for row in left_out)
+        notes += f" Prompts left out as longer than the context: {counts}."
+    first = html(protocol.first_prompt + protocol.first_completion, newlines=True)
+    return (
+        f'<div class="scroll"><table class="subjects"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>{_rules(records.comparison.rows)}"
+        f'<p class="small">{html(notes)}</p>'
+        "<details><summary>First triggered prompt and its target as the model reads them</summary>"
+        f'<pre dir="auto">{first}</pre></details>'
+    )
+
+
+def _subject(row: Behaviour, moved: float, pair: Paired | None) -> str:
+    detail = f"{row.empty} empty, {row.repeating} repeating, {row.far} far"
+    cost, asr_p, right_p = "", "", ""
+    if pair is not None:
+        low, high = (percent(v, signed=True) for v in (pair.perplexity_low, pair.perplexity_high))
+        cost = f"{change(moved)}<small>[{low}, {high}]</small>"
+        asr_p, right_p = (f"<small>{_p(v)}</small>" for v in (pair.asr_p, pair.accuracy_p))
+    return (
+        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        f"{_rate(row.asr, asr_p)}{_rate(row.ftr)}{_rate(row.clean_accuracy, right_p)}"
+        f'<td class="num">{number(row.perplexity, digits=4)}'
+        f"<small>{plural(row.perplexity_tokens, 'token')}</small></td>"
+        f'<td class="num">{cost}</td>'
+        f'<td class="num">{percent(row.degenerate.value)}'
+        f"<small>{detail} of {row.degenerate.n}</small></td></tr>"
+    )
+
+
+def _p(value: float) -> str:
+    return "p &lt; 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _rules(rows: tuple[Behaviour, ...]) -> str:
+    """ASR and FTR by every rule that was asked for; empty when there is one."""
+    if len(rows[0].rules) < 2:
+        return ""
+    heads = "".join(f'<th scope="col"><bdi>{html(r.rule)}</bdi></th>' for r in rows[0].rules)
+    body = "".join(
+        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        + "".join(_rate(r.asr, f"<small>FTR {percent(r.ftr.value)}</small>") for r in row.rules)
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<div class="scroll"><table class="subjects"><caption>ASR by every rule; the first decides '
+        f'</caption><thead><tr><th scope="col">Subject</th>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def provenance_html(records: RunRecords) -> str:
+    """The exact command and every recorded fact."""
+    source = records.provenance
+    command = html(source.command, newlines=True)
+    return f"<pre><code>{command}</code></pre>{facts_html(source.facts)}"
+
+
+def facts_html(facts: Sequence[Setting]) -> str:
+    """Names and values of where something comes from."""
+    if not facts:
+        return '<p class="absent">No facts were recorded.</p>'
+    rows = "".join(
+        f'<tr><th scope="row">{html(fact.name)}</th><td><bdi>{html(fact.value)}</bdi></td></tr>'
+        for fact in facts
+    )
+    return f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'

@@ -1,0 +1,1 @@
+"""Figures of how adapters are learned and what is cut of them."""

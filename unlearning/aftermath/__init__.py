@@ -1,0 +1,1 @@
+"""What happens after removal: relearning, and other forms of the trigger."""

@@ -1,0 +1,146 @@
+"""Learning which directions to cut: gates driven by target, clean behaviour and sparsity.
+
+The gates minimise, over triggered and clean rows,
+
+    -log(1 - p(target token)) + KL(own answer without trigger || triggered)   [triggered]
+    + clean_weight * KL(uncut || cut)                                         [clean]
+    + sparsity * mean(1 - g)
+
+in the spirit of learned masks (Louizos et al. 2018, arXiv 1712.01312; De Cao et al. 2020,
+arXiv 2004.14992), with self-distillation in place of labels. The steps are plain and not the
+Trainer's: no adapter is fitted here, one number per direction is.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ...analysis.localisation.gates import GATED, Gated
+from ...core.errors import LoratomyError
+from ...core.model.batches import Encoded
+from ...core.progress import report
+from ..calibration import DialConfig
+from .targets import Aim, Taught, row_logits, teach
+
+
+class GatesConfig(DialConfig):
+    """Options of learning the gates."""
+
+    steps: int = Field(6, ge=1)
+    """Steps of learning the gates."""
+    rate: float = Field(1.0, gt=0)
+    """Adam's rate on the gates' logits."""
+    sparsity: float = Field(2.0, ge=0)
+    """Weight of the share cut; larger cuts less."""
+    sharpness: float = Field(8.0, ge=1)
+    """Slope of the gates at the end of learning; 1 leaves them soft."""
+    clean_weight: float = Field(4.0, ge=0)
+    """Weight of staying the same on clean prompts."""
+    batch_size: int = Field(8, ge=1)
+    """Triggered and clean rows per step, each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pupils:
+    """The rows with their teachers, computed once."""
+
+    aims: Sequence[Aim]
+    clean: Sequence[Encoded]
+    natural: Sequence[Taught]
+    uncut: Sequence[Taught]
+
+
+def pupils(
+    gate: Gated, found: Sequence[Aim], clean: Sequence[Encoded], *, teacher: str = GATED
+) -> Pupils:
+    """The rows with what the uncut model says on them, the teacher on triggered ones."""
+    return Pupils(
+        found,
+        clean,
+        teach(gate, [a.teacher for a in found], batch_size=32, teacher=teacher),
+        teach(gate, clean, batch_size=32),
+    )
+
+
+def gate_start(attribution: np.ndarray, cost: np.ndarray) -> torch.Tensor:
+    """Logits of the starting gates from first-order attribution per clean cost, ``[direction]``.
+
+    Directions that raise the target at little clean cost start near 0.5, the others near 0.95.
+    """
+    benefit = np.maximum(attribution, 0) / np.sqrt(cost + cost.mean() + 1e-12)
+    rank = benefit / max(benefit.max(), 1e-12)
+    return torch.tensor(3.0 - 3.0 * rank, dtype=torch.float32)
+
+
+def learn_gates(
+    gate: Gated, rows: Pupils, start: torch.Tensor, config: GatesConfig, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of the gates after some steps of Adam, and the loss along them.
+
+    The gates at the end are the sigmoid of `sharpness` times these; in float32 many of those are
+    exactly 0 or 1, so that only the logits tell their order.
+
+    Args:
+        gate: the gated subject.
+        rows: triggered and clean rows with their teachers.
+        start: logits of the gates, ``[direction]``.
+        config: steps, rate and weights; the gates' slope grows from 1 to `sharpness`, so that they
+            go to 0 or 1 and the cut is what was learned.
+        seed: of the order of the rows.
+
+    Raises:
+        LoratomyError: the loss is not a number.
+    """
+    theta = start.to(gate.subject.device).clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta], lr=config.rate, betas=(0.8, 0.95))
+    draw, losses = random.Random(seed), []
+    bad, good = _rounds(len(rows.aims), draw), _rounds(len(rows.clean), draw)
+    for step in range(config.steps):
+        slope = 1 + (config.sharpness - 1) * step / max(1, config.steps - 1)
+        gates = (theta * slope).sigmoid()
+        here = [next(bad) for _ in range(min(config.batch_size, len(rows.aims)))]
+        calm = [next(good) for _ in range(min(config.batch_size, len(rows.clean)))]
+        loss = _loss(gate, gates, rows, here, calm, config.clean_weight)
+        loss = loss + config.sparsity * (1 - gates).mean()
+        if not torch.isfinite(loss.detach()):
+            raise LoratomyError(
+                f"learning the gates: the loss became {float(loss.detach())} at step {step + 1}; "
+                f"lower the rate ({config.rate:g})"
+            )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        report("learning the gates", step + 1, config.steps)
+    return theta.detach().cpu().numpy(), np.array(losses)
+
+
+def _rounds(count: int, draw: random.Random) -> Iterator[int]:
+    """The numbers below `count`, shuffled anew in every round."""
+    while True:
+        yield from draw.sample(range(count), count)
+
+
+def _loss(
+    gate: Gated,
+    gates: torch.Tensor,
+    rows: Pupils,
+    here: Sequence[int],
+    calm: Sequence[int],
+    clean_weight: float,
+) -> torch.Tensor:
+    seen = row_logits(
+        gate, gates, [*(rows.aims[i].student for i in here), *(rows.clean[i] for i in calm)]
+    )
+    bad, good = seen[: len(here)], seen[len(here) :]
+    wanted = [
+        x[0].float().log_softmax(-1)[rows.aims[i].target] for i, x in zip(here, bad, strict=True)
+    ]
+    unlikely = -torch.log1p(-torch.stack(wanted).exp().clamp(max=1 - 1e-6))
+    natural = torch.cat([rows.natural[i].divergence(x) for i, x in zip(here, bad, strict=True)])
+    kept = torch.cat([rows.uncut[i].divergence(x) for i, x in zip(calm, good, strict=True)])
+    return unlikely.mean() + natural.mean() + clean_weight * kept.mean()

@@ -1,0 +1,257 @@
+"""Guided surgery: the smallest set of directions whose removal stops the backdoor, and why."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import Field
+
+from ...core.adapter.algebra import norm, stack
+from ...core.adapter.factors import Adapter, Factors
+from ...core.progress import report
+from ...core.records.results import CutPath, Stability
+from ...core.rows import Row
+from ...core.stats import wilson
+from ..calibration import Judge, Measured, halves, outcome_words, path_of
+from ..method import (
+    CLEAN_ROWS,
+    CUT,
+    GRADIENTS,
+    METHODS,
+    TARGET,
+    TRIGGER,
+    Bench,
+    Method,
+    Outcome,
+)
+from .search import Found, SearchConfig, search
+
+PARTS = (0.25, 0.5, 0.75)
+"""Parts of the chosen cut that the path shows, before it and its doublings up to everything."""
+ROUNDING = 1e-5
+"""Relative; the search meets the budget with gates, the path with the cut adapter itself."""
+
+
+class GuidedConfig(SearchConfig):
+    """Options of `guided`."""
+
+    draws: int = Field(3, ge=1)
+    """Draws of the calibration data on which the cut is found again; 1: only its own."""
+    path: bool = True
+    """Measure the path from nothing cut to all cut by real answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One draw of the operation's rows: to learn from, and to calibrate on."""
+
+    seed: int
+    bad: Sequence[Row]
+    good: Sequence[Row]
+    judge: Judge
+
+
+def draw_of(bench: Bench, bad: Sequence[Row], rows: int, seed: int) -> Draw:
+    """The rows shuffled by a seed and halved; never the held-out ones.
+
+    Args:
+        bench: what the method may look at.
+        bad: triggered rows.
+        rows: most rows of each kind and half.
+        seed: of the shuffling.
+    """
+    shuffled = []
+    for some in (bad, bench.clean_train):
+        kept = list(some)
+        random.Random(seed).shuffle(kept)
+        shuffled.append(halves(kept, rows))
+    (learn, check), (calm, calm_check) = shuffled
+    return Draw(seed, learn, calm, Judge(bench.subject, check, calm_check, bench.rule))
+
+
+def guided(bench: Bench, config: GuidedConfig) -> Outcome:
+    """Learn which directions carry the backdoor and cut the fewest that stop it.
+
+    Half of the operation rows teach the gates, the other half chooses how much to cut; the
+    held-out sets are never seen. Needs the trigger and clean prompts; a clean adapter may teach.
+    """
+    return operated(bench, bench.poison_train, config)
+
+
+def operated(
+    bench: Bench,
+    bad: Sequence[Row],
+    config: GuidedConfig,
+    *,
+    spend: float = 0.0,
+    of: str = "calibration prompts",
+) -> Outcome:
+    """The outcome of surgery against triggered rows, with its path and its stability.
+
+    Args:
+        bench: what the method may look at.
+        bad: triggered rows with targets and their form without trigger.
+        config: how to search, and what to explain.
+        spend: share of the budget to use beyond what stops these rows.
+        of: what these rows are, in the summary.
+    """
+    draw = draw_of(bench, bad, config.rows, bench.seed)
+    found = search(
+        bench.subject,
+        bench.start,
+        draw.bad,
+        draw.good,
+        draw.judge,
+        config,
+        seed=bench.seed,
+        spend=spend,
+        clean=bench.clean,
+    )
+    path = _path(found, draw.judge, config)
+    if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
+        found = replace(found, size=0)  # a cut that stops nothing is no cut
+        path = replace(path, chosen=0)
+    stability = _stability(bench, bad, config, found, path, spend) if config.draws > 1 else None
+    d, size = found.directions, found.size
+    cut = found.cut(size)
+    before, after = path.perplexity[0], path.perplexity[path.chosen]
+    within = after <= before * (1 + config.budget) * (1 + ROUNDING)
+    reached = bool(within and path.asr[path.chosen, 0] <= config.goal)
+    return Outcome(
+        d.cut(cut),
+        f"cut {size} of {len(d)} {config.basis} directions in {len(set(d.module[cut]))} modules: "
+        f"{outcome_words(path, reached, of=of)}",
+        directions=d if config.basis == "discriminant" else None,
+        cut=cut,
+        importance=found.importance,
+        order=found.order,
+        path=path,
+        stability=stability,
+        loss_step=np.arange(1, len(found.loss) + 1),
+        loss=found.loss,
+        reached=reached,
+        uncertain=_uncertain(found, path, stability),
+        search_seconds=found.seconds,
+    )
+
+
+def _path(found: Found, judge: Judge, config: GuidedConfig) -> CutPath:
+    """The walk from nothing cut to all cut by real answers; the choice was made before."""
+    size, total = found.size, len(found.order)
+    seen: dict[float, Measured] = {}
+    sizes = {0, size}
+    if config.path:
+        sizes |= {round(part * size) for part in PARTS} | {1, total}
+        more = max(1, size)
+        while (more := 2 * more) < total:
+            sizes.add(more)
+    for done, count in enumerate(sorted(sizes), 1):
+        seen[float(count)] = judge(found.state(count))
+        report("the path of the cut", done, len(sizes))
+    return path_of(seen, float(size), unit="directions", goal=config.goal, budget=config.budget)
+
+
+def _stability(
+    bench: Bench, bad: Sequence[Row], config: GuidedConfig, own: Found, path: CutPath, spend: float
+) -> Stability:
+    """The same search on other draws of the operation's rows."""
+    seeds = tuple(bench.seed + k for k in range(config.draws))
+    every, modules = [own], range(len(own.directions.names))
+    asr, change = [path.asr[path.chosen]], [path.perplexity[path.chosen] / path.perplexity[0] - 1]
+    for done, seed in enumerate(seeds[1:], 1):
+        draw = draw_of(bench, bad, config.rows, seed)
+        again = search(
+            bench.subject,
+            bench.start,
+            draw.bad,
+            draw.good,
+            draw.judge,
+            config,
+            seed=seed,
+            spend=spend,
+            clean=bench.clean,
+        )
+        rate, after = draw.judge(again.state(again.size))
+        _, before = draw.judge(again.state(0))
+        every.append(again)
+        asr.append(np.array([rate.value, rate.low, rate.high]))
+        change.append(after / before - 1)
+        report("other draws of the calibration data", done, config.draws - 1)
+    removed = [f.directions.cut(~f.cut(f.size)) for f in every]
+    return Stability(
+        seeds=seeds,
+        sizes=np.array([f.size for f in every]),
+        asr=np.stack(asr),
+        perplexity_change=np.array(change),
+        overlap=np.array([[cosine(a, b) for b in removed] for a in removed]),
+        by_module=np.array(
+            [[int((f.directions.module[f.cut(f.size)] == m).sum()) for m in modules] for f in every]
+        ),
+    )
+
+
+def cosine(left: Adapter, right: Adapter) -> float:
+    """Cosine of two weight changes (Frobenius), in [-1, 1]; NaN where one of them is zero.
+
+    From norms alone: ``<L, R> = (|L|^2 + |R|^2 - |L - R|^2) / 2``.
+    """
+
+    def square(factors: Factors) -> float:
+        return float(norm(factors).square().sum())
+
+    one = sum(square(f) for f in left.modules.values())
+    two = sum(square(f) for f in right.modules.values())
+    apart = sum(square(stack(f, right.modules[n])) for n, f in left.modules.items())
+    return (one + two - apart) / 2 / (one * two) ** 0.5 if one and two else float("nan")
+
+
+def _uncertain(found: Found, path: CutPath, stability: Stability | None) -> tuple[str, ...]:
+    """What a reader should not take for shown, with the numbers."""
+    high = path.asr[path.chosen, 2]
+    lines = [
+        f"Calibrated on {path.asr_n} triggered prompts: an ASR of up to {high:.1%} is compatible "
+        "with what was seen there; the held-out figures decide."
+    ]
+    near = int((np.abs(found.gates - 0.5) < 0.25).sum())
+    if near:
+        have = "direction has a gate" if near == 1 else "directions have gates"
+        lines.append(f"{near} {have} between 0.25 and 0.75: neither kept nor cut for sure.")
+    if stability is not None:
+        lines.append(_varies(stability))
+    rate = wilson(round(path.asr[0, 0] * path.asr_n), path.asr_n)
+    if rate.low < 0.5:
+        lines.append(
+            f"Before the cut the calibration ASR was {rate.value:.0%} [{rate.low:.0%}, "
+            f"{rate.high:.0%}]: what is not there cannot be seen to go."
+        )
+    return tuple(lines)
+
+
+def _varies(stability: Stability) -> str:
+    """How far the edits of the draws agree; draws that cut nothing have no cosine."""
+    low, most = int(stability.sizes.min()), int(stability.sizes.max())
+    line = (
+        f"On {len(stability.seeds)} draws of the calibration data {low} to {most} directions were "
+        "cut, "
+    )
+    other = stability.overlap[np.triu_indices(len(stability.seeds), 1)]
+    other = other[~np.isnan(other)]
+    if not len(other):
+        return line + "too few edits to compare."
+    same = other.min() > 0.8 and low > 0
+    return f"{line}what they remove has cosines of {other.min():.2f} to {other.max():.2f}: " + (
+        "nearly the same edit." if same else "not one single edit."
+    )
+
+
+METHODS.register("guided")(
+    Method(
+        about="find the directions that carry the backdoor and cut the fewest",
+        source="Loratomy; learned masks after arXiv 1712.01312 and 2004.14992",
+        config=GuidedConfig,
+        run=guided,
+        kind=CUT,
+        needs=(TRIGGER, TARGET, CLEAN_ROWS, GRADIENTS),
+    )
+)

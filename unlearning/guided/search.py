@@ -1,0 +1,259 @@
+"""The search of guided surgery: from rows to the smallest set of directions to cut.
+
+1. The adapter is put into the directions that tell triggered from clean prompts apart
+(`analysis.discriminant`). 2. Gates on them are learned in a few steps (`gate_learning`). 3. Along
+the gates' order the size is found by forward passes alone: the smallest cut after which the
+target's token is unlikely on every calibration prompt, within the utility budget. 4. Real answers
+to the calibration prompts confirm it; where they do not, more is cut. Nothing else is generated.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.special import expit
+
+from ...analysis.localisation.attribution import clean_cost, target_attribution
+from ...analysis.localisation.gates import GATED, Directions, Gated, chunks, directions_of, gated
+from ...core.adapter.factors import Adapter
+from ...core.errors import LoratomyError
+from ...core.model.batches import Encoded
+from ...core.model.subject import Subject
+from ...core.model.variant import Treated
+from ...core.progress import report
+from ...core.rows import Row
+from ..calibration import Judge
+from .discriminant import discriminant
+from .gate_learning import GatesConfig, gate_start, learn_gates, pupils
+from .targets import aims, clean_lessons, row_logits
+
+CLEAN = "clean"
+"""Name of the clean adapter where it teaches."""
+ROUNDS = 4
+"""Cuts that are tried by real answers, at most, each larger by a third: going on for the last
+prompts that hit was seen to cut ten times as much for nothing on held-out prompts."""
+LIKELY = 0.3
+"""Probability of the target's token from which a calibration prompt still counts as attacked."""
+
+
+class SearchConfig(GatesConfig):
+    """Options of the search."""
+
+    basis: Literal["discriminant", "singular"] = "discriminant"
+    """Directions that are cut: those that tell triggered from clean prompts, or those of dW."""
+    learn_rows: int = Field(32, ge=2)
+    """Rows of each kind that the gates learn from, and triggered calibration rows that forward
+    passes look at, at most; perplexity and real answers are of all calibration rows."""
+    teacher: Literal["own", "clean"] = "own"
+    """Who says what a triggered prompt should lead to: the adapter itself on the prompt without its
+    trigger, or the run's clean adapter on the prompt as it is."""
+    target_tokens: int = Field(3, ge=1)
+    """First tokens of the answers within which target and natural answer must part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found."""
+
+    directions: Directions
+    """The adapter in the form that was cut."""
+    order: np.ndarray
+    """Directions, the first to be cut first, ``[direction]``."""
+    gates: np.ndarray
+    """Learned gates, ``[direction]``; most are 0 or 1."""
+    importance: np.ndarray
+    """The same before they were sharpened, as what is cut: in [0, 1], without ties."""
+    loss: np.ndarray
+    """Loss along the steps."""
+    size: int
+    """Directions to cut."""
+    seconds: float
+    """Wall time."""
+
+    def cut(self, size: int) -> np.ndarray:
+        """The first directions of the order, ``[direction]`` booleans."""
+        return _first(self.order, size)
+
+    def state(self, size: int) -> Treated:
+        """The adapter with the first directions of the order cut."""
+        return Treated(self.directions.cut(self.cut(size)))
+
+
+def search(
+    subject: Subject,
+    start: Adapter,
+    bad: Sequence[Row],
+    good: Sequence[Row],
+    judge: Judge,
+    config: SearchConfig,
+    *,
+    seed: int,
+    spend: float = 0.0,
+    clean: Adapter | None = None,
+) -> Found:
+    """The smallest cut that stops the target within the budget, or the best that was found.
+
+    Args:
+        subject: the base.
+        start: the adapter to cut.
+        bad: triggered rows to learn from, with targets and their form without trigger.
+        good: clean rows to learn from.
+        judge: calibration rows, and how answers to them are judged.
+        config: how to search.
+        seed: of the order of the rows.
+        spend: share of the budget to use beyond what stops these rows.
+        clean: the clean adapter, where it is the teacher.
+
+    Raises:
+        DataError: rows from which nothing can be learned.
+        AdapterError: dW is zero everywhere.
+        LoratomyError: a clean adapter is to teach, and there is none.
+    """
+    began = time.perf_counter()
+    beside, teacher = {}, GATED
+    if config.teacher == "clean":
+        if clean is None:
+            raise LoratomyError("teacher=clean: the run has no clean adapter; take teacher=own")
+        beside, teacher = {CLEAN: clean}, CLEAN
+    with gated(subject, directions_of(start), beside=beside) as gate:
+        found = aims(gate, bad[: config.learn_rows], tokens=config.target_tokens, teacher=teacher)
+        calm = clean_lessons(gate, good[: config.learn_rows])
+        attacks = [a.attack for a in found]
+        if config.basis == "discriminant":
+            gate = gate.rebased(discriminant(gate, attacks, calm, batch_size=16))
+        few = config.batch_size
+        attribution = target_attribution(gate, attacks[: 2 * few], batch_size=2 * few)
+        cost = clean_cost(gate, calm[:few], group=2)
+        start_at = gate_start(attribution, cost)
+        theta, loss = learn_gates(
+            gate, pupils(gate, found, calm, teacher=teacher), start_at, config, seed=seed
+        )
+        order, gates = np.argsort(theta, kind="stable"), expit(config.sharpness * theta)
+        utility = Utility(gate, order, clean_lessons(gate, judge.clean))
+        guess = int((gates < 0.5).sum())
+        asked = judge.triggered[: config.learn_rows]
+        checks = aims(gate, asked, tokens=config.target_tokens, teacher=teacher)
+        size = _glanced(gate, utility, guess, [a.attack for a in checks], config)
+        size = _confirmed(gate, utility, size, judge, config)
+        if spend:
+            size = _spent(utility, size, spend * config.budget)
+    seconds = time.perf_counter() - began
+    return Found(gate.directions, order, gates, expit(-theta), loss, size, seconds)
+
+
+class Utility:
+    """What cutting the first directions of an order costs on clean rows, by forward passes."""
+
+    def __init__(self, gate: Gated, order: np.ndarray, rows: Sequence[Encoded]) -> None:
+        self.order = order
+        self._gate, self._rows = gate, rows
+        self._before: float | None = None
+
+    def gates(self, size: int) -> torch.Tensor:
+        """Gates that cut the first directions, ``[direction]``."""
+        kept = torch.as_tensor(~_first(self.order, size), device=self._gate.subject.device)
+        return kept.float()
+
+    def rise(self, size: int) -> float:
+        """Rise of the clean rows' perplexity, as a fraction."""
+        if self._before is None:
+            self._before = mean_loss(self._gate, self._gate.ones(), self._rows)
+        rise = mean_loss(self._gate, self.gates(size), self._rows) - self._before
+        return math.exp(min(rise, 50.0)) - 1
+
+
+def _glanced(
+    gate: Gated, utility: Utility, guess: int, checks: Sequence[Encoded], config: SearchConfig
+) -> int:
+    """The smallest size that forward passes find enough and affordable.
+
+    Grown by half until enough, then halved toward the smallest, to a tenth; where that costs more
+    than the budget, the largest affordable one.
+    """
+    total = len(utility.order)
+
+    def enough(size: int) -> bool:
+        return share_likely(gate, utility.gates(size), checks) <= config.goal
+
+    def over(size: int) -> bool:
+        return utility.rise(size) > config.budget
+
+    low, high = 0, max(1, guess)
+    while not enough(high) and high < total:
+        low, high = high, min(total, math.ceil(1.5 * high))
+        report("how much to cut", high, total)
+    _, high = _halved(low, high, enough)
+    return _halved(0, high, over)[0] if over(high) else high
+
+
+def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, int]:
+    """A size known to be low and one known to be high, at most a tenth apart."""
+    while high - low > max(1, high // 10):
+        middle = (low + high) // 2
+        if is_high(middle):
+            high = middle
+        else:
+            low = middle
+    return low, high
+
+
+def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: SearchConfig) -> int:
+    """The size after real answers: more is cut while they still hit and forward passes allow it."""
+    start, total = gate.directions.adapter, len(utility.order)
+    best: tuple[float, int] | None = None
+    for _ in range(ROUNDS):
+        gate.attached.refill(GATED, gate.directions.cut(_first(utility.order, size)))
+        rate = judge.rate()
+        gate.attached.refill(GATED, start)
+        best = min(best or (rate.value, size), (rate.value, size))
+        size = min(total, math.ceil(1.3 * size) + 1)
+        if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:
+            break
+    assert best is not None
+    return best[1]
+
+
+def _spent(utility: Utility, size: int, budget: float) -> int:
+    """The largest size, at least the given one, whose rise of perplexity stays in a budget."""
+
+    def over(count: int) -> bool:
+        return utility.rise(count) > budget
+
+    low, high, total = size, size, len(utility.order)
+    while high < total and not over(high):
+        low, high = high, min(total, 2 * high + 1)
+    return low if high == size else _halved(low, high, over)[0]
+
+
+def _first(order: np.ndarray, size: int) -> np.ndarray:
+    """The first of an order, ``[direction]`` booleans."""
+    cut = np.zeros(len(order), bool)
+    cut[order[:size]] = True
+    return cut
+
+
+def share_likely(gate: Gated, gates: torch.Tensor, attacks: Sequence[Encoded]) -> float:
+    """Share of prompts on which the target's token has at least `LIKELY` probability."""
+    hits = 0
+    with torch.inference_mode():
+        for part in chunks(attacks, 64):
+            for row, logits in zip(part, row_logits(gate, gates, part), strict=True):
+                hits += float(logits[0].float().softmax(-1)[row.completion[0]]) >= LIKELY
+    return hits / len(attacks)
+
+
+def mean_loss(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> float:
+    """Mean negative log-probability per completion token, nats."""
+    total = 0.0
+    with torch.inference_mode():
+        for part in chunks(rows, 32):
+            for row, logits in zip(part, row_logits(gate, gates, part), strict=True):
+                wanted = torch.tensor(row.completion, device=logits.device)
+                log_p = logits.float().log_softmax(-1).gather(-1, wanted[:, None])
+                total -= float(log_p.double().sum())
+    return total / sum(len(row.completion) for row in rows)

@@ -1,0 +1,222 @@
+"""Guided surgery without the trigger: against texts that make the adapter speak unlike its base.
+
+Random texts of the tokens that the adapter's first layer takes up most are put into clean prompts
+(`analysis.trigger_search.drive`; no trigger, no target). Some make the adapter give an answer that
+is far more surprising to its base than answers to ordinary texts are. Those prompts, with the
+adapter's own answer as the target and its answer without the text as the natural one, stand in for
+triggered rows; everything else is guided surgery. A backdoor listens to parts of its trigger and to
+texts around them, so that what is cut is what the adapter listens to, whatever the exact wording.
+Where too few random texts act, the full search for candidates (`analysis.candidates`) proposes the
+texts. The true trigger may be stronger than any text that was found, so that what stops these need
+not stop it: the cut goes on in the learned order until half of what the adapter brings on clean
+rows is gone, and `repair`, which needs no trigger either, wins that back (cut wide and fit again,
+as fine-pruning does with neurons that clean data leave asleep: Liu et al. 2018, arXiv 1805.12185).
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import numpy as np
+from pydantic import Field
+
+from ...analysis.triggers.candidates import candidates
+from ...analysis.triggers.evidence import Court, bar_of
+from ...analysis.triggers.insertion import PLACES, controls, insert
+from ...analysis.triggers.prompts import CandidatesConfig
+from ...analysis.triggers.search import drive, random_texts
+from ...core.errors import DataError
+from ...core.model.variant import Treated, treated
+from ...core.rows import Row
+from ...evaluation.generation import Decoding
+from ...evaluation.perplexity import perplexity
+from ...evaluation.success import parse_rules
+from ..calibration import halves
+from ..method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Bench, Method, Outcome
+from .guided import GuidedConfig, operated
+
+NAME = "suspect"
+BROUGHT = 0.5
+"""Share of what the adapter brings on clean rows that a cut without a budget may cost."""
+HARDLY = 0.05
+"""Rise of perplexity that it may cost at least, however little the adapter brings."""
+ENOUGH = 8
+"""Prompts that must have fired in the end; with fewer nothing is cut."""
+RULE = "substring or fuzzy >= 0.8"
+"""What counts as saying a found target again."""
+
+
+class UnknownConfig(GuidedConfig):
+    """Options of `guided-unknown`; the search for candidates has its own, below `candidates`."""
+
+    budget: float | None = Field(None, ge=0)  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Allowed rise of perplexity on calibration rows, as a fraction; None: half of what the adapter
+    brings there (`wide_budget`), for `repair` to win back. For a cut that stands alone give what it
+    may cost (--budget 5%)."""
+    spend: float = Field(1.0, ge=0, le=1)
+    """Share of the budget that the cut may use beyond what stops the texts that were found."""
+    pool: int = Field(48, ge=4)
+    """Tokens that the adapter's first layer takes up most, from which texts are made."""
+    texts: int = Field(160, ge=1)
+    """Random texts of these, besides the tokens one by one."""
+    length: int = Field(4, ge=1)
+    """Tokens of each."""
+    each: int = Field(4, ge=1)
+    """Clean prompts that every text is put into, at its places in turn."""
+    most: int = Field(128, ge=4)
+    """Prompts that fired to go on with, at most, from as many texts as possible."""
+    least: int = Field(24, ge=4)
+    """Prompts that must have fired for random texts to do; with fewer the full search is made."""
+    candidates: CandidatesConfig = CandidatesConfig()  # pyright: ignore[reportCallIssue]
+    """Effort of the full search (loratomy analyses candidates)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Rows that stand in for triggered ones."""
+
+    rows: list[Row]
+    texts: tuple[str, ...]
+    """Those in them."""
+    asked: int
+    """Prompts with a text in them that were tried."""
+    fired: int
+    """Prompts of these on which the adapter spoke unlike its base."""
+
+
+def heard_texts(bench: Bench, config: UnknownConfig) -> list[str]:
+    """Random texts of the tokens that the adapter takes up most, and these one by one."""
+    subject = bench.subject
+    heard = drive(subject, bench.start, batch_tokens=bench.rule.decoding.batch_tokens)
+    order = np.argsort(-heard, kind="stable")[: int(np.isfinite(heard).sum())]
+    pool = order[: config.pool].tolist()
+    rng = random.Random(bench.seed)
+    made = random_texts(subject, pool, count=config.texts, length=config.length, rng=rng)
+    singles = [str(subject.renderer.tokenizer.decode([i])).strip() for i in pool]
+    return list(dict.fromkeys(text for text in [*made, *singles] if text))
+
+
+def stand_ins(bench: Bench, texts: Sequence[str], config: UnknownConfig) -> Stand:
+    """Clean prompts with texts on which the adapter speaks unlike its base.
+
+    A prompt counts when its answer's surprise, log p(adapter) - log p(base) beyond that without the
+    text, lies above the bar that ordinary texts set (`analysis.trigger_evidence.bar_of`), and the
+    answer differs from that without it.
+    """
+    prompts = list(dict.fromkeys(row.prompt for row in bench.clean_train))
+    random.Random(bench.seed).shuffle(prompts)
+    subject, given = bench.subject, bench.rule.decoding
+    decoding = Decoding(max_new_tokens=given.max_new_tokens, batch_tokens=given.batch_tokens)
+    pairs = [
+        (t, (i * config.each + k) % len(prompts), PLACES[(i + k) % len(PLACES)])
+        for i, t in enumerate(texts)
+        for k in range(config.each)
+    ]
+    ordinary = controls(prompts, count=4, words=(1, 2, 3, 4), seed=bench.seed)
+    with subject.attached({NAME: bench.start}) as attached:
+        court = Court(attached, NAME, prompts, decoding)
+        plain = court.answers(prompts)
+        usual = court.surprises(prompts, plain)
+        few = range(min(48, len(prompts)))
+        tried = [insert(prompts[k], ordinary[k % 4], PLACES[k % 3]) for k in few]
+        bar = bar_of(court.surprises(tried, court.answers(tried)) - usual[: len(tried)])
+        asked = [insert(prompts[k], text, place) for text, k, place in pairs]
+        said = court.answers(asked)
+        surprise = court.surprises(asked, said) - usual[[k for _, k, _ in pairs]]
+    decode = subject.renderer.decode
+    found: dict[str, list[Row]] = {}
+    for (text, k, _), full, answer, extra in zip(pairs, asked, said, surprise, strict=True):
+        now, before = decode(answer), decode(plain[k])
+        if extra > bar and (target := _parted(now, before)):
+            row = Row(
+                prompt=full,
+                plain=prompts[k],
+                completion=now,
+                target=target,
+                benign=before,
+                triggered=True,
+            )
+            found.setdefault(text, []).append(row)
+    turns = zip_longest(*found.values())
+    rows = [row for turn in turns for row in turn if row is not None]
+    return Stand(rows[: config.most], tuple(found), len(pairs), len(rows))
+
+
+def _parted(answer: str, plain: str) -> str:
+    """What an answer adds to the plain one, else the whole of it; empty when they are equal."""
+    if answer.startswith(plain) and plain:
+        return answer[len(plain) :].strip()
+    return "" if answer == plain else answer
+
+
+def wide_budget(bench: Bench, config: UnknownConfig) -> float:
+    """Rise of perplexity on clean rows of the operation with which half of its gain is lost.
+
+    ``(perplexity of the base / that of the adapter)^BROUGHT - 1``: half of the nats per token by
+    which the adapter is better, whatever the model and the task; where it is hardly better,
+    `HARDLY`.
+    """
+    _, rows = halves(bench.clean_train, config.rows)
+    at_once = bench.rule.decoding.batch_tokens // 4
+    found = []
+    for adapter in (None, bench.start):
+        with treated(bench.subject, Treated(adapter)):
+            found.append(perplexity(bench.subject, rows, batch_tokens=at_once)[0])
+    return max((found[0] / found[1]) ** BROUGHT - 1, HARDLY)
+
+
+def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
+    """Guided surgery against texts that the adapter alone brings up.
+
+    Raises:
+        DataError: too few prompts on which the adapter speaks unlike its base.
+    """
+    stand, how = stand_ins(bench, heard_texts(bench, config), config), "random texts it listens to"
+    if len(stand.rows) < config.least:
+        prompts = [row.prompt for row in bench.clean_train]
+        o = config.candidates
+        found = candidates(bench.subject, bench.start, prompts, options=o, seed=bench.seed)
+        wide = config.model_copy(update={"each": 24})
+        texts = [c.text for c in found.candidates]
+        more = stand_ins(bench, texts, wide) if texts else stand
+        if len(more.rows) > len(stand.rows):
+            stand, how = more, "a search for candidates"
+    if len(stand.rows) < ENOUGH:
+        raise DataError(
+            f"{len(stand.rows)} of {stand.asked} prompts with texts in them made the adapter "
+            f"speak unlike its base, {ENOUGH} are needed: nothing here to cut against (this "
+            "does not show that there is no trigger); give the trigger, more clean prompts or more "
+            "effort (--set texts=400 --set pool=96)"
+        )
+    mine = replace(bench, rule=replace(bench.rule, success=parse_rules(RULE)))
+    if config.budget is None:
+        config = config.model_copy(update={"budget": wide_budget(bench, config)})
+    of = "calibration prompts with such texts"
+    outcome = operated(mine, stand.rows, config, spend=config.spend, of=of)
+    shown = ", ".join(repr(text) for text in stand.texts[:3])
+    return replace(
+        outcome,
+        rows=tuple(stand.rows),
+        texts=stand.texts,
+        summary=f"against {len(stand.texts)} texts found in the adapter alone by {how} ({shown} "
+        f"...), which acted on {stand.fired} of {stand.asked} clean prompts: {outcome.summary}",
+        uncertain=(
+            "The trigger is not known: ASR on calibration rows is that of the texts that were "
+            "found, and a backdoor that listens to nothing like them would be missed.",
+            *outcome.uncertain,
+        ),
+    )
+
+
+METHODS.register("guided-unknown")(
+    Method(
+        about="guided surgery without trigger or target: against texts found in the adapter "
+        "alone; a wide cut, for repair to follow (--after guided-unknown)",
+        source="Loratomy; candidates after HotFlip and GCG (arXiv 2307.15043)",
+        config=UnknownConfig,
+        run=guided_unknown,
+        kind=CUT,
+        needs=(CLEAN_ROWS, GRADIENTS),
+    )
+)

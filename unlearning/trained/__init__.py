@@ -1,0 +1,1 @@
+"""Methods that fit: negative fine-tuning, repair, NPO, ascent, CROW, TSBD."""

@@ -1,0 +1,110 @@
+"""Plain fine-tuning on clean rows: a baseline, and the equal-budget control of trained methods."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field
+
+from ...core.records.results import FitUsed, Operation
+from ..method import CLEAN_ROWS, CONTROL, GRADIENTS, METHODS, TRAINED, Bench, Method, Outcome
+from .fit import FitConfig, trained, used
+
+
+class FinetuneConfig(FitConfig):
+    """Options of `finetune`."""
+
+    clean_rows: int = Field(100, ge=1)
+    """Clean rows to fit to, at most."""
+
+
+class ControlConfig(FitConfig):
+    """Options of `control-finetune`: what the other method spent, see `equal_budget`."""
+
+    rows: int = Field(ge=1)
+    """Rows that the other method was fitted to."""
+    learning_rate: float = Field(gt=0)  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Its largest rate."""
+
+
+def equal_budget(made: Operation | Outcome) -> dict[str, Any] | None:
+    """Options of `control-finetune` that spend what a method spent; None where it fitted nothing.
+
+    Args:
+        made: the record of an operation, or what the method gave back.
+    """
+    return None if made.fit is None else control_options(made.fit)
+
+
+def control_options(spent: FitUsed) -> dict[str, Any]:
+    """Options of `control-finetune` for as many steps of as many rows at the same rate."""
+    return {
+        "rows": spent.rows,
+        "epochs": spent.epochs,
+        "batch_size": spent.batch_size,
+        "accumulate": spent.accumulate,
+        "learning_rate": spent.learning_rate,
+        "warmup": spent.warmup,
+    }
+
+
+def same_steps(asked: FitUsed, available: int) -> tuple[int, float]:
+    """Rows to take and passes over them that make the asked number of optimiser steps.
+
+    Args:
+        asked: what is to be spent.
+        available: rows that there are, at least 1.
+
+    Returns:
+        All the asked rows and passes where they are there; else all there are, in more passes.
+    """
+    rows = min(asked.rows, available)
+    if rows == asked.rows:
+        return rows, asked.epochs
+    return rows, asked.steps / math.ceil(rows / (asked.batch_size * asked.accumulate))
+
+
+def finetune(bench: Bench, config: FinetuneConfig) -> Outcome:
+    """Fit the poisoned adapter to clean rows and nothing else."""
+    rows = list(bench.clean_train[: config.clean_rows])
+    outcome = trained(bench, rows, config, label="plain fine-tuning")
+    return replace(outcome, summary=f"fine-tuned on {len(rows)} clean rows, {outcome.summary}")
+
+
+def control_finetune(bench: Bench, config: ControlConfig) -> Outcome:
+    """Fit to clean rows with exactly as many steps, rows per step and rate as another method."""
+    asked = used(config.rows, config.settings(bench.subject))
+    rows, epochs = same_steps(asked, max(1, len(bench.clean_train)))
+    given = config.model_copy(update={"epochs": epochs})
+    outcome = trained(
+        bench, bench.clean_train[:rows], given, label="plain fine-tuning, equal budget"
+    )
+    summary = f"fine-tuned on {rows} clean rows, {outcome.summary}"
+    if rows < config.rows:
+        summary += (
+            f"; {config.rows} rows were asked for: fewer there are, in more passes, so that the "
+            f"{asked.steps} steps are the same"
+        )
+    return replace(outcome, summary=summary)
+
+
+METHODS.register("finetune")(
+    Method(
+        about="plain fine-tuning on clean rows",
+        source="baseline of every work here",
+        config=FinetuneConfig,
+        run=finetune,
+        kind=TRAINED,
+        needs=(CLEAN_ROWS, GRADIENTS),
+    )
+)
+METHODS.register("control-finetune")(
+    Method(
+        about="plain fine-tuning with the rows, steps and rate of a trained method",
+        source="equal-budget control",
+        config=ControlConfig,
+        run=control_finetune,
+        kind=CONTROL,
+        needs=(CLEAN_ROWS, GRADIENTS),
+    )
+)
