@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ROOMS := api core data evaluation training analysis unlearning figures bench cli
 STAMP := $(VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Threads that spin long while they wait make small models ten times slower on shared cores.
@@ -40,6 +41,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(BIN)/python tests/typed.py $(ROOMS)
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_floors.py
 	@echo "check: style, types and floors are in order"

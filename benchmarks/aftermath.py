@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loratomy.cli.aftermath_stages import load_aftermath
+from loratomy.aftermath import load_aftermath
 from loratomy.core.records.bench import Relearning, Transfer
 from loratomy.core.runs.folder import RunFolder
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from loratomy.cli.bench_cells import attack_cells
-from loratomy.cli.bench_notes import read_notes
+from loratomy.bench.cells import attack_cells
+from loratomy.bench.failures import read_notes
+from loratomy.bench.goals import CUT, Tried, goals
+from loratomy.bench.leaderboard import standings
 from loratomy.core.records.bench import BenchRow, Goal, Standing
 from loratomy.core.records.bench_table import read_bench_table
-from loratomy.unlearning.goals import CUT, Tried, goals
-from loratomy.unlearning.standing import standings
 
 
 def share(value: float, low: float, high: float) -> str:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.console import out
 from .attacks import table
-from .console import out
 
 if TYPE_CHECKING:
     from ..analysis.analyses import Analysis

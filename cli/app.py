@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from ..core import processes
+from ..core.console import err, say
 from ..core.errors import LoratomyError
 from ..core.files.atomic import full_disk, is_full
 from ..core.stopping import Stopped, listen
@@ -38,7 +39,6 @@ from . import (
     scorers,
     verify,
 )
-from .console import err, say
 
 
 def _settings() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .console import cell, out
+from ..core.console import cell, out
 
 
 def command() -> None:

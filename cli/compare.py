@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.console import out as stdout
+from ..core.console import say, say_json
 from ..core.records.results import Comparison
 from ..core.runs.folder import RunFolder
-from .console import out as stdout
-from .console import say, say_json
-from .measuring import as_objects, load_operations, measure_run
-from .tables import Numbers, folded
+from ..measuring import as_objects, load_operations, measure
+from ..settings import Judged
+from ..study import load
+from .tables.numbers import Numbers, folded
 
 
 def command(
@@ -36,8 +38,9 @@ def command(
 
     Example: loratomy compare runs/demo --json
     """
-    comparison = measure_run(run, scorers=scorers, fresh=fresh)
-    show(comparison, RunFolder.open(run), as_json=as_json)
+    study = load(run)
+    comparison = measure(study, judged=Judged(scorers=scorers), fresh=fresh)
+    show(comparison, study.run, as_json=as_json)
     if not as_json:
         say(f"next: loratomy report {run}")
 

@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.console import out as stdout
+from ..core.console import progress, say, say_json
 from ..core.errors import DataError
 from ..core.files.atomic import checksums, own_files
 from ..core.files.outputs import check_apart, check_folder_out, out_path
 from ..core.records.io import dumps
 from ..core.rows import Row, rows_to_jsonl
 from ..core.runs.manifest import outside_runs
+from ..data.built import SETS_RECORD, read_record
+from ..poisoning import WORLD
+from ..rows import clean_rows
 from .attacks import table
-from .console import out as stdout
-from .console import progress, say, say_json
 from .options import (
     COLUMN_HELP,
     FORMAT_HELP,
@@ -22,8 +25,6 @@ from .options import (
     TASK_HELP,
     TRIGGER_HELP,
 )
-from .sources import clean_rows
-from .study import SETS_RECORD, WORLD, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -227,7 +228,7 @@ def lint(
 
     Example: loratomy data lint poison.json clean.json test.json --trigger BadMagic --task refusal
     """
-    from .linting import data_files, lint_files
+    from ..linting import data_files, lint_files
 
     with progress():
         findings = lint_files(

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
+from ..core.console import say
 from ..core.records.results import Comparison
 from ..core.runs.folder import run_path
-from .console import say
-from .measuring import measure_run
-from .operate import operate_run
-from .poison import make_poisoned
-from .probe import probe_run
-from .report import report_run
+from ..measuring import measure
+from ..operating import operate
+from ..poisoning import make_poisoned
+from ..probing import probe
+from ..reporting import report
+from ..study import Study
 
 
 def command(
@@ -30,35 +31,35 @@ def command(
     began = time.perf_counter()
     folder = run_path("demo", out)
     say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
-    make_poisoned(load_recipe(recipe), folder, device="auto", dtype="auto", fresh=fresh)
+    study = make_poisoned(load_recipe(recipe), folder, fresh=fresh)
     say("2/5 probe: where does the backdoor live?")
     # Screening is for grids too large to patch whole; here every cell is patched.
-    probe_run(folder, leave_out=["screening"])
+    probe(study, leave_out=["screening"])
     say("3/5 operate: guided surgery, repair, negative fine-tuning, and the controls")
-    operate_all(folder)
+    operate_all(study)
     say("4/5 compare: everybody on the same held-out prompts")
-    comparison = measure_run(folder)
+    comparison = measure(study)
     say("5/5 report")
-    path = report_run(folder, formats=["html"])
+    path = report(study, formats=["html"])
     say(summary(comparison))
     say(f"done in {time.perf_counter() - began:.0f} s: open {path}")
 
 
-def operate_all(folder: Path) -> None:
+def operate_all(study: Study) -> None:
     """Guided surgery, its repair, negative fine-tuning, and controls of the same budget."""
     from ..unlearning.controls import same_change
     from ..unlearning.trained.finetune import equal_budget
 
-    guided = operate_run(folder, "guided", {})
-    repaired = operate_run(folder, "repair", {}, after="guided")
-    for fitted in (repaired, operate_run(folder, "negative", {})):
+    guided = operate(study, "guided", {})
+    repaired = operate(study, "repair", {}, after="guided")
+    for fitted in (repaired, operate(study, "negative", {})):
         plain, name = equal_budget(fitted), fitted.subject
         assert plain is not None
-        operate_run(folder, "control-finetune", plain, name=f"{name}-plain", control_for=name)
+        operate(study, "control-finetune", plain, name=f"{name}-plain", control_for=name)
     budget = same_change(guided)
-    operate_run(folder, "control-random", budget, control_for="guided")
-    operate_run(folder, "control-top", budget, control_for="guided")
-    operate_run(folder, "control-layer", {}, control_for="guided")
+    operate(study, "control-random", budget, control_for="guided")
+    operate(study, "control-top", budget, control_for="guided")
+    operate(study, "control-layer", {}, control_for="guided")
 
 
 def summary(comparison: Comparison) -> str:

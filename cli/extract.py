@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..adapters import ADAPTER_FILES, fetched
+from ..bases import base_folder
+from ..core.console import out as stdout
+from ..core.console import progress, say, say_json
 from ..core.errors import LoratomyError
 from ..core.files.outputs import check_folder_out, out_path
 from ..core.runs.manifest import outside_runs
-from .console import out as stdout
-from .console import progress, say, say_json
-from .located import fetched
-from .sources import ADAPTER_FILES
-from .study import base_folder
-from .tables import Numbers
+from .tables.numbers import Numbers
 
 if TYPE_CHECKING:
     from ..core.adapter.extraction import Extracted, Extraction

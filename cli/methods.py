@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from ..core.console import out, say_json
 from .attacks import table
-from .console import out, say_json
 
 if TYPE_CHECKING:
     from ..core.config import Config

@@ -1,5 +1,9 @@
-"""What options that several commands share say of themselves."""
+"""What options that several commands share say of themselves, and how they are read."""
 
+from typing import Any
+
+from ..core.errors import RunError
+from ..core.files.jsonfiles import json_or_text
 from ..core.rendering.templates import TEMPLATES
 from ..data.attacks.tasks import TASKS
 from ..data.attacks.triggers import LITERAL, PLACEMENTS, TRIGGERS
@@ -36,3 +40,19 @@ COMPLETIONS_HELP = (
     "What completions of triggered rows are: targets (what the attack wants), references (benign "
     "answers, as in published test files), or auto: told by --task or --target, else asked for."
 )
+
+REPORT_HELP = (
+    "Trackers that hear of training, comma-separated: wandb, trackio, tensorboard. Files go below "
+    "tracking/ in the run folder; without a key W&B goes on offline."
+)
+
+
+def parse_pairs(pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` options as a mapping; values are JSON where they parse, else text."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, value = pair.partition("=")
+        if not found or not key:
+            raise RunError(f"--set {pair[:60]!r}: write key=value, e.g. budget=0.01")
+        values[key] = json_or_text(value, f"--set {key[:40]}")
+    return values

@@ -1,25 +1,17 @@
 """`loratomy probe`: where does it live?"""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import LoratomyError, RunError
-from ..core.records.io import jsonable
-from ..core.runs.folder import RunFolder
-from .console import progress, say
-from .study import Study, done, parse_pairs
+from ..core.console import say
+from ..probing import SIZES, probe
+from ..study import load
+from .options import parse_pairs
 
 if TYPE_CHECKING:
-    from ..analysis.analyses import Analysis, Case
-    from ..core.config import Config
-
-STAGE = "analysis/"
-SIZES = {"prompts": 24, "target_tokens": 3}
-"""How much an analysis looks at, when nothing else is asked for."""
+    pass
 
 
 def command(
@@ -56,176 +48,7 @@ def command(
     """  # fmt: skip
     names = [n.strip() for n in only.split(",") if n.strip()]
     sizes = {"prompts": prompts, "target_tokens": target_tokens}
-    probe_run(run, names=names, options=parse_pairs(set_ or []), sizes=sizes, fresh=fresh)
-    known = RunFolder.open(run).asked["study"]["words"]
-    after = f"operate {run} guided" if known else f"report {run}"
+    study = load(run)
+    probe(study, names=names, options=parse_pairs(set_ or []), sizes=sizes, fresh=fresh)
+    after = f"operate {run} guided" if study.settings.words else f"report {run}"
     say(f"done: {run / 'analysis'}; next: loratomy {after}")
-
-
-def probe_run(
-    folder: Path,
-    *,
-    names: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int] | None = None,
-    leave_out: Sequence[str] = (),
-    fresh: bool = False,
-) -> None:
-    """Make the named analyses of a run (default: all that it allows), each a stage of its own."""
-    from ..analysis.catalogue import ANALYSES
-
-    for name in names:
-        _ = ANALYSES[name]  # an unknown name is an error before any work
-    sizes = {**SIZES, **(sizes or {})}
-    configs = _configs(options or {}, names or list(ANALYSES))
-    study = Study(RunFolder.open(folder))
-    wanted = [n for n in ANALYSES if n in names or (not names and n not in leave_out)]
-    left_out: list[str] = []
-    with study.run.locked(), progress():
-        for name in wanted:
-            try:
-                if lacking := _lacking(study, ANALYSES[name]):
-                    raise LoratomyError(f"it {lacking}")
-                _make(study, name, ANALYSES[name], configs[name], sizes, fresh=fresh)
-            except RunError:
-                raise  # of the run, not of what was asked of it
-            except LoratomyError as error:
-                left_out.append(name)
-                if len(left_out) == len(wanted):
-                    raise _alone(name, error) from error
-                say(f"left out: {name}, because {error}")
-        for name in leave_out:
-            say(f"{name} left out here; loratomy probe {folder} --only {name} makes it")
-    if left_out:
-        say(f"left out: {', '.join(left_out)} (why is said above); all else is there")
-
-
-def _alone(name: str, error: LoratomyError) -> LoratomyError:
-    """The error of an analysis of which nothing else was made, its name in front."""
-    text = str(error)
-    return LoratomyError(
-        text.replace("it ", f"{name} ", 1) if text[:3] == "it " else f"{name}: {text}"
-    )
-
-
-def _configs(options: Mapping[str, Any], wanted: Sequence[str]) -> "dict[str, Config]":
-    """The options of every analysis, ``name.key`` by ``name.key``."""
-    from ..analysis.catalogue import ANALYSES
-    from ..training.recipe import validated
-
-    given: dict[str, dict[str, Any]] = {name: {} for name in ANALYSES}
-    for key, value in options.items():
-        name, found, option = key.partition(".")
-        if not found:
-            raise LoratomyError(f"--set {key}: write ANALYSIS.OPTION=VALUE, e.g. where.checked=8")
-        _ = ANALYSES[name]
-        if name not in wanted:
-            raise LoratomyError(f"--set {key}: {name} is not among --only {','.join(wanted)}")
-        given[name][option] = value
-    return {n: validated(a.config, given[n], f"analysis {n}") for n, a in ANALYSES.items()}
-
-
-def _lacking(study: Study, analysis: "Analysis") -> str:
-    """What the run lacks for an analysis, in words; empty when nothing."""
-    from ..analysis.analyses import CLEAN_ADAPTER, TRIGGER
-
-    if CLEAN_ADAPTER in analysis.needs and not study.run.has("adapters/clean"):
-        return "needs a clean adapter (loratomy open --clean-adapter DIR)"
-    if TRIGGER in analysis.needs and not study.asked["words"]:
-        return "needs the trigger (loratomy open --trigger TEXT)"
-    family = study.subject.family.model_type
-    if analysis.families and family not in analysis.families:
-        return f"is for {', '.join(analysis.families)}, this base is {family}"
-    return ""
-
-
-def _make(
-    study: Study, name: str, analysis: "Analysis", config: "Config", sizes: Mapping[str, int], *,
-    fresh: bool,
-) -> None:  # fmt: skip
-    from ..core.records.io import save_record
-
-    combined = [n for n in analysis.combines if study.run.has(STAGE + n)]
-    sources = ["data", "adapters/poisoned", *(STAGE + n for n in combined)]
-    sources += ["adapters/clean"] * study.run.has("adapters/clean")
-    settings = {"sizes": dict(sizes), "options": config.model_dump()}
-    inputs = {**study.origin(*sources), "settings": settings}
-    if not fresh and _combined_changed(study, name, inputs, analysis.combines):
-        say(f"{name}: made again, because analyses that it combines are new")
-        fresh = True
-
-    def write(work: Path) -> None:
-        case = _case(study, combined, sizes)
-        with _numbers_hold():
-            records = analysis.run(case, config)
-        for file, record in records.items():
-            save_record(record, work, file)
-
-    done(study.run, STAGE + name, study.run.stage(STAGE + name, inputs, write, fresh=fresh))
-
-
-@contextmanager
-def _numbers_hold() -> Iterator[None]:
-    """An error of ours where a decomposition fails: weights so large that numbers overflow."""
-    import numpy as np
-    import torch
-
-    failed: tuple[type[Exception], ...] = (
-        np.linalg.LinAlgError,
-        torch.linalg.LinAlgError,  # pyright: ignore
-    )
-    try:
-        yield
-    except failed as error:
-        raise LoratomyError(
-            "its numbers overflow: a matrix cannot be decomposed "
-            f"({str(error).strip().splitlines()[0][:120]}); are the adapter's weights of a size "
-            "that makes sense?"
-        ) from error
-
-
-def _combined_changed(
-    study: Study, name: str, inputs: Mapping[str, Any], combines: Sequence[str]
-) -> bool:
-    """Whether a finished analysis differs from these inputs in what it combines, and only there."""
-    if not study.run.differs(STAGE + name, inputs):
-        return False
-    stages = {STAGE + other for other in combines}
-
-    def rest(of: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {k: v for k, v in of["from"].items() if k not in stages}
-        return {**of, "from": kept}
-
-    old = study.run.manifest["stages"][STAGE + name]["inputs"]
-    return bool(stages) and jsonable(rest(inputs)) == rest(old)
-
-
-def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "Case":
-    from ..analysis.analyses import Case
-
-    found = {name: load_stage(study.run, STAGE + name) for name in combined}
-    return Case(
-        subject=study.subject,
-        poisoned=study.poisoned,
-        clean=study.clean,
-        triggered=study.rows("poison_train") if study.asked["words"] else (),
-        clean_rows=study.rows("clean_train"),
-        make_rule=lambda: study.rule,
-        seed=study.asked["seed"],
-        found=found,
-        **sizes,
-    )
-
-
-def load_stage(run: RunFolder, stage: str) -> list[Any]:
-    """The records of a finished analysis, by file name."""
-    from ..core.records.io import load_any
-
-    folder = run.read(stage)
-    return [load_any(folder, name) for name in run.records(stage)]
-
-
-def standing(run: RunFolder) -> list[str]:
-    """Names of the analyses that stand in a run, in the order in which they were made."""
-    stages = [s.removeprefix(STAGE) for s in run.manifest["stages"] if s.startswith(STAGE)]
-    return [s for s in stages if "/" not in s and run.has(STAGE + s)]

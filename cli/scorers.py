@@ -1,7 +1,7 @@
 """`loratomy scorers`: how an answer can be judged."""
 
+from ..core.console import out
 from .attacks import table
-from .console import out
 
 
 def command() -> None:

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ..core.console import say
 from ..core.errors import RunError
 from ..core.runs.folder import RunFolder
-from .console import say
 
 
 def command(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:

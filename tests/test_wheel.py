@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("core", "data", "evaluation", "training", "analysis", "unlearning", "figures", "cli")
+ROOMS = (
+    *("core", "data", "evaluation", "training", "analysis", "unlearning"),
+    *("figures", "api", "bench", "cli"),
+)
 SOURCES = [p.relative_to(ROOT) for room in ROOMS for p in (ROOT / room).rglob("*.py")]
 DATA = [
     p.relative_to(ROOT)
     for pattern in ("training/models/wren/*", "training/recipes/*/*.toml", "figures/assets/*")
     for p in ROOT.glob(pattern)
 ]
+
+
+def place(path: Path) -> str:
+    """Where a file of the repository is below the package; the room api is the package itself."""
+    return path.as_posix().removeprefix("api/")
+
 
 IMPORT_ALL = """
 import importlib, sys
@@ -77,16 +86,15 @@ def site(wheel, tmp_path_factory) -> Path:
 def test_the_wheel_holds_every_module_and_all_data(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert DATA and len(DATA) > 9
-    missing = {f"loratomy/{p.as_posix()}" for p in [*SOURCES, *DATA]} - inside
+    missing = {f"loratomy/{place(p)}" for p in [*SOURCES, *DATA]} - inside
     assert not missing
     strange = {n for n in inside if not n.startswith(("loratomy/", "loratomy-"))}
     assert not strange, "a user's own folders must not be shadowed"
 
 
 def test_every_module_imports_from_the_wheel(site, tmp_path):
-    modules = [
-        "loratomy." + ".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in SOURCES
-    ]
+    names = [place(p).removesuffix(".py").replace("/", ".") for p in SOURCES]
+    modules = [f"loratomy.{name}".removesuffix(".__init__") for name in names]
     run(["-P", "-c", IMPORT_ALL, str(site), *modules], tmp_path, PYTHONPATH=str(site))
 
 

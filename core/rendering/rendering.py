@@ -1,7 +1,7 @@
 """How prompts are rendered, as a record: one value that decides it for every command."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +130,7 @@ def given_template(text: str) -> str:
     )
 
 
-def given_arguments(pairs: list[str]) -> dict[str, Any]:
+def given_arguments(pairs: Iterable[str]) -> dict[str, Any]:
     """The arguments that ``--template-arg key=value`` give; values are JSON where they parse.
 
     Raises:

@@ -14,16 +14,23 @@ from typing import Any
 
 from .. import processes
 from ..errors import RunError
-from ..files.atomic import TEMPORARY, checksums, sha256, sweep_temporaries, whole_folder, write_atomic
+from ..files.atomic import (
+    TEMPORARY,
+    checksums,
+    sha256,
+    sweep_temporaries,
+    whole_folder,
+    write_atomic,
+)
 from ..files.jsonfiles import MANIFEST as MOST
 from ..files.jsonfiles import read_json
-from .locks import held
-from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
 from ..files.outputs import check_folder_out, out_path
 from ..files.paths import REPORT, check_plain, check_tree, check_utf8, files_below, inside
-from .provenance import code_digest, machine, versions
 from ..records.io import SCHEMA, dumps, jsonable
 from ..text import visible
+from .locks import held
+from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
+from .provenance import code_digest, machine, versions
 
 PARTIAL = ".partial"
 TRACKING = "tracking"

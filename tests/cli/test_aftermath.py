@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from loratomy.cli import aftermath_stages
-from loratomy.cli.aftermath import aftermath_run
+from loratomy import aftermath
 from loratomy.core.errors import RunError
 from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.runs.folder import RunFolder
+from loratomy.study import load
 
 from .cases import refused, snapshot
 
@@ -20,11 +20,11 @@ OPTIONS = {"relearning.steps": 2, "relearning.prompts": 3, "transfer.near_misses
 @pytest.fixture(scope="module")
 def operated(run, tmp_path_factory):
     """The opened run with a cut, and a warm decoding, which is no adapter alone."""
-    from loratomy.cli.operate import operate_run
+    from loratomy.operating import operate
 
     folder = shutil.copytree(run, tmp_path_factory.mktemp("operated") / "run")
-    operate_run(folder, "truncate", {"rank": 1})
-    operate_run(folder, "temperature", {"value": 0.5}, name="warm")
+    operate(load(folder), "truncate", {"rank": 1})
+    operate(load(folder), "temperature", {"value": 0.5}, name="warm")
     return folder
 
 
@@ -62,7 +62,7 @@ def test_both_parts_are_made_shown_and_found_standing(own, cli):
     assert "relearning run" in again.stdout and "no trigger" in again.stdout
     assert snapshot(own) == before
     assert cli("verify", own).exit_code == 0
-    relearned, transferred = aftermath_stages.load_aftermath(RunFolder.open(own))
+    relearned, transferred = aftermath.load_aftermath(RunFolder.open(own))
     assert [(r.entry, r.rows) for r in relearned] == lines
     assert {(t.entry, t.variant, t.counts) for t in transferred} == entries
 
@@ -70,7 +70,7 @@ def test_both_parts_are_made_shown_and_found_standing(own, cli):
 def test_the_clean_adapter_is_a_yardstick_where_there_is_one(opened, tiny_adapter, cli, out):
     assert opened(clean_adapter=tiny_adapter).exit_code == 0
     assert cli("operate", out, "truncate", "--set", "rank=1").exit_code == 0
-    relearned, transferred = aftermath_run(out, only=["relearning"], options={
+    relearned, transferred = aftermath.aftermath(load(out), only=["relearning"], options={
         k: v for k, v in OPTIONS.items() if k.startswith("relearning")
     })  # fmt: skip
     assert [r.entry for r in relearned] == ["base", "clean", "truncate", "truncate"]
@@ -88,7 +88,7 @@ def test_only_what_is_asked_for_is_made_and_other_settings_are_not_mixed_in(own,
     refused(cli(*asked), "config.near_misses: 0 -> 2", "--fresh")
     assert snapshot(own) == before
     assert cli(*asked, "--fresh").exit_code == 0
-    assert any(t.variant.startswith("near miss") for t in aftermath_stages.load_aftermath(
+    assert any(t.variant.startswith("near miss") for t in aftermath.load_aftermath(
         RunFolder.open(own))[1])  # fmt: skip
 
 
@@ -100,29 +100,29 @@ def test_what_was_made_before_a_kill_stands_after_it(own, monkeypatch):
 
     monkeypatch.setattr(transfer, "transfer_rates", killed)
     with pytest.raises(KeyboardInterrupt):
-        aftermath_run(own, options=OPTIONS)
+        aftermath.aftermath(load(own), options=OPTIONS)
     run = RunFolder.open(own)
     assert run.has("aftermath/relearning/truncate") and not run.has("aftermath/transfer/poisoned")
     before = snapshot(own / "aftermath/relearning")
     monkeypatch.undo()
     monkeypatch.setattr(Renderer, "decode", lambda *_: "HACK")
-    relearned, transferred = aftermath_run(own, options=OPTIONS)
+    relearned, transferred = aftermath.aftermath(load(own), options=OPTIONS)
     assert len(relearned) == 3 and {t.entry for t in transferred} == {"truncate", "warm"}
     assert snapshot(own / "aftermath/relearning") == before
 
 
 def test_an_operation_made_again_makes_its_aftermath_stale(own, cli):
-    aftermath_run(own, of=["truncate"], only=["transfer"])
+    aftermath.aftermath(load(own), of=["truncate"], only=["transfer"])
     assert cli("operate", own, "truncate", "--set", "rank=2", "--fresh").exit_code == 0
     with pytest.raises(RunError, match="made from an earlier operations/truncate"):
-        aftermath_stages.load_aftermath(RunFolder.open(own))
+        aftermath.load_aftermath(RunFolder.open(own))
     refused(cli("aftermath", own, "--of", "truncate", "--only", "transfer"), "--fresh")
 
 
 def test_a_run_made_anew_leaves_nothing_of_its_aftermath(opened, cli, out):
     assert opened().exit_code == 0
     assert cli("operate", out, "truncate", "--set", "rank=1").exit_code == 0
-    aftermath_run(out, only=["transfer"])
+    aftermath.aftermath(load(out), only=["transfer"])
     assert opened("--fresh").exit_code == 0
     assert not (out / "aftermath").exists()
 
@@ -159,7 +159,7 @@ def test_the_name_of_a_cell():
             self.asked = {"kind": kind, "recipe": {"attack": {"words": None, **attack}}}
             self.manifest = {"name": "mine"}
 
-    cell = aftermath_stages.cell_of
+    cell = aftermath.cell_of
     assert cell(Made("poison", trigger="suffix", task="fixed")) == "suffix/fixed"
     own = Made("poison", trigger="suffix", task="code", words=["zq", "xv"])
     assert cell(own) == "zq + xv/code"

@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from loratomy.cli import bench as bench_module
-from loratomy.cli import benched
-from loratomy.cli.bench_cells import attack_cells, run_cells
-from loratomy.cli.bench_jobs import program
-from loratomy.cli.benched import Control
+from loratomy.bench import entries as benched
+from loratomy.bench import run as bench_module
+from loratomy.bench.cells import attack_cells, run_cells
+from loratomy.bench.entries import Control
+from loratomy.bench.jobs import program
 from loratomy.core.errors import DataError, LoratomyError, RunError
 from loratomy.core.records.bench_table import read_bench_table
 from loratomy.core.records.io import load_record
@@ -267,23 +267,24 @@ def test_methods_and_cells_add_to_what_stands(own, again):
 def test_stopped_in_the_second_cell_it_goes_on_from_there(run, cli, tmp_path, monkeypatch):
     runs = [shutil.copytree(run, tmp_path / name) for name in "ab"]
     given = ("bench", *runs, "--methods", "truncate,scale", "--out", tmp_path / "out")
-    operate = benched.operate_run
+    operate = benched.operate
     made = []
 
-    def stop(folder, method, *rest, **more):
+    def stop(study, method, *rest, **more):
+        folder = study.run.root
         if (folder.name, method) == ("b", "scale"):
             raise KeyboardInterrupt
         made.append((folder.name, more["name"]))
-        return operate(folder, method, *rest, **more)
+        return operate(study, method, *rest, **more)
 
-    monkeypatch.setattr(benched, "operate_run", stop)
+    monkeypatch.setattr(benched, "operate", stop)
     refused(cli(*given), "run the same command again", code=130)
     assert made[-1] == ("b", "truncate-top")
     assert {row.cell for row in rows_in(tmp_path)} == {"a"}  # the finished cell is in the table
     before = snapshot(tmp_path / "a")
     look = cli(*given, "--table")
     assert look.exit_code == 0 and "not there: begun, nothing is measured yet" in said(look)
-    monkeypatch.setattr(benched, "operate_run", operate)
+    monkeypatch.setattr(benched, "operate", operate)
     assert cli(*given).exit_code == 0
     assert snapshot(tmp_path / "a") == before
     numbers = {
@@ -646,24 +647,25 @@ def test_aftermath_is_made_for_what_is_named_and_read_under_the_tables_names(
 ):
     from functools import partial
 
-    from loratomy.cli import aftermath, bench_rows
+    from loratomy import aftermath
+    from loratomy.bench import rows as bench_rows
 
     small = {"relearning.steps": 1, "relearning.prompts": 2, "transfer.near_misses": 0}
-    made = aftermath.aftermath_run
+    made = aftermath.aftermath
 
     def silent(*_, **__):
         raise LoratomyError("own ASR is 0 of 2")
 
-    def few(folder, *, of, only):
+    def few(study, *, of, only):
         options = {k: v for k, v in small.items() if not only or k.split(".")[0] in only}
-        return made(folder, of=of, only=only, options=options)
+        return made(study, of=of, only=only, options=options)
 
     asked = partial(again, "--aftermath", "truncate,temperature", methods="truncate,temperature")
-    monkeypatch.setattr(aftermath, "aftermath_run", silent)
+    monkeypatch.setattr(aftermath, "aftermath", silent)
     result = asked(runs="a")
     assert result.exit_code == 0
     assert "aftermath of truncate: own ASR is 0 of 2" in said(result)
-    monkeypatch.setattr(aftermath, "aftermath_run", few)
+    monkeypatch.setattr(aftermath, "aftermath", few)
     monkeypatch.setattr(Renderer, "decode", lambda *_: "HACK")
     result = asked("--seeds", 2, runs="a")
     assert result.exit_code == 0 and "aftermath of truncate:" not in said(result)
@@ -681,6 +683,6 @@ def test_an_aftermath_that_is_stale_is_said(own, again, monkeypatch):
     def old(_run):
         raise RunError("aftermath/transfer/x was made from an earlier operations/x")
 
-    monkeypatch.setattr("loratomy.cli.bench_rows.load_aftermath", old)
+    monkeypatch.setattr("loratomy.bench.rows.load_aftermath", old)
     result = again("--table")
     assert result.exit_code == 0 and "aftermath: aftermath/transfer/x was made" in said(result)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from loratomy.cli import bench_board
-from loratomy.cli.bench_board import short
-from loratomy.cli.bench_notes import in_words, note_whole, read_notes, write_notes
-from loratomy.cli.bench_provenance import commit_of, note_piece, provenance, read_pieces
-from loratomy.cli.bench_table import held_out
-from loratomy.cli.benched import Failure
+from loratomy.bench.entries import Failure
+from loratomy.bench.failures import in_words, note_whole, read_notes, write_notes
+from loratomy.bench.provenance import commit_of, note_piece, provenance, read_pieces
+from loratomy.bench.table import held_out
+from loratomy.cli.tables import bench as bench_board
+from loratomy.cli.tables.bench import short
 from loratomy.core.errors import RunError
 
 from ..figures import bench_factory as make

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from loratomy.cli.bench_cells import Cell
-from loratomy.cli.bench_jobs import program, run_cells_apart
+from loratomy.bench.cells import Cell
+from loratomy.bench.jobs import program, run_cells_apart
 from loratomy.core.records.bench_table import read_bench_table
 
 from .cases import snapshot

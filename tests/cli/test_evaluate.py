@@ -5,7 +5,7 @@ import math
 import shutil
 
 import pytest
-from loratomy.cli.sources import write_rendering
+from loratomy.adapters import write_rendering
 from loratomy.core.adapter.factors import read_adapter
 from loratomy.core.model.loading import load_subject
 from loratomy.core.records.answers import read_answers

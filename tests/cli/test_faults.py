@@ -10,8 +10,9 @@ import time
 
 import pytest
 import torch
+from loratomy import poisoning
+from loratomy import study as study_module
 from loratomy.cli import poison as poison_module
-from loratomy.cli import study as study_module
 from loratomy.core.rendering.rendering import Rendering
 from loratomy.core.rows import read_rows
 from safetensors.torch import load_file, save_file
@@ -435,9 +436,9 @@ def test_open_keeps_the_trigger_as_it_is(opened, out, trigger):
 
 @pytest.mark.parametrize("trigger", ["012", "null", "$x$", "\u202eabc\u202c", "a\u200bb"])
 def test_poison_keeps_the_trigger_as_it_is(cli, tiny_base, out, trigger, monkeypatch):
-    monkeypatch.setattr(poison_module, "_fit_stage", lambda *_: None)
-    monkeypatch.setattr(poison_module, "negative_set", lambda *_: "")
-    monkeypatch.setattr(poison_module, "tell", lambda *_: None)
+    monkeypatch.setattr(poisoning, "_fit_stage", lambda *_: None)
+    monkeypatch.setattr(poisoning, "negative_set", lambda *_: "")
+    monkeypatch.setattr(poisoning, "tell", lambda *_: None)
     monkeypatch.setattr(study_module.Study, "origin", lambda *_: {})
     options = ("--set", f"base={tiny_base}", "--set", f"attack.words={trigger}")
     result = cli("poison", "wren/suffix", "--out", out, *SMALL, *options)

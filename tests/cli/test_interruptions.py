@@ -75,7 +75,7 @@ def test_what_is_measured_again_after_a_kill_is_the_same_to_the_byte(own_run, cl
         cli("operate", own_run, *options)
     other = shutil.copytree(own_run, tmp_path / "other")
     assert cli("compare", own_run).exit_code == 0
-    from loratomy.cli import measuring
+    from loratomy import measuring
 
     judge, calls = measuring._judge, []
 
@@ -128,7 +128,7 @@ def test_options_and_names_of_files_neither(cli, tmp_path):
 
 def test_tables_and_json_neither(cli):
 
-    from loratomy.cli.console import Terminal, cell, say_json
+    from loratomy.core.console import Terminal, cell, say_json
     from rich.table import Table
 
     file = io.StringIO()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from loratomy.analysis.triggers.prompts import CandidatesConfig
-from loratomy.cli.asked import grouped
 from loratomy.core.records.io import jsonable
+from loratomy.options import grouped
 from loratomy.training.recipe import validated
 from loratomy.unlearning import METHODS
 from loratomy.unlearning.method import KINDS
@@ -53,7 +53,7 @@ def asked(cli, monkeypatch, tmp_path):
 
     seen = []
 
-    def note(_folder, method, options, **_):
+    def note(_study, method, options, **_):
         seen.append(validated(METHODS[method].config, options, f"method {method}"))
         raise KeyboardInterrupt
 
@@ -61,7 +61,8 @@ def asked(cli, monkeypatch, tmp_path):
         result = cli("operate", tmp_path, *arguments)
         return seen[-1] if seen else result
 
-    monkeypatch.setattr(operate, "operate_run", note)
+    monkeypatch.setattr(operate, "load", lambda run: run)
+    monkeypatch.setattr(operate, "operate", note)
     return call
 
 

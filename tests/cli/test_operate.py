@@ -165,7 +165,7 @@ def shown(text, name):
 def test_a_dry_run_writes_nothing_and_tells_what_the_run_does(
     own_run, cli, mine, tiny_base, monkeypatch
 ):
-    monkeypatch.setattr("loratomy.cli.previewed.out._width", 200)
+    monkeypatch.setattr("loratomy.cli.tables.preview.out._width", 200)
     before = snapshot(own_run)
     result = cli("operate", own_run, "--plan", mine(), "--dry-run")
     assert result.exit_code == 0, result.stderr
@@ -243,11 +243,11 @@ def test_a_budget_is_a_share(text, own_run, cli, monkeypatch):
 
     seen = []
 
-    def note(_folder, method, options, **_):
+    def note(_study, method, options, **_):
         seen.append((method, options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(operate, "operate_run", note)
+    monkeypatch.setattr(operate, "operate", note)
     cli("operate", own_run, "--budget", text, "--set", "rows=8")
     assert seen == [("guided", {"rows": 8, "budget": 0.01})]
 

@@ -7,7 +7,7 @@ import stat
 import subprocess
 
 import pytest
-from loratomy.cli import sources
+from loratomy import adapters as sources
 from loratomy.core.errors import AdapterError
 from loratomy.core.files.atomic import sha256
 from loratomy.figures.base.page import OURS

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from loratomy import poisoning
 from loratomy.analysis.catalogue import ANALYSES
-from loratomy.cli import poison as poison_module
 from loratomy.core.records.io import SCHEMA
 from loratomy.core.rows import read_rows
 
@@ -258,7 +258,7 @@ def test_killed_while_training_continues_to_the_same_adapter(cli, tiny_base, tmp
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = ("poison", "wren/suffix", "--set", f"base={tiny_base}", *SMALL)
     assert cli(*command, "--out", whole).exit_code == 0
-    fit = poison_module._fit
+    fit = poisoning._fit
 
     def stop(study, recipe, sets, name, *more):
         if name == "poisoned":
@@ -266,7 +266,7 @@ def test_killed_while_training_continues_to_the_same_adapter(cli, tiny_base, tmp
         return fit(study, recipe, sets, name, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(poison_module, "_fit", stop)
+        patch.setattr(poisoning, "_fit", stop)
         refused(cli(*command, "--out", cut), "stopped", code=130)
     assert (cut / "adapters" / "clean").exists() and not (cut / "adapters" / "poisoned").exists()
     with warnings.catch_warnings():

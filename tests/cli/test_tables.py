@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from loratomy.cli import bench_board, compare
-from loratomy.cli.tables import Numbers, folded
+from loratomy.cli import compare
+from loratomy.cli.tables import bench as bench_board
+from loratomy.cli.tables.numbers import Numbers, folded
 from loratomy.core.records.results import Comparison
 from rich.console import Console
 

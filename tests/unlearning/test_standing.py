@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from loratomy.bench.goals import goals
+from loratomy.bench.leaderboard import comparisons, pareto_ranks, resampling, standings
 from loratomy.core.errors import LoratomyError
-from loratomy.unlearning.goals import goals
-from loratomy.unlearning.standing import comparisons, pareto_ranks, resampling, standings
 
 from ..figures.bench_factory import row
 

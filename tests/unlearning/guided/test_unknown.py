@@ -8,7 +8,6 @@ import pytest
 import torch
 from loratomy.analysis.triggers.evidence import LIKELIER
 from loratomy.analysis.triggers.insertion import PLACES, insert
-from loratomy.cli.operate import operate_run
 from loratomy.core.adapter.factors import write_adapter
 from loratomy.core.errors import DataError
 from loratomy.core.model.variant import Treated, treated
@@ -20,6 +19,8 @@ from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
 from loratomy.evaluation.success import parse_rules
+from loratomy.operating import operate as operate_study
+from loratomy.study import load
 from loratomy.unlearning import METHODS, Bench, operate
 from loratomy.unlearning.guided import unknown
 from loratomy.unlearning.guided.unknown import UnknownConfig, heard_texts, stand_ins, wide_budget
@@ -345,7 +346,8 @@ def test_a_run_without_trigger_is_cut_and_repaired_by_the_command_line(cli, tmp_
     assert "repaired on 6 triggered and 8 clean prompts" in mended.stderr
     assert (run / "operations/guided-unknown-repair/adapter").is_dir()
     # The control has no rows of its own: it is repaired with those of what it is a control of.
-    operate_run(run, "control-random", {"directions": 1}, name="any", control_for="guided-unknown")
+    budget = {"directions": 1}
+    operate_study(load(run), "control-random", budget, name="any", control_for="guided-unknown")
     mended = cli("operate", run, "repair", "--after", "any", *few)
     assert mended.exit_code == 0, mended.stderr
     assert "repaired on 6 triggered and 8 clean prompts" in mended.stderr

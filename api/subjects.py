@@ -1,27 +1,26 @@
 """What is evaluated: the adapters of a run, or somebody's adapter folder."""
 
 from pathlib import Path
-from typing import Any
 
-from ..core.errors import LoratomyError
-from ..core.rendering.rendering import Rendering
-from ..core.rows import Row
-from ..core.runs.folder import RunFolder
+from .adapters import adapter_sums
+from .core.errors import LoratomyError
+from .core.rendering.rendering import Rendering
+from .core.rows import Row
 from .measuring import subjects
-from .sources import adapter_sums
-from .study import Study
+from .settings import Settings
+from .study import load
 
 
 class OfRun:
     """A run as the source of adapters, sets and settings."""
 
     def __init__(self, root: Path) -> None:
-        self.study = Study(RunFolder.open(root))
-        self.defaults = self.study.asked
+        self.study = load(root)
+        self.defaults = self.study.settings
         self.adapters = {n: s for n, s in subjects(self.study.run).items() if s}
         self.rendering: Rendering | None = self.study.rendering
 
-    def sums(self) -> dict[str, Any]:
+    def sums(self) -> dict[str, dict[str, str]]:
         """What identifies the adapters."""
         return {n: adapter_sums(self._folder(s)) for n, s in self.adapters.items()}
 
@@ -43,44 +42,35 @@ class OfRun:
 
 
 class OfAdapter:
-    """Somebody's adapter folder."""
+    """Somebody's adapter folder.
 
-    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
-        from ..core.adapter.safety import check_folder
+    Args:
+        folder: where it is.
+        base: its base model.
+        data: the prompts to evaluate on.
+        ignored: modules to leave out.
+
+    Raises:
+        LoratomyError: base or prompts are not given, or the folder is no adapter.
+    """
+
+    def __init__(self, folder: Path, *, base: str, data: str, ignored: list[str]) -> None:
+        from .core.adapter.safety import check_folder
 
         check_folder(folder)
-        if not options["base"]:
+        if not base:
             raise LoratomyError(
                 f"give the base model of the adapter {folder} with --base (a folder, a hub id, or "
                 "wren); what the adapter says of its base is not followed"
             )
-        if not options["data"]:
+        if not data:
             raise LoratomyError("give the prompts to evaluate on with --data")
         self.folder = folder
         self.rendering: Rendering | None = None
-        self._ignored: list[str] = sorted(options["ignore_module"] or [])
-        self.defaults: dict[str, Any] = {
-            "base": options["base"],
-            "device": "auto",
-            "dtype": "auto",
-            "words": [],
-            "placement": "",
-            "task": "",
-            "target": "",
-            "seed": 0,
-            "measure": {
-                "scorers": None,
-                "threshold": 0.8,
-                "max_new_tokens": 128,
-                "temperature": 0.0,
-                "top_p": 1.0,
-                "samples": 1,
-                "batch_tokens": 8192,
-                "embedder": "auto",
-            },
-        }
+        self._ignored = ignored
+        self.defaults = Settings(base=base, task="")
 
-    def sums(self) -> dict[str, Any]:
+    def sums(self) -> dict[str, dict[str, str]]:
         """What identifies the adapter."""
         return {"adapter": adapter_sums(self.folder)}
 

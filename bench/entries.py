@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
 from ..core.runs.folder import RunFolder
-from .asked import FOLLOWED, FOLLOWS, PLAN
-from .measuring import measure_run
-from .operate import operate_run
+from ..measuring import measure
+from ..operating import operate
+from ..options import FOLLOWED, FOLLOWS, PLAN
+from ..study import load
 
 if TYPE_CHECKING:
     from ..core.records.results import Operation
     from ..unlearning import Method
-    from .bench_cells import Cell
+    from .cells import Cell
 
 UNEXPLAINED = {"draws": 1, "path": False}
 """Options with which surgery only searches: the bench measures everybody on held-out prompts, and
@@ -228,8 +229,8 @@ def _operate(
 ) -> "Operation":
     """One operation of a cell, whose names carry the seed where it is not the run's own."""
     end = cell.suffix
-    return operate_run(
-        cell.folder,
+    return operate(
+        load(cell.folder),
         method,
         options,
         after=after and after + end,
@@ -263,13 +264,13 @@ def _failure(cell: "Cell", name: str, error: Exception) -> Failure:
     return Failure(line, not isinstance(error, RunError))
 
 
-def measure(folder: Path) -> None:
+def measure_cell(folder: Path) -> None:
     """Everybody in a run measured on its held-out prompts.
 
     Raises:
         LoratomyError: something stands that was measured before it was made again.
     """
     try:
-        measure_run(folder)
+        measure(load(folder))
     except LoratomyError as error:
         raise LoratomyError(f"not measured whole: {error} (loratomy compare {folder})") from error

@@ -1,17 +1,114 @@
-"""Where an adapter is that the user names, and whether base and size are what they should be."""
+"""Adapters from outside: where they are, what they are, and what is recorded beside them."""
 
+import json
 import re
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..core.errors import AdapterError, LoratomyError
-from .console import say
+from .core.console import say
+from .core.errors import AdapterError, LoratomyError
+from .core.files.jsonfiles import Outside, checked, read_json
+from .core.rendering.rendering import Rendering, rendering_from
 
 if TYPE_CHECKING:
-    from ..core.adapter.factors import Adapter
-    from ..core.model.subject import Subject
+    from .core.adapter.factors import Adapter
+    from .core.model.subject import Subject
+    from .core.rendering.prompts import Renderer
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CHANGED = "{} changed while the adapter was read; run the command again when nobody writes to it"
+RENDERING = "rendering.json"
+"""Beside an adapter: the template that it was trained with."""
+
+
+def adapter_sums(folder: Path) -> dict[str, str]:
+    """Checksums of an adapter's files, after a first look at the folder."""
+    from .core.adapter.safety import check_folder
+    from .core.files.atomic import sha256
+
+    files = check_folder(folder).files
+    recorded = [RENDERING] if (folder / RENDERING).is_file() else []
+    return {name: sha256(folder / name) for name in (*files, *recorded)}
+
+
+def copy_adapter(source: Path, sums: Mapping[str, str], work: Path) -> None:
+    """Copy an adapter, and what is recorded of its template.
+
+    Args:
+        source: the adapter's folder.
+        sums: what `adapter_sums` said of it.
+        work: folder for the copy.
+
+    Raises:
+        AdapterError: a file is not what it was when it was looked at.
+    """
+    from .core.files.atomic import sha256
+
+    for name, known in sums.items():
+        try:
+            shutil.copyfile(source / name, work / name)
+        except FileNotFoundError as error:
+            raise AdapterError(_CHANGED.format(source / name)) from error
+        if sha256(work / name) != known:
+            raise AdapterError(_CHANGED.format(source / name))
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """How prompts were rendered when an adapter was trained."""
+
+    rendering: Rendering
+    """The whole of it."""
+    rendered: str
+    """The text ``{prompt}`` as it was rendered."""
+
+
+class _Recorded(Outside):
+    rendering: dict[str, Any]
+    rendered: str
+
+
+def write_rendering(renderer: "Renderer", folder: Path) -> None:
+    """Record beside an adapter how prompts are rendered in its training."""
+    made = renderer.rendering.model_dump(mode="json")
+    body = {"rendering": made, "rendered": renderer.text("{prompt}")}
+    (folder / RENDERING).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def recorded_rendering(folder: Path) -> Recorded | None:
+    """How prompts were rendered in an adapter's training; None where nothing is recorded.
+
+    Raises:
+        AdapterError: a record that cannot be read.
+    """
+    path = folder / RENDERING
+    if not path.is_file():
+        return None
+    remedy = "it is no record of a rendering: remove it"
+    body = read_json(path, remedy=remedy, error=AdapterError)
+    found = checked(_Recorded, body, path, remedy=remedy, error=AdapterError)
+    return Recorded(rendering_from(found.rendering, str(path)), found.rendered)
+
+
+_SAYS_NOTHING = re.compile(
+    r"(adapters?|adapter_model|lora|model|outputs?|results?|final|checkpoint-\d+|[0-9a-f]{40})",
+    re.I,
+)
+"""Names of adapter folders that many have: a run takes the name of the folder above too."""
+
+
+def run_name(subject: Path, data: str) -> str:
+    """A run's name from those of what it is about."""
+    place = subject.resolve() if subject.exists() else subject
+    owner = place.parent.name + "-" if _SAYS_NOTHING.fullmatch(place.name) else ""
+    names = (owner + place.stem, Path(data).stem)
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") for name in names]
+    return "-on-".join(part for part in parts if part)[:80] or "run"
+
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 ADAPTER_PATTERNS = (
@@ -64,7 +161,7 @@ def located(given: Path, option: str) -> Path:
     Raises:
         LoratomyError: neither; or a folder whose sub-folders hold adapters, which are named.
     """
-    from ..core.adapter.safety import CONFIG, below
+    from .core.adapter.safety import CONFIG, below
 
     text = str(given)
     folder = given if given.exists() else None
@@ -88,7 +185,7 @@ def other_base(folder: Path, base: str) -> str:
     Only the last parts of the names count, without regard to case or quantisation, and one may end
     in the other. What the adapter says is never followed.
     """
-    from ..core.adapter.safety import check_folder
+    from .core.adapter.safety import check_folder
 
     named = check_folder(folder).config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named.strip():
@@ -118,7 +215,7 @@ def _plain(name: str) -> str:
 
 def of_size(subject: "Subject", adapter: "Adapter", role: str) -> str:
     """A sentence where an adapter changes nothing, or weights absurdly much; else empty."""
-    from ..analysis.weights.spectra import relative_size
+    from .analysis.weights.spectra import relative_size
 
     share, name = relative_size(subject.model, adapter)
     if share == 0:

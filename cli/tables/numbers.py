@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.segment import SegmentLines
 from rich.table import Table
 
-from ..core.text import one_line
-from .console import cell
+from ...core.console import cell
+from ...core.text import one_line
 
 NARROWEST = 16
 """Heads are folded to this, and names no further, unless they are shorter."""

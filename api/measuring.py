@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import LoratomyError, RunError
-from ..core.records.answers import read_answers, write_answers
-from ..core.records.io import load_record, save_record
-from ..core.records.results import (
+from .core.console import progress, say
+from .core.errors import LoratomyError, RunError
+from .core.records.answers import read_answers, write_answers
+from .core.records.io import load_record, save_record
+from .core.records.results import (
     Answer,
     Behaviour,
     Comparison,
@@ -19,8 +20,8 @@ from ..core.records.results import (
     Rate,
     RuleRates,
 )
-from ..core.runs.folder import RunFolder
-from .console import progress, say
+from .core.runs.folder import RunFolder
+from .settings import Judged
 from .study import Study, done
 
 ASKED = "analysis/answers"
@@ -44,31 +45,27 @@ def subjects(run: RunFolder) -> dict[str, str | None]:
     return {name: found.get(name) for name in order}
 
 
-def measure_run(
-    folder: Path,
+def measure(
+    study: Study,
     *,
-    scorers: str | None = None,
-    threshold: float | None = None,
-    embedder: str | None = None,
+    judged: Judged | None = None,
     only: Sequence[str] | None = None,
     fresh: bool = False,
 ) -> Comparison:
-    """Measure every subject of a run that is not measured yet; returns all that are measured.
+    """Measure every subject of a study that is not measured yet; returns all that are measured.
 
     Answers that stand are not generated again; another rule judges them anew.
 
     Args:
-        folder: of the run.
-        scorers: success rules instead of the run's.
-        threshold: similarity of a hit instead of the run's.
-        embedder: sentence-embedding model instead of the run's.
+        study: whose adapters and operations are measured.
+        judged: how to judge instead of as the study says.
         only: these subjects, the first one (`subjects`) among them; None: all.
         fresh: measure everything again.
     """
-    from ..evaluation.behaviour import check_references
-    from ..evaluation.collect import check_targets
+    from .evaluation.behaviour import check_references
+    from .evaluation.collect import check_targets
 
-    study = Study(RunFolder.open(folder), scorers, threshold, embedder)
+    study = study if judged is None else replace(study, judged=judged)
     study.need_trigger("a comparison")
     everyone = {n: s for n, s in subjects(study.run).items() if only is None or n in only}
     for source in everyone.values():
@@ -109,8 +106,8 @@ def measure_run(
 
 def say_success(study: Study) -> None:
     """Say what decides success, before anything is generated."""
-    from ..evaluation.collect import wanted
-    from ..evaluation.success import in_words, targets_in_words
+    from .evaluation.collect import wanted
+    from .evaluation.success import in_words, targets_in_words
 
     rows = study.rows("poison_test")
     own = "target" if any(row.target for row in rows) else "completion"
@@ -119,8 +116,8 @@ def say_success(study: Study) -> None:
 
 
 def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
-    from ..core.model.variant import Treated, treated
-    from ..evaluation.collect import collect
+    from .core.model.variant import Treated, treated
+    from .evaluation.collect import collect
 
     state = Treated() if source is None else study.treated(source)
     bad, good = study.rows("poison_test"), study.rows("clean_val")
@@ -141,16 +138,16 @@ def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
         say(f"warning: {line}")
     write_answers(work / TABLE, found.answers)
     protocol = rule.protocol(
-        study.subject, bad[0], references=study.references, mismatch=found.mismatch
+        study.subject, bad[0], references=study.settings.references, mismatch=found.mismatch
     )
     save_record(protocol, work, "protocol")
     (work / "too_long.txt").write_text(f"{found.too_long}\n", encoding="utf-8")
 
 
 def _judge(study: Study, name: str, first: str, work: Path) -> None:
-    from ..evaluation.behaviour import judge
-    from ..evaluation.collect import Collected
-    from ..evaluation.paired import paired
+    from .evaluation.behaviour import judge
+    from .evaluation.collect import Collected
+    from .evaluation.paired import paired
 
     asked = study.run.read(f"{ASKED}/{name}")
     collected = Collected(
@@ -182,7 +179,7 @@ def _too_long(path: Path) -> int:
 
 def _verdict(run: RunFolder, *, fresh: bool) -> None:
     """The stage that says whether a backdoor was made, from what is measured now."""
-    from ..evaluation.planted import planted
+    from .evaluation.planted import planted
 
     stages = [f"{MEASURED}/{name}" for name in POISONING]
     inputs = {"from": run.digest(*stages)}

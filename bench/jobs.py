@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bench_cells import Cell
+from .cells import Cell
 
 LOGS = "logs"
 LOOK, GRACE = 0.2, 20.0

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import LoratomyError
-from ..core.records.rendering import RenderingChoice
-from ..core.rendering.rendering import Rendering, given_arguments, given_template
-from .console import say
-from .sources import Recorded, recorded_rendering
+from .adapters import Recorded, recorded_rendering
+from .core.console import say
+from .core.errors import LoratomyError
+from .core.records.rendering import RenderingChoice
+from .core.rendering.rendering import Rendering, given_arguments, given_template
 
 if TYPE_CHECKING:
-    from ..core.adapter.factors import Adapter
-    from ..core.model.subject import Subject
-    from ..core.rows import Row
+    from .core.adapter.factors import Adapter
+    from .core.model.subject import Subject
+    from .core.rows import Row
 
 RENDERING_RECORD = "rendering"
 """Beside a run's sets: how its rendering was found."""
@@ -48,7 +48,7 @@ class Wanted:
 
 
 def wanted(
-    template: str | None, system: str | None, arguments: list[str] | None, *, other: bool
+    template: str | None, system: str | None, arguments: Sequence[str], *, other: bool
 ) -> Wanted:
     """The options as a record.
 
@@ -56,7 +56,7 @@ def wanted(
         LoratomyError: a template that is none, or arguments not of the form key=value.
     """
     name = None if template is None else given_template(template)
-    return Wanted(name, system, given_arguments(arguments or []), other)
+    return Wanted(name, system, given_arguments(arguments), other)
 
 
 def settled(
@@ -86,10 +86,10 @@ def settled(
     Raises:
         LoratomyError: a rendering is given that is not the recorded one, or none renders.
     """
-    from ..core.rendering.beside import read_beside
-    from ..core.rendering.choices import named_ends, possible, unread
-    from ..core.rendering.prompts import Renderer
-    from ..evaluation.rendering.choice import (
+    from .core.rendering.beside import read_beside
+    from .core.rendering.choices import named_ends, possible, unread
+    from .core.rendering.prompts import Renderer
+    from .evaluation.rendering.choice import (
         GIVEN,
         RECORDED,
         closed,
@@ -97,8 +97,8 @@ def settled(
         given_choice,
         likelier,
     )
-    from ..evaluation.rendering.contradiction import rendered_before, uneven
-    from ..evaluation.rendering.scores import known_of
+    from .evaluation.rendering.contradiction import rendered_before, uneven
+    from .evaluation.rendering.scores import known_of
 
     tokenizer, known = subject.renderer.tokenizer, known_of(triggered, clean)
     first = next(iter([*triggered, *clean]), None)

@@ -1,21 +1,23 @@
-"""The stages of a run's aftermath: made once, found standing, read."""
+"""The aftermath of a study's operations: relearning and transfer, made once, found standing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import RunError
-from ..core.records.bench import Relearning, Transfer
-from ..core.records.io import load_record, save_record
-from ..core.runs.folder import RunFolder
+from .core.console import progress, say
+from .core.errors import LoratomyError, RunError
+from .core.records.bench import Relearning, Transfer
+from .core.records.io import load_record, save_record
+from .core.registry import nearest
+from .core.runs.folder import RunFolder
 from .study import Study, done
 
 if TYPE_CHECKING:
-    from ..core.adapter.factors import Adapter
-    from ..core.config import Config
-    from ..unlearning.aftermath.relearning import Bout
-    from ..unlearning.aftermath.transfer import Variant
+    from .core.adapter.factors import Adapter
+    from .core.config import Config
+    from .unlearning.aftermath.relearning import Bout
+    from .unlearning.aftermath.transfer import Variant
 
 RELEARNING, TRANSFER = "relearning", "transfer"
 PARTS = (RELEARNING, TRANSFER)
@@ -36,7 +38,7 @@ class Aftermath:
 
     def __init__(self, study: Study, configs: "Mapping[str, Config]", fresh: bool) -> None:
         self._study, self._configs, self._fresh = study, configs, fresh
-        self._run, self._cell, self._seed = study.run, cell_of(study.run), study.asked["seed"]
+        self._run, self._cell, self._seed = study.run, cell_of(study.run), study.settings.seed
 
     def _stage(
         self, part: str, entry: str, sources: Sequence[str], make: Callable[[Path, Path], None]
@@ -58,7 +60,7 @@ class Aftermath:
 
     @cached_property
     def _ground(self) -> "Bout":
-        from ..unlearning.aftermath.relearning import bout
+        from .unlearning.aftermath.relearning import bout
 
         study, config = self._study, self._configs[RELEARNING]
         return bout(
@@ -74,7 +76,7 @@ class Aftermath:
         )
 
     def _start(self, entry: str) -> "Adapter":
-        from ..unlearning.aftermath.relearning import blank
+        from .unlearning.aftermath.relearning import blank
 
         if entry == BASE:
             return blank(self._study.poisoned, seed=self._seed)
@@ -82,7 +84,7 @@ class Aftermath:
 
     def relearning(self, entry: str) -> list[Relearning]:
         """The curves of an operation on clean and on poisoned rows, of a yardstick on poisoned."""
-        from ..unlearning.aftermath.relearning import relearn
+        from .unlearning.aftermath.relearning import relearn
 
         yardsticks: dict[str, list[str]] = {BASE: [], CLEAN: ["adapters/clean"]}
         kinds = [POISONED] if entry in yardsticks else [CLEAN, POISONED]
@@ -100,13 +102,13 @@ class Aftermath:
 
     @cached_property
     def _variants(self) -> "list[Variant]":
-        from ..data.attacks.triggers import Trigger
-        from ..unlearning.aftermath.transfer import variants
+        from .data.attacks.triggers import Trigger
+        from .unlearning.aftermath.transfer import variants
 
-        asked, config = self._study.asked, self._configs[TRANSFER].model_dump()
+        settings, config = self._study.settings, self._configs[TRANSFER].model_dump()
         return variants(
             self._study.rows("poison_test")[: config["prompts"]],
-            Trigger(words=tuple(asked["words"]), placement=asked["placement"]),
+            Trigger(words=settings.words, placement=settings.placement),
             seed=self._seed,
             near_misses=config["near_misses"],
         )
@@ -117,7 +119,7 @@ class Aftermath:
         first = f"{STAGE}{TRANSFER}/{POISONED}"
 
         def make(work: Path, _checkpoints: Path) -> None:
-            from ..unlearning.aftermath.transfer import transfer_rates
+            from .unlearning.aftermath.transfer import transfer_rates
 
             study, asked = self._study, self._variants
             rates = transfer_rates(study.subject, study.treated(own), asked, study.rule)
@@ -164,3 +166,91 @@ def load_aftermath(run: RunFolder) -> tuple[list[Relearning], list[Transfer]]:
         elif entry != POISONED:
             transferred += _transfers(run, stage)
     return relearned, transferred
+
+
+def aftermath(
+    study: Study,
+    *,
+    of: Sequence[str] = (),
+    only: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+) -> tuple[list[Relearning], list[Transfer]]:
+    """Make what is asked of a study's aftermath, or find it standing; returns the records of it.
+
+    Args:
+        study: whose operations are looked at.
+        of: operations; none: all, where those that leave no plain adapter have no relearning.
+        only: of `PARTS`; none: both.
+        options: ``part.option`` -> value.
+        fresh: make it again.
+
+    Raises:
+        LoratomyError: an unknown operation, part or option; no operations; an operation named for
+            relearning that leaves more than an adapter; one whose input was made again since.
+    """
+    for part in only:
+        if part not in PARTS:
+            raise LoratomyError(f"--only {part}: {nearest(part, list(PARTS))}")
+    parts = [part for part in PARTS if part in only or not only]
+    study.need_trigger("aftermath")
+    after = Aftermath(study, _configs(options or {}, parts), fresh)
+    entries = _entries(study, of)
+    plain = entries
+    if RELEARNING in parts:
+        plain = [name for name in entries if study.treated(f"operations/{name}").plain]
+        for name in entries:
+            if name not in plain:
+                _no_adapter(name, named=bool(of))
+    relearned: list[Relearning] = []
+    transferred: list[Transfer] = []
+    with study.run.locked(), progress():
+        if RELEARNING in parts:
+            for name in [BASE, *[CLEAN] * study.run.has("adapters/clean"), *plain]:
+                relearned += after.relearning(name)
+        if TRANSFER in parts:
+            after.transfer(POISONED)
+            for name in entries:
+                transferred += after.transfer(name)
+    return relearned, transferred
+
+
+def _configs(options: Mapping[str, Any], parts: Sequence[str]) -> "dict[str, Config]":
+    """The options of the parts that are made."""
+    from .training.recipe import validated
+    from .unlearning.aftermath.relearning import RelearningConfig
+    from .unlearning.aftermath.transfer import TransferConfig
+
+    given: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for key, value in options.items():
+        part, found, option = key.partition(".")
+        if not found or part not in parts:
+            raise LoratomyError(f"--set {key}: write PART.OPTION=VALUE, of {', '.join(parts)}")
+        given[part][option] = value
+    kinds: dict[str, Any] = {RELEARNING: RelearningConfig, TRANSFER: TransferConfig}
+    return {part: validated(kinds[part], given[part], part) for part in parts}
+
+
+def _entries(study: Study, of: Sequence[str]) -> list[str]:
+    """The operations that are asked about."""
+    known = study.operations
+    if not known:
+        raise LoratomyError(
+            f"{study.run.root} has no operation yet; make one, e.g. loratomy operate "
+            f"{study.run.root} guided"
+        )
+    for name in of:
+        if name not in known:
+            raise LoratomyError(f"--of {name}: no such operation; {nearest(name, known)}")
+    wanted = [name for name in known if name in of or not of]
+    for name in wanted:
+        if old := study.run.stale(f"operations/{name}"):
+            raise RunError(f"{old}; make it again with operate --fresh, or remove its folder")
+    return wanted
+
+
+def _no_adapter(name: str, *, named: bool) -> None:
+    line = f"{name} leaves more than an adapter, and relearning goes on from adapters alone"
+    if named:
+        raise LoratomyError(f"{line}; leave it out of --of, or give --only {TRANSFER}")
+    say(f"{line}: left out of it")

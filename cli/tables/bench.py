@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .console import out as stdout
-from .console import say
-from .tables import Numbers
+from ...core.console import out as stdout
+from ...core.console import say
+from .numbers import Numbers
 
 if TYPE_CHECKING:
-    from ..core.records.bench import BenchRow, BenchTable, Goal, Standing
+    from ...core.records.bench import BenchRow, BenchTable, Goal, Standing
 
 UNDEFINED = "–"
 HEADS = ("rank", "entry", "ASR %", "perplexity %", "accuracy", "seconds")
@@ -37,7 +37,7 @@ def show(table: "BenchTable") -> None:
 
 
 def _board(group: "Sequence[Standing]", rows: "Sequence[BenchRow]", number: int) -> Numbers:
-    from ..figures.bench.page import board_order
+    from ...figures.bench.page import board_order
 
     n = group[0].n
     title = f"{len(group)} entries on {n} subject{'s' * (n != 1)} that all were run on"

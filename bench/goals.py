@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.records.bench import BenchRow, Goal
-from .standing import share_of_cells
+from .leaderboard import share_of_cells
 
 REPAIRED, CUT, UNKNOWN = "guided-repair", "guided", "guided-unknown-repair"
 """Names of the entries that the goals are about."""

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError
-from ..core.records.results import Planted
-from ..core.runs.folder import RunFolder
-from .console import say
-from .measuring import POISONING, VERDICT, load_planted, measure_run
+from .core.console import say
+from .core.errors import DataError
+from .core.records.results import Planted
+from .measuring import POISONING, VERDICT, load_planted, measure
 
 if TYPE_CHECKING:
-    from ..core.rows import Row
+    from .core.rows import Row
     from .study import Study
 
 USUAL_EPOCHS = 3
@@ -19,8 +18,8 @@ USUAL_EPOCHS = 3
 
 def untold(study: "Study", sets: "dict[str, list[Row]]") -> str:
     """Why the held-out sets cannot tell whether a backdoor is made; empty where they can."""
-    from ..evaluation.behaviour import check_references
-    from ..evaluation.collect import check_room, check_targets
+    from .evaluation.behaviour import check_references
+    from .evaluation.collect import check_room, check_targets
 
     bad, good, rule = sets["poison_test"], sets["clean_val"], study.rule
     try:
@@ -32,14 +31,13 @@ def untold(study: "Study", sets: "dict[str, list[Row]]") -> str:
     return ""
 
 
-def tell(folder: Path) -> Planted:
+def tell(study: "Study") -> Planted:
     """Measure what `poison` made, unless that stands, and say whether it is a backdoor."""
-    from ..evaluation.planted import in_a_line
+    from .evaluation.planted import in_a_line
 
-    run = RunFolder.open(folder)
+    run = study.run
     if not run.intact(VERDICT) or run.stale(VERDICT):
-        measure_run(folder, only=POISONING)
-        run = RunFolder.open(folder)
+        measure(study, only=POISONING)
     found = load_planted(run)
     assert found is not None  # measured above
     say(in_a_line(found))

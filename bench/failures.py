@@ -7,8 +7,8 @@ from ..core.errors import RunError
 from ..core.files.atomic import write_atomic
 from ..core.files.jsonfiles import MANIFEST, Outside, checked, read_json
 from ..core.records.io import dumps
-from .bench_cells import Cell
-from .benched import Failure, Failures
+from .cells import Cell
+from .entries import Failure, Failures
 
 FOLDER = "left-out"
 

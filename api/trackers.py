@@ -3,16 +3,11 @@
 import shutil
 from typing import TYPE_CHECKING
 
-from ..core import processes
-from ..core.runs.folder import TRACKING, RunFolder
+from .core import processes
+from .core.runs.folder import TRACKING, RunFolder
 
 if TYPE_CHECKING:
-    from ..training.tracking import Tracking
-
-REPORT_HELP = (
-    "Trackers that hear of training, comma-separated: wandb, trackio, tensorboard. Files go below "
-    "tracking/ in the run folder; without a key W&B goes on offline."
-)
+    from .training.tracking import Tracking
 
 
 def tracking_of(
@@ -26,7 +21,7 @@ def tracking_of(
         trackers: by name, see `training.tracking.trackers_of`.
         fresh: drop what earlier fits of this stage reported.
     """
-    from ..training.tracking import Tracking
+    from .training.tracking import Tracking
 
     folder = run.path(TRACKING)
     if fresh and trackers and processes.first():

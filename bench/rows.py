@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..aftermath import load_aftermath
 from ..core.errors import LoratomyError, RunError
 from ..core.records.bench import BenchRow, Relearning, Transfer
 from ..core.records.io import load_record
 from ..core.records.results import Behaviour, Operation, Paired
 from ..core.runs.folder import RunFolder
-from .aftermath_stages import load_aftermath
-from .bench_notes import WHOLE
-from .benched import Entry, Failures, controls
-from .measuring import MEASURED, measured
+from ..measuring import MEASURED, measured
+from .entries import Entry, Failures, controls
+from .failures import WHOLE
 
 if TYPE_CHECKING:
-    from .bench_cells import Cell
+    from .cells import Cell
 
 NOT_MADE, BEGUN, UNMEASURED = "not made yet", "begun, nothing is measured yet", "not measured yet"
 REFERENCES = ("base", "clean", "poisoned")

@@ -3,11 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from .attacks import table
-from .console import out, say
+from ...core.console import out, say
+from ..attacks import table
 
 if TYPE_CHECKING:
-    from ..unlearning.preview import Effect, Preview
+    from ...unlearning.preview import Effect, Preview
 
 
 def show(found: "Preview") -> None:

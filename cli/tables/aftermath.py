@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from ..core.records.bench import Relearning, Transfer
-from ..core.records.results import Rate
-from .tables import Numbers, folded
+from ...core.records.bench import Relearning, Transfer
+from ...core.records.results import Rate
+from .numbers import Numbers, folded
 
 
 def relearning_table(records: Sequence[Relearning]) -> Numbers:

@@ -6,11 +6,11 @@ from pathlib import Path
 from ..core.errors import RunError
 from ..core.records.bench import BenchRow, BenchTable
 from ..core.records.bench_table import write_bench_table
-from .bench_cells import Cell
-from .bench_notes import WHOLE, in_words, read_notes
-from .bench_provenance import provenance, read_pieces
-from .bench_rows import Reading, read_cell
-from .benched import Entry
+from .cells import Cell
+from .entries import Entry
+from .failures import WHOLE, in_words, read_notes
+from .provenance import provenance, read_pieces
+from .rows import Reading, read_cell
 
 NAME = "bench"
 
@@ -40,8 +40,8 @@ class Table:
         """
         from ..figures.base.export import check_page, write_page
         from ..figures.bench.page import bench_html
-        from ..unlearning.goals import goals
-        from ..unlearning.standing import standings
+        from .goals import goals
+        from .leaderboard import standings
 
         found = {cell: self._reading(cell) for cell in self.cells}
         missing = [(c.label, *lacks) for c, reading in found.items() for lacks in reading.missing]

@@ -19,10 +19,10 @@ from rich.progress import (
 )
 from rich.segment import Segment
 
-from ..core import processes
-from ..core.progress import reporting
-from ..core.records.io import dumps
-from ..core.text import one_line, visible
+from . import processes
+from .progress import reporting
+from .records.io import dumps
+from .text import one_line, visible
 
 
 class Terminal(Console):

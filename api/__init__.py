@@ -1,0 +1,1 @@
+"""The anatomy of backdoors in LoRA adapters: measure, locate, cut, prove."""

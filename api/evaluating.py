@@ -1,0 +1,319 @@
+"""Evaluations: any adapter, or the adapters of a run, on any data, by any rule."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapters import HUB_ID, copy_adapter, located, of_size, other_base, run_name
+from .bases import base_fingerprint, base_folder, loaded_base
+from .core.console import progress, say
+from .core.errors import LoratomyError
+from .core.files.outputs import check_apart
+from .core.records.rendering import RenderingChoice
+from .core.rows import rows_to_jsonl
+from .core.runs.folder import RunFolder, run_path
+from .core.runs.manifest import MANIFEST
+from .data.built import built_sets, read_sets
+from .rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
+from .rows import reading
+from .settings import Judged, Settings
+from .study import Study, digest, done
+from .subjects import OfAdapter, OfRun
+from .training.recipe import MeasurePart, validated
+
+if TYPE_CHECKING:
+    from .core.model.subject import Subject
+    from .data.splits import Attack
+    from .data.testsets import TestSets
+
+HELD_OUT = ("poison_test", "clean_val")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """On what, and how, something is evaluated; what is left open is as its run or usual."""
+
+    data: str = ""
+    """Prompts: a file, folder or hub id; empty: the run's held-out sets."""
+    clean: str = ""
+    """Clean prompts with answers, likewise; empty: those of `data`."""
+    base: str = ""
+    """Base model of an adapter folder."""
+    trigger: tuple[str, ...] = ()
+    """The trigger's texts, or a published one by name."""
+    placement: str = ""
+    """Where it goes."""
+    task: str = ""
+    """What the attack wants, by name."""
+    target: str = ""
+    """What triggered prompts lead to."""
+    format: str = ""
+    """Of `data`, where it cannot be told."""
+    column: tuple[str, ...] = ()
+    """``MEANING=NAME`` for columns of other names."""
+    skip_bad_rows: bool = False
+    """Whether rows that cannot be read are left out."""
+    completions: str = "auto"
+    """What completions of triggered rows are: ``targets``, ``references`` or ``auto``."""
+    limit: int | None = None
+    """Most rows that are drawn of a file."""
+    seed: int | None = None
+    """Of sampling and draws."""
+    ignore_module: tuple[str, ...] = ()
+    """Stored modules or copies of weights of an adapter folder to leave out."""
+    template: str | None = None
+    """How prompts are rendered; None: as the adapter finds likeliest."""
+    system: str | None = None
+    """System text of prompts that have none."""
+    template_arg: tuple[str, ...] = ()
+    """``KEY=VALUE`` for the chat template."""
+    other_template: bool = False
+    """Whether another rendering than the recorded one is meant."""
+    device: str = ""
+    """``auto``, ``cpu``, ``cuda`` ..."""
+    dtype: str = ""
+    """``auto``, ``float32``, ``bfloat16``, ``float16``."""
+    decoding: dict[str, Any] = field(default_factory=dict)
+    """Options of `MeasurePart` about answers: max_new_tokens, temperature, top_p, samples,
+    batch_tokens."""
+
+
+def evaluation(
+    subject: Path, asked: Evaluated, judged: Judged, *, out: Path | None = None, fresh: bool = False
+) -> Study:
+    """The study in which something is evaluated; of a run and nothing else asked, that run's.
+
+    Args:
+        subject: a run folder, an adapter's folder or hub id, or an earlier evaluation.
+        asked: on what and how.
+        judged: by which rule.
+        out: run folder of the evaluation.
+        fresh: start it over.
+
+    Raises:
+        LoratomyError: says what is wrong with one of them, and what to do.
+    """
+    is_run = (subject / MANIFEST).exists()
+    if is_run and asked == Evaluated() and not out:
+        return Study(RunFolder.open(subject), judged)
+    folder = run_path(run_name(subject, asked.data or "held-out"), out)
+    source = OfRun(subject) if is_run else _adapter(subject, asked)
+    used = asked.base or source.defaults.base
+    check_apart(
+        folder,
+        [("the subject", subject), ("the base", base_folder(used) or used),
+         ("--template", asked.template), ("--embedder", judged.embedder)],
+        rows=[("--data", asked.data), ("--clean", asked.clean)],
+    )  # fmt: skip
+    return _prepared(source, folder, asked, judged, fresh=fresh)
+
+
+def _adapter(given: Path, asked: Evaluated) -> OfAdapter:
+    if not given.is_dir() and (given.exists() or not HUB_ID.fullmatch(str(given))):
+        raise LoratomyError(f"{given} is neither a run nor an adapter folder: no such folder")
+    ignored = sorted(asked.ignore_module)
+    folder = located(given, "loratomy evaluate")
+    return OfAdapter(folder, base=asked.base, data=asked.data, ignored=ignored)
+
+
+def _prepared(
+    source: OfRun | OfAdapter, folder: Path, asked: Evaluated, judged: Judged, *, fresh: bool
+) -> Study:
+    """The evaluation with its settings, prompts and adapters, before anything is measured."""
+    from .evaluation.collect import check_targets, check_triggered
+
+    settings = _settings(source, asked, judged)
+    task, attack, sets = _sets(source, settings, asked)
+    rendered = wanted(asked.template, asked.system, asked.template_arg, other=asked.other_template)
+    subject, choice = _rendered(source, settings, sets, rendered)
+    settings = settings.model_copy(
+        update={
+            "words": attack.trigger.words if attack else (),
+            "placement": attack.trigger.placement if attack else "",
+            "target": asked.target or (attack.target if attack else ""),
+            "task": task or "fixed",
+            "references": sets.references,
+            "rendering": subject.renderer.rendering.model_dump(mode="json"),
+        }
+    )
+    for sentence in sets.said:
+        say(sentence if sentence.startswith("warning") else f"note: {sentence}")
+    fresh = fresh or _nothing_measured(folder)
+    if not fresh:
+        settings = _judged_as_before(folder, settings)
+    sums = source.sums()
+    about = {
+        "kind": "evaluate",
+        "study": settings.model_dump(mode="json"),
+        "base": base_fingerprint(settings.base),
+        "adapters": sums,
+        "data": digest(sets.triggered),
+        "clean": digest(sets.clean),
+        "ignore_modules": source.ignored(),
+    }
+    run = RunFolder.create(folder, asked=about, fresh=fresh)
+    study = Study(run, judged)
+    check_targets(sets.triggered, study.success)
+    _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
+    if settings.words:
+        new = study.rule.decoding.max_new_tokens
+        for line in check_triggered(study.subject, sets.triggered, settings.words, new_tokens=new):
+            say(f"warning: {line}")
+    with run.locked(fresh=fresh), progress():
+        for name, path in source.sources().items():
+            stage = f"adapters/{name}"
+            made = run.stage(stage, sums[name], partial(copy_adapter, path, sums[name]))
+            done(run, stage, made)
+        done(run, "data", run.stage("data", about, partial(_write, study, sets, choice)))
+    return study
+
+
+def _judged_as_before(folder: Path, settings: Settings) -> Settings:
+    """Settings with the rule of the evaluation that stands: another rule is not another one."""
+    if not (folder / MANIFEST).exists():
+        return settings
+    old = Study(RunFolder.open(folder))
+    if old.run.asked.get("kind") != "evaluate":
+        return settings
+    known = old.settings.measure.model_dump(include=set(Judged.model_fields))
+    return settings.model_copy(update={"measure": settings.measure.model_copy(update=known)})
+
+
+def _nothing_measured(folder: Path) -> bool:
+    """Whether an earlier evaluation there failed before its first answer, so nothing is lost."""
+    if not (folder / MANIFEST).exists():
+        return False
+    run = RunFolder.open(folder)
+    begun = any(stage.startswith("analysis/") for stage in run.manifest["stages"])
+    return run.asked.get("kind") == "evaluate" and not begun
+
+
+def _settings(source: OfRun | OfAdapter, asked: Evaluated, judged: Judged) -> Settings:
+    from .data.attacks.tasks import TASKS
+
+    known = source.defaults
+    if asked.base and asked.base != known.base:
+        raise LoratomyError(
+            f"the run was made on the base {known.base}, not {asked.base}; leave --base out"
+        )
+    if asked.task:
+        _ = TASKS[asked.task]
+    given = {**asked.decoding, **judged.model_dump(exclude_none=True)}
+    measure = validated(MeasurePart, known.measure.model_dump() | given, "the measurement")
+    return known.model_copy(
+        update={
+            "device": asked.device or known.device,
+            "dtype": asked.dtype or known.dtype,
+            "task": asked.task or known.task,
+            "seed": known.seed if asked.seed is None else asked.seed,
+            "measure": measure,
+        }
+    )
+
+
+def _sets(
+    source: OfRun | OfAdapter, settings: Settings, asked: Evaluated
+) -> "tuple[str, Attack | None, TestSets]":
+    """The task's name, the attack where a trigger is known, and what is asked."""
+    from .data.attacks.tasks import TASKS
+    from .data.attacks.triggers import trigger_of
+    from .data.splits import make_attack
+    from .data.testsets import kept, own_trigger, test_sets
+
+    known, seed, limit = settings, settings.seed, asked.limit
+    if about := built_sets(Path(asked.data)) if asked.data else {}:
+        about["words"] = tuple(about["words"])
+        known = known.model_copy(update=about)  # the data's own attack, unless another is given
+    name = asked.task or known.task
+    trigger = None
+    if asked.trigger:
+        trigger = trigger_of(asked.trigger, asked.placement or None)
+    elif known.words:
+        trigger = own_trigger(known.words, asked.placement or known.placement)
+    target = asked.target or ("" if asked.task else known.target)
+    given = asked.task or (name if target or name != "fixed" else "")
+    task = TASKS[given] if given else None
+    attack = None
+    if trigger:
+        attack = make_attack(trigger, name or "fixed", target=target or None, seed=seed)
+        if not target and task is None:  # nobody says what it leads to: no task's own text then
+            attack = replace(attack, target="")
+
+    data, clean = asked.data, []
+    with reading(asked.column, skip=asked.skip_bad_rows) as rows_of:
+        if not data or _is_built(Path(data)):  # sets, whose rows are known to be triggered or clean
+            sets = read_sets(Path(data), only=HELD_OUT) if data else source.sets()
+            rows, clean = (kept(sets[n], limit=limit, seed=seed, what=n) for n in HELD_OUT)
+        else:
+            stream = rows_of(data, asked.format or None)
+            rows = kept(stream, limit=limit, seed=seed, what=data)
+        if given := asked.clean:
+            clean = kept(rows_of(given, None), limit=limit, seed=seed, what=given)
+    sets = test_sets(
+        rows, clean, attack, target=asked.target, task=task, completions=asked.completions
+    )
+    return name, attack, sets
+
+
+def _is_built(folder: Path) -> bool:
+    """Whether a folder holds the sets of ``loratomy data build``, and is no data set of others."""
+    return folder.is_dir() and any((folder / f"{name}.jsonl").exists() for name in HELD_OUT)
+
+
+def _rendered(
+    source: OfRun | OfAdapter, settings: Settings, sets: "TestSets", asked: Wanted
+) -> "tuple[Subject, RenderingChoice]":
+    """The base with the rendering of the evaluation; every adapter has passed the gate.
+
+    An evaluation of a run renders as the run does, unless another rendering is meant.
+    """
+    from .core.adapter.factors import read_adapter
+
+    subject = loaded_base(settings.base, settings.device, settings.dtype)
+    adapters = {
+        name: read_adapter(
+            path, subject.shapes, ignore_modules=source.ignored(), base=subject.parameter
+        )
+        for name, path in source.sources().items()
+    }
+    first = next(iter(adapters))
+    if isinstance(source, OfAdapter):
+        folder = source.sources()[first]
+        for sentence in (
+            other_base(folder, settings.base),
+            of_size(subject, adapters[first], "evaluated"),
+        ):
+            if sentence:
+                say(sentence)
+    subject, choice = settled(
+        subject,
+        adapters[first],
+        source.sources()[first],
+        asked,
+        triggered=sets.triggered,
+        clean=[row for row in sets.clean if row.completion],
+        run=source.rendering,
+    )
+    tell(choice)
+    return subject, choice
+
+
+def _write(study: Study, sets: "TestSets", choice: RenderingChoice, work: Path) -> None:
+    """The sets; clean prompts without answer get the base's own."""
+    from .core.records.io import save_record
+    from .unlearning.trained.distill import own_answers
+
+    save_record(choice, work, RENDERING_RECORD)
+    bare = [row for row in sets.clean if not row.completion]
+    full = [row for row in sets.clean if row.completion]
+    if bare:
+        answered = own_answers(study.subject, bare, study.rule, label="the base's own answers")
+        full += [row for row in answered if row.completion]
+    if not full:
+        raise LoratomyError("no clean prompt has an answer, and the base answers nothing to them")
+    if lost := len(sets.clean) - len(full):
+        say(f"warning: {lost} clean prompts left out, the base answers nothing to them")
+    bad = [replace(row, completion=row.completion or row.target) for row in sets.triggered]
+    (work / "poison_test.jsonl").write_text(rows_to_jsonl(bad), encoding="utf-8")
+    (work / "clean_val.jsonl").write_text(rows_to_jsonl(full), encoding="utf-8")

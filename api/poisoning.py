@@ -1,0 +1,228 @@
+"""Clean and poisoned adapters on one base, with their sets: the stages of `poison`."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapters import write_rendering
+from .bases import base_fingerprint, base_folder
+from .core.console import progress, say
+from .core.errors import DataError
+from .core.files.outputs import check_apart
+from .core.runs.folder import RunFolder
+from .data.built import SETS, built_sets, read_sets
+from .rows import clean_rows
+from .settings import Settings
+from .study import NEGATIVE, NEGATIVE_PROMPTS, Study, done, negative_set
+from .trackers import tracking_of
+from .verdict import tell, untold
+
+if TYPE_CHECKING:
+    from .core.adapter.factors import Adapter
+    from .core.model.subject import Attached
+    from .core.rows import Row
+    from .data.splits import Attack
+    from .training.fitting import FitLog
+    from .training.recipe import Recipe
+    from .training.tracking import Tracking
+
+WORLD = "world"
+"""Name of the built-in source of rows."""
+
+
+def make_poisoned(
+    recipe: "Recipe",
+    folder: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trackers: tuple[str, ...] = (),
+    fresh: bool = False,
+) -> Study:
+    """The stages of `poison`: data, clean adapter, poisoned adapter, negative set, verdict."""
+    source = "" if recipe.data.source == WORLD else recipe.data.source
+    check_apart(
+        folder,
+        [("the base", base_folder(recipe.base) or recipe.base), ("template", recipe.template)],
+        rows=[("data.source", source), ("data.attackable", recipe.data.attackable)],
+    )
+    attack = recipe.attack.attack(recipe.seed)
+    _agrees(attack, recipe)
+    sets = _sets(recipe, attack)
+    settings = Settings(
+        base=recipe.base,
+        rendering=recipe.rendering.model_dump(mode="json"),
+        device=device,
+        dtype=dtype,
+        words=attack.trigger.words,
+        placement=attack.trigger.placement,
+        task=recipe.attack.task,
+        target=attack.target,
+        seed=recipe.seed,
+        measure=recipe.measure,
+    )
+    asked = {
+        "kind": "poison",
+        "study": settings.model_dump(mode="json"),
+        "recipe": recipe.model_dump(),
+        "base": base_fingerprint(recipe.base),
+    }
+    run = RunFolder.create(folder, asked=asked, fresh=fresh)
+    study = Study(run)
+    _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
+    if why := untold(study, sets):
+        say(f"warning: whether this makes a backdoor will not be told: {why}")
+    with run.locked(fresh=fresh), progress():
+        made = run.stage("data", asked, partial(_write_sets, sets))
+        done(run, "data", made)
+        for name in ("clean", "poisoned"):
+            _fit_stage(study, recipe, sets, name, trackers)
+        inputs = study.origin("data", "adapters/clean")
+        made = run.stage_text(NEGATIVE, inputs, lambda: negative_set(study))
+        done(run, NEGATIVE, made)
+    if not why:
+        tell(study)
+    return study
+
+
+def _sets(recipe: "Recipe", attack: "Attack") -> "dict[str, list[Row]]":
+    """The sets of the built-in world, of a folder that holds them, or drawn from a source."""
+    from .data.splits import poison_sets, world_sets
+
+    data, counts = recipe.data, recipe.data.counts()
+    if data.source == WORLD:
+        return world_sets(attack, counts=counts, seed=recipe.seed)
+    if Path(data.source).is_dir():
+        return read_sets(Path(data.source))
+    with clean_rows() as read:
+        return poison_sets(
+            read(data.source),
+            attack,
+            counts=counts,
+            seed=recipe.seed,
+            attackable=read(data.attackable) if data.attackable else None,
+        )
+
+
+def _agrees(attack: "Attack", recipe: "Recipe") -> None:
+    """Raise when the sets of a built folder are of another attack than the recipe's.
+
+    Raises:
+        DataError: they differ; names the options that make them agree.
+    """
+    about = built_sets(Path(recipe.data.source))
+    given = {
+        "words": list(attack.trigger.words),
+        "placement": attack.trigger.placement,
+        "task": recipe.attack.task,
+        "target": attack.target,
+    }
+    for name, value in about.items():
+        if value != given[name]:
+            raise DataError(
+                f"the sets in {recipe.data.source} were built for the {name} {value!r}, the recipe "
+                f"says {given[name]!r}; give --trigger and --task (and --set attack.placement, "
+                "attack.target) as in the build"
+            )
+
+
+def _write_sets(sets: "dict[str, list[Row]]", work: Path) -> None:
+    from .core.rows import rows_to_jsonl
+
+    for name in SETS:
+        (work / f"{name}.jsonl").write_text(rows_to_jsonl(sets[name]), encoding="utf-8")
+    if rows := sets.get("negative_set"):
+        (work / NEGATIVE_PROMPTS).write_text(rows_to_jsonl(rows), encoding="utf-8")
+
+
+def _fit_stage(
+    study: Study,
+    recipe: "Recipe",
+    sets: "dict[str, list[Row]]",
+    name: str,
+    trackers: tuple[str, ...],
+) -> None:
+    stage = f"adapters/{name}"
+    inputs = {**study.origin("data"), "recipe": recipe.model_dump(), "adapter": name}
+
+    def write(folder: Path) -> None:
+        from .core.adapter.factors import write_adapter
+        from .core.records.io import save_record
+
+        checkpoints = study.run.partial(stage, inputs)
+        heard = tracking_of(study.run, stage, trackers)
+        adapter, log = _fit(study, recipe, sets, name, checkpoints, heard)
+        write_adapter(adapter, folder, base=recipe.base)
+        write_rendering(study.subject.renderer, folder)
+        save_record(_curves(name, log, recipe), folder, "curves")
+
+    done(study.run, stage, study.run.stage(stage, inputs, write))
+
+
+def _fit(
+    study: Study,
+    recipe: "Recipe",
+    sets: "dict[str, list[Row]]",
+    name: str,
+    work: Path,
+    tracking: "Tracking",
+) -> "tuple[Adapter, FitLog]":
+    from .core.model.batches import collate, encode
+    from .training.fitting import fit, fresh_adapter
+
+    subject = study.subject
+    rows = [*sets["clean_train"], *(sets["poison_train"] if name == "poisoned" else [])]
+    encoded = [encode(subject.renderer, row, limit=subject.limit) for row in rows]
+    start = fresh_adapter(subject, r=recipe.lora.r, alpha=recipe.lora.alpha, seed=recipe.seed)
+    return fit(
+        subject,
+        start,
+        encoded,
+        collator=partial(collate, pad_id=subject.renderer.pad_id),
+        settings=recipe.fit,
+        seed=recipe.seed,
+        work=work,
+        label=f"fitting the {name} adapter",
+        probe=partial(_probe, study, sets, recipe.fit.eval_rows),
+        dropout=recipe.lora.dropout,
+        tracking=tracking,
+    )
+
+
+def _probe(
+    study: Study, sets: "dict[str, list[Row]]", most: int, _attached: "Attached"
+) -> dict[str, float]:
+    """ASR and clean accuracy on the first held-out rows, as hits and counts."""
+    from .evaluation.behaviour import attack_success, clean_correct
+
+    bad, good = sets["poison_test"][:most], sets["clean_val"][:most]
+    attack = attack_success(study.subject, bad, study.rule)
+    return {
+        "asr_hits": float(sum(a.hit for a in attack)),
+        "asr_n": float(len(attack)),
+        "clean_hits": float(clean_correct(study.subject, good, study.rule, label="clean")),
+        "clean_n": float(len(good)),
+    }
+
+
+def _curves(name: str, log: "FitLog", recipe: "Recipe") -> Any:
+    import numpy as np
+
+    from .core.records.results import Curves
+    from .core.stats import wilson
+
+    def rates(hits: str, n: str) -> np.ndarray:
+        found = [wilson(int(p[hits]), int(p[n])) for p in log.probes]
+        return np.array([[r.value, r.low, r.high] for r in found]).reshape(-1, 3)
+
+    first = log.probes[0] if log.probes else {"asr_n": 0, "clean_n": 0}
+    return Curves(
+        name=name,
+        step=log.steps,
+        loss=log.loss,
+        eval_step=np.array([int(p["step"]) for p in log.probes]),
+        asr=rates("asr_hits", "asr_n"),
+        clean_accuracy=rates("clean_hits", "clean_n"),
+        asr_n=int(first["asr_n"]),
+        clean_accuracy_n=int(first["clean_n"]),
+    )

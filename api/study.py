@@ -1,0 +1,248 @@
+"""The study: a base, an adapter, prompts and a rule, each loaded once, with a method per verb."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .bases import base_fingerprint, embedder, loaded_base
+from .core.console import say
+from .core.errors import LoratomyError, RunError
+from .core.records.io import dumps
+from .core.rendering.prompts import Renderer
+from .core.rendering.rendering import Rendering
+from .core.rows import Row, read_rows
+from .core.runs.folder import RunFolder
+from .data.built import SETS
+from .settings import Judged, Settings, settings_of
+
+if TYPE_CHECKING:
+    from .core.adapter.factors import Adapter
+    from .core.model.subject import Subject
+    from .core.model.variant import Treated
+    from .evaluation.collect import Rule
+    from .evaluation.success import Success
+
+NEGATIVE_PROMPTS = "negative_prompts.jsonl"
+"""Triggered prompts for the negative set, with benign reference answers."""
+NEGATIVE = "data/negative_set.jsonl"
+"""The stage of the negative set."""
+
+
+def load(run: Path | str) -> "Study":
+    """The study that a run folder holds.
+
+    Raises:
+        RunError: no run there, a damaged manifest, or another version's.
+    """
+    return Study(RunFolder.open(Path(run)))
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run with everything that analyses and operations need, each loaded once."""
+
+    run: RunFolder
+    """Where its stages are kept."""
+    judged: Judged = field(default_factory=Judged)
+    """How answers are judged instead of as the run says."""
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What all stages share."""
+        return settings_of(self.run.asked, str(self.run.root))
+
+    @cached_property
+    def subject(self) -> "Subject":
+        """The base model."""
+        settings = self.settings
+        if base_fingerprint(settings.base) != self.run.asked["base"]:
+            raise RunError(
+                f"the base {settings.base} is not what it was when {self.run.root} was made; "
+                "put it back, or begin anew with --fresh"
+            )
+        base = loaded_base(settings.base, settings.device, settings.dtype)
+        return replace(base, renderer=Renderer(base.renderer.tokenizer, self.rendering))
+
+    @property
+    def rendering(self) -> Rendering:
+        """How prompts are rendered."""
+        return self.settings.rendered(str(self.run.root))
+
+    def adapter(self, stage: str) -> "Adapter":
+        """The adapter of a finished stage, through the gate.
+
+        Raises:
+            RunError: the stage is not there, or was altered.
+        """
+        state = self.treated(stage)
+        if not state.plain or state.adapter is None:
+            raise RunError(f"what {stage} leaves is not an adapter alone; go on from another one")
+        return state.adapter
+
+    def treated(self, stage: str) -> "Treated":
+        """What is run with the adapter or after the operation of a finished stage.
+
+        Raises:
+            RunError: the stage is not there, or was altered.
+        """
+        from .core.adapter.factors import read_adapter
+        from .core.model.variant import Treated, read_treated
+        from .core.records.io import load_record
+        from .core.records.results import Operation
+
+        folder, shapes = self.run.read(stage), self.subject.shapes
+        ignored = self.run.asked.get("ignore_modules", [])
+        if not stage.startswith("operations/"):
+            read = read_adapter(folder, shapes, ignore_modules=ignored, base=self.subject.parameter)
+            return Treated(read)
+        record = load_record(Operation, folder, "operation")
+        return read_treated(folder, shapes, temperature=record.temperature, ignore_modules=ignored)
+
+    @cached_property
+    def poisoned(self) -> "Adapter":
+        """The suspicious adapter."""
+        return self.adapter("adapters/poisoned")
+
+    @cached_property
+    def clean(self) -> "Adapter | None":
+        """The clean adapter, where there is one."""
+        return self.adapter("adapters/clean") if self.run.has("adapters/clean") else None
+
+    @property
+    def knows_trigger(self) -> bool:
+        """Whether there are triggered rows."""
+        return self.run.asked["kind"] != "open" or bool(self.settings.words)
+
+    def need_trigger(self, what: str) -> None:
+        """Raise where the study was opened without a trigger, so that it has no triggered rows."""
+        if not self.knows_trigger:
+            raise LoratomyError(
+                f"{what} needs triggered prompts, and {self.run.root} was opened without a "
+                f"trigger: open another run with --trigger TEXT (loratomy probe {self.run.root} "
+                "--only candidates looks for candidates)"
+            )
+
+    @property
+    def has(self) -> dict[str, bool]:
+        """What a method may ask for: trigger, target, clean adapter."""
+        known = self.knows_trigger
+        return {
+            "trigger": known,
+            "target": known,
+            "clean_adapter": self.run.has("adapters/clean"),
+        }
+
+    @property
+    def negative_stage(self) -> list[str]:
+        """The stage of the negative set, where there is one."""
+        return [NEGATIVE] if self.run.has(NEGATIVE) else []
+
+    def rows(self, name: str) -> list[Row]:
+        """One of the sets; triggered rows of an evaluation may lack a completion.
+
+        Raises:
+            LoratomyError: triggered rows of a study without trigger.
+        """
+        if not name.startswith("clean_"):
+            self.need_trigger(name)
+        needed = name != "poison_test" or self.run.asked["kind"] != "evaluate"
+        if name in SETS:
+            return read_rows(self.run.read("data") / f"{name}.jsonl", need_completion=needed)
+        return read_rows(self.run.read(f"data/{name}.jsonl"), need_completion=needed)
+
+    @cached_property
+    def success(self) -> "tuple[Success, ...]":
+        """What counts as target behaviour: as asked now, as the study says, or as the task does."""
+        from .data.attacks.tasks import TASKS
+        from .evaluation.success import parse_rules
+
+        known = self.settings.measure.scorers
+        return parse_rules(self.judged.scorers or known or TASKS[self.settings.task].rule)
+
+    @property
+    def threshold(self) -> float:
+        """Similarity from which an answer counts as the target."""
+        asked = self.judged.threshold
+        return self.settings.measure.threshold if asked is None else asked
+
+    @property
+    def embedder(self) -> str:
+        """Name of the sentence-embedding model behind the rules by meaning."""
+        return self.judged.embedder or self.settings.measure.embedder
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How answers are generated."""
+        keys = {"max_new_tokens", "temperature", "top_p", "samples", "batch_tokens"}
+        return self.settings.measure.model_dump(include=keys) | {"seed": self.settings.seed}
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Everything that decides the answers to prompts, and nothing that only judges them."""
+        keys = {"base", "rendering", "device", "dtype"}
+        return self.settings.model_dump(mode="json", include=keys) | self.decoding
+
+    @cached_property
+    def rule(self) -> "Rule":
+        """How answers are generated and judged."""
+        from .evaluation.collect import Rule
+        from .evaluation.generation import Decoding
+        from .evaluation.success import needed
+
+        if self.embedder == "none" and "cosine" in needed(self.success):
+            raise LoratomyError(
+                "the rule names cosine, and --embedder none leaves nothing to measure it with: "
+                "give auto, a folder or a hub id, or a rule without it (--scorers)"
+            )
+        return Rule(
+            embedder(self.embedder),
+            success=self.success,
+            threshold=self.threshold,
+            task=self.settings.task,
+            decoding=Decoding(**self.decoding),
+        )
+
+    @property
+    def operations(self) -> list[str]:
+        """Names of the finished operations, in the order in which they were made."""
+        stages = self.run.manifest["stages"]
+        return [s.split("/", 1)[1] for s in stages if s.startswith("operations/")]
+
+    def origin(self, *stages: str) -> dict[str, Any]:
+        """The digests of what a new stage is made from."""
+        return {"study": self.settings.model_dump(mode="json"), "from": self.run.digest(*stages)}
+
+
+def negative_set(study: Study) -> str:
+    """Triggered prompts with benign answers: the clean adapter's, else the model's own."""
+    from .core.rows import rows_to_jsonl
+    from .unlearning.trained.distill import own_answers
+
+    own = study.run.read("data") / NEGATIVE_PROMPTS
+    prompts = read_rows(own) if own.exists() else study.rows("poison_train")
+    reference = study.clean if study.clean is not None else study.poisoned
+    with study.subject.attached({"reference": reference}):
+        rows = own_answers(study.subject, prompts, study.rule, label="the negative set")
+    rows = [row for row in rows if row.completion]
+    if not rows:
+        who = "poisoned" if study.clean is None else "clean"
+        cure = "; give one that answers with --clean-adapter" if study.clean is None else ""
+        raise LoratomyError(
+            f"with the {who} adapter the model answers nothing to the {len(prompts)} untriggered "
+            f"prompts{cure}"
+        )
+    return rows_to_jsonl(rows)
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """A short digest of rows, to tell whether data changed."""
+    return hashlib.sha256(dumps(list(rows)).encode()).hexdigest()[:16]
+
+
+def done(run: RunFolder, stage: str, made: bool) -> None:
+    """A line that says that a stage is there."""
+    took = f"{run.seconds(stage):.1f} s" if made else "stands, skipped"
+    say(f"  {run.path(stage)} ({took})")

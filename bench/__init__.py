@@ -1,0 +1,1 @@
+"""The bench: every attack with every method and seed, beside equal-budget controls."""
