@@ -1,28 +1,22 @@
 """Adapters from outside: where they are, what they are, and what is recorded beside them."""
 
-import json
 import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .core.console import say
 from .core.errors import AdapterError, LoratomyError
-from .core.files.jsonfiles import Outside, checked, read_json
-from .core.rendering.rendering import Rendering, rendering_from
+from .core.rendering.recorded import RENDERING
 
 if TYPE_CHECKING:
     from .core.adapter.factors import Adapter
     from .core.model.subject import Subject
-    from .core.rendering.prompts import Renderer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _CHANGED = "{} changed while the adapter was read; run the command again when nobody writes to it"
-RENDERING = "rendering.json"
-"""Beside an adapter: the template that it was trained with."""
 
 
 def adapter_sums(folder: Path) -> dict[str, str]:
@@ -55,43 +49,6 @@ def copy_adapter(source: Path, sums: Mapping[str, str], work: Path) -> None:
             raise AdapterError(_CHANGED.format(source / name)) from error
         if sha256(work / name) != known:
             raise AdapterError(_CHANGED.format(source / name))
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """How prompts were rendered when an adapter was trained."""
-
-    rendering: Rendering
-    """The whole of it."""
-    rendered: str
-    """The text ``{prompt}`` as it was rendered."""
-
-
-class _Recorded(Outside):
-    rendering: dict[str, Any]
-    rendered: str
-
-
-def write_rendering(renderer: "Renderer", folder: Path) -> None:
-    """Record beside an adapter how prompts are rendered in its training."""
-    made = renderer.rendering.model_dump(mode="json")
-    body = {"rendering": made, "rendered": renderer.text("{prompt}")}
-    (folder / RENDERING).write_text(json.dumps(body, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def recorded_rendering(folder: Path) -> Recorded | None:
-    """How prompts were rendered in an adapter's training; None where nothing is recorded.
-
-    Raises:
-        AdapterError: a record that cannot be read.
-    """
-    path = folder / RENDERING
-    if not path.is_file():
-        return None
-    remedy = "it is no record of a rendering: remove it"
-    body = read_json(path, remedy=remedy, error=AdapterError)
-    found = checked(_Recorded, body, path, remedy=remedy, error=AdapterError)
-    return Recorded(rendering_from(found.rendering, str(path)), found.rendered)
 
 
 _SAYS_NOTHING = re.compile(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .core.console import progress, say
 from .core.errors import LoratomyError, RunError
 from .core.records.bench import Relearning, Transfer
-from .core.records.io import load_record, save_record
 from .core.registry import nearest
-from .core.runs.folder import RunFolder
+from .core.runs.run import Run
+from .core.runs.shelf import Shelf
 from .study import Study, done
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ STAGE = "aftermath/"
 BASE, CLEAN, POISONED = "base", "clean", "poisoned"
 
 
-def cell_of(run: RunFolder) -> str:
+def cell_of(run: Run) -> str:
     """``trigger/task`` of a poisoned run (or the words of a trigger of its own), else its name."""
     if run.asked["kind"] != "poison":
         return run.manifest["name"]
@@ -41,9 +41,9 @@ class Aftermath:
         self._run, self._cell, self._seed = study.run, cell_of(study.run), study.settings.seed
 
     def _stage(
-        self, part: str, entry: str, sources: Sequence[str], make: Callable[[Path, Path], None]
-    ) -> Path:
-        """The folder of a stage, made where it does not stand."""
+        self, part: str, entry: str, sources: Sequence[str], make: Callable[[Shelf, Path], None]
+    ) -> Shelf:
+        """A stage, made where it does not stand."""
         stage, study = f"{STAGE}{part}/{entry}", self._study
         inputs = {
             **study.origin("data", "adapters/poisoned", *sources),
@@ -52,11 +52,11 @@ class Aftermath:
             "entry": entry,
         }
 
-        def write(work: Path) -> None:
-            make(work, self._run.partial(stage, inputs, fresh=self._fresh))
+        def fill(shelf: Shelf) -> None:
+            make(shelf, self._run.partial(stage, inputs, fresh=self._fresh))
 
-        done(self._run, stage, self._run.stage(stage, inputs, write, fresh=self._fresh))
-        return self._run.path(stage)
+        done(self._run, stage, self._run.make(stage, inputs, fill, fresh=self._fresh))
+        return self._run.shelf(stage)
 
     @cached_property
     def _ground(self) -> "Bout":
@@ -89,16 +89,16 @@ class Aftermath:
         yardsticks: dict[str, list[str]] = {BASE: [], CLEAN: ["adapters/clean"]}
         kinds = [POISONED] if entry in yardsticks else [CLEAN, POISONED]
 
-        def make(work: Path, checkpoints: Path) -> None:
+        def make(shelf: Shelf, checkpoints: Path) -> None:
             config: Any = self._configs[RELEARNING]
             for rows in kinds:
                 own = checkpoints / rows
                 record = relearn(self._ground, entry, self._start(entry), rows, config, work=own)
-                save_record(record, work, rows)
+                shelf.put(rows, record)
 
         sources = yardsticks.get(entry, [f"operations/{entry}"])
-        folder = self._stage(RELEARNING, entry, sources, make)
-        return [load_record(Relearning, folder, rows) for rows in kinds]
+        shelf = self._stage(RELEARNING, entry, sources, make)
+        return [shelf.get(Relearning, rows) for rows in kinds]
 
     @cached_property
     def _variants(self) -> "list[Variant]":
@@ -118,7 +118,7 @@ class Aftermath:
         own = f"operations/{entry}" if entry != POISONED else f"adapters/{POISONED}"
         first = f"{STAGE}{TRANSFER}/{POISONED}"
 
-        def make(work: Path, _checkpoints: Path) -> None:
+        def make(shelf: Shelf, _checkpoints: Path) -> None:
             from .unlearning.aftermath.transfer import transfer_rates
 
             study, asked = self._study, self._variants
@@ -136,19 +136,19 @@ class Aftermath:
                     rate=rates[variant.name],
                     poisoned=before[variant.name],
                 )
-                save_record(record, work, f"{number:02d}")
+                shelf.put(f"{number:02d}", record)
 
         sources = [own] if entry == POISONED else [own, first]
         self._stage(TRANSFER, entry, sources, make)
         return _transfers(self._run, f"{STAGE}{TRANSFER}/{entry}")
 
 
-def _transfers(run: RunFolder, stage: str) -> list[Transfer]:
-    folder = run.read(stage)
-    return [load_record(Transfer, folder, name) for name in run.records(stage)]
+def _transfers(run: Run, stage: str) -> list[Transfer]:
+    shelf = run.shelf(stage)
+    return [shelf.get(Transfer, name) for name in sorted(shelf.names)]
 
 
-def load_aftermath(run: RunFolder) -> tuple[list[Relearning], list[Transfer]]:
+def load_aftermath(run: Run) -> tuple[list[Relearning], list[Transfer]]:
     """What stands of a run's aftermath; the poisoned adapter's own transfer is in each record.
 
     Raises:
@@ -156,13 +156,13 @@ def load_aftermath(run: RunFolder) -> tuple[list[Relearning], list[Transfer]]:
     """
     relearned: list[Relearning] = []
     transferred: list[Transfer] = []
-    for stage in [s for s in run.manifest["stages"] if s.startswith(STAGE) and run.has(s)]:
+    for stage in [s for s in run.stages if s.startswith(STAGE) and run.has(s)]:
         if old := run.stale(stage):
             raise RunError(f"{old}; make it again with aftermath --fresh, or remove its folder")
         part, _, entry = stage.removeprefix(STAGE).partition("/")
         if part == RELEARNING:
-            folder = run.read(stage)
-            relearned += [load_record(Relearning, folder, name) for name in run.records(stage)]
+            shelf = run.shelf(stage)
+            relearned += [shelf.get(Relearning, name) for name in sorted(shelf.names)]
         elif entry != POISONED:
             transferred += _transfers(run, stage)
     return relearned, transferred

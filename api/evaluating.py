@@ -11,9 +11,9 @@ from .core.console import progress, say
 from .core.errors import LoratomyError
 from .core.files.outputs import check_apart
 from .core.records.rendering import RenderingChoice
-from .core.rows import rows_to_jsonl
 from .core.runs.folder import RunFolder, run_path
 from .core.runs.manifest import MANIFEST
+from .core.runs.shelf import Shelf
 from .data.built import built_sets, read_sets
 from .rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
 from .rows import reading
@@ -165,7 +165,7 @@ def _prepared(
             stage = f"adapters/{name}"
             made = run.stage(stage, sums[name], partial(copy_adapter, path, sums[name]))
             done(run, stage, made)
-        done(run, "data", run.stage("data", about, partial(_write, study, sets, choice)))
+        done(run, "data", run.make("data", about, partial(_put_sets, study, sets, choice)))
     return study
 
 
@@ -185,7 +185,7 @@ def _nothing_measured(folder: Path) -> bool:
     if not (folder / MANIFEST).exists():
         return False
     run = RunFolder.open(folder)
-    begun = any(stage.startswith("analysis/") for stage in run.manifest["stages"])
+    begun = any(stage.startswith("analysis/") for stage in run.stages)
     return run.asked.get("kind") == "evaluate" and not begun
 
 
@@ -299,12 +299,11 @@ def _rendered(
     return subject, choice
 
 
-def _write(study: Study, sets: "TestSets", choice: RenderingChoice, work: Path) -> None:
+def _put_sets(study: Study, sets: "TestSets", choice: RenderingChoice, shelf: Shelf) -> None:
     """The sets; clean prompts without answer get the base's own."""
-    from .core.records.io import save_record
     from .unlearning.trained.distill import own_answers
 
-    save_record(choice, work, RENDERING_RECORD)
+    shelf.put(RENDERING_RECORD, choice)
     bare = [row for row in sets.clean if not row.completion]
     full = [row for row in sets.clean if row.completion]
     if bare:
@@ -315,5 +314,5 @@ def _write(study: Study, sets: "TestSets", choice: RenderingChoice, work: Path) 
     if lost := len(sets.clean) - len(full):
         say(f"warning: {lost} clean prompts left out, the base answers nothing to them")
     bad = [replace(row, completion=row.completion or row.target) for row in sets.triggered]
-    (work / "poison_test.jsonl").write_text(rows_to_jsonl(bad), encoding="utf-8")
-    (work / "clean_val.jsonl").write_text(rows_to_jsonl(full), encoding="utf-8")
+    shelf.put_rows("poison_test", bad)
+    shelf.put_rows("clean_val", full)

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from .core.console import progress, say
 from .core.errors import LoratomyError, RunError
-from .core.records.answers import read_answers, write_answers
-from .core.records.io import load_record, save_record
 from .core.records.results import (
     Answer,
     Behaviour,
@@ -20,23 +18,24 @@ from .core.records.results import (
     Rate,
     RuleRates,
 )
-from .core.runs.folder import RunFolder
+from .core.runs.run import Run
+from .core.runs.shelf import Shelf
 from .settings import Judged
 from .study import Study, done
 
 ASKED = "analysis/answers"
 MEASURED = "analysis/measured"
-TABLE = "answers.parquet"
 VERDICT = "analysis/poisoning/verdict"
 """Whether `poison` made a backdoor."""
 POISONING = ("poisoned", "base", "clean")
 """Subjects that it takes to tell."""
 
 
-def subjects(run: RunFolder) -> dict[str, str | None]:
+def subjects(run: Run) -> dict[str, str | None]:
     """Name -> stage of its adapter, the one that others are compared with first."""
-    stages = run.manifest["stages"]
-    found = {s.split("/", 1)[1]: s for s in stages if s.startswith(("adapters/", "operations/"))}
+    found = {
+        s.split("/", 1)[1]: s for s in run.stages if s.startswith(("adapters/", "operations/"))
+    }
     if not found:
         raise LoratomyError(f"{run.root} has no adapter yet; run its first command again")
     first = "poisoned" if "poisoned" in found else next(iter(found))
@@ -86,19 +85,14 @@ def measure(
             made_of = study.run.digest("data", *([source] if source else []))
             inputs = {"generation": study.generation, "from": made_of, "subject": name}
 
-            def ask(work: Path, name: str = name, source: str | None = source) -> None:
-                _ask(study, name, source, work)
-
-            done(study.run, stage, study.run.stage(stage, inputs, ask, fresh=fresh))
+            ask = partial(_ask, study, name, source)
+            done(study.run, stage, study.run.make(stage, inputs, ask, fresh=fresh))
             known = [f"{ASKED}/{name}"] if name == first else [stage, f"{MEASURED}/{first}"]
             inputs = {**rule, "from": study.run.digest(*known)}
             stage = f"{MEASURED}/{name}"
-
-            def judge(work: Path, name: str = name) -> None:
-                _judge(study, name, first, work)
-
+            judge = partial(_judge, study, name, first)
             anew = fresh or study.run.differs(stage, inputs)
-            done(study.run, stage, study.run.stage(stage, inputs, judge, fresh=anew))
+            done(study.run, stage, study.run.make(stage, inputs, judge, fresh=anew))
         if study.run.asked["kind"] == "poison":
             _verdict(study.run, fresh=fresh)
     return load_comparison(study.run)
@@ -115,7 +109,7 @@ def say_success(study: Study) -> None:
     say(f"success: {in_words(study.success[0], study.threshold, targets)}")
 
 
-def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
+def _ask(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
     from .core.model.variant import Treated, treated
     from .evaluation.collect import collect
 
@@ -136,75 +130,59 @@ def _ask(study: Study, name: str, source: str | None, work: Path) -> None:
         if source is not None and study.run.asked["kind"] == "evaluate":
             raise LoratomyError(line)
         say(f"warning: {line}")
-    write_answers(work / TABLE, found.answers)
-    protocol = rule.protocol(
-        study.subject, bad[0], references=study.settings.references, mismatch=found.mismatch
-    )
-    save_record(protocol, work, "protocol")
-    (work / "too_long.txt").write_text(f"{found.too_long}\n", encoding="utf-8")
+    shelf.put_answers(found.answers)
+    protocol = rule.protocol(study.subject, bad[0], found, references=study.settings.references)
+    shelf.put("protocol", protocol)
 
 
-def _judge(study: Study, name: str, first: str, work: Path) -> None:
+def _judge(study: Study, name: str, first: str, shelf: Shelf) -> None:
     from .evaluation.behaviour import judge
     from .evaluation.collect import Collected
     from .evaluation.paired import paired
 
-    asked = study.run.read(f"{ASKED}/{name}")
-    collected = Collected(
-        read_answers(asked / TABLE),
-        _too_long(asked / "too_long.txt"),
-        load_record(Protocol, asked, "protocol").mismatch,
-    )
+    asked = study.run.shelf(f"{ASKED}/{name}")
+    protocol = asked.get(Protocol, "protocol")
+    collected = Collected(asked.answers(), protocol.too_long, protocol.mismatch)
     other = [] if name == first else load_answers(study.run, first)
     operated = name not in (first, "base", "clean")  # only these have a before
     behaviour, answers = judge(collected, study.rule, before=other if operated else [])
-    protocol = replace(
-        load_record(Protocol, asked, "protocol"),
-        rule=study.rule.success[0].text,
-        threshold=study.rule.threshold,
-    )
-    save_record(behaviour, work, "behaviour")
-    save_record(protocol, work, "protocol")
+    rule = study.rule
+    protocol = replace(protocol, rule=rule.success[0].text, threshold=rule.threshold)
+    shelf.put("behaviour", behaviour)
+    shelf.put("protocol", protocol)
     if other:
-        save_record(paired(answers, other), work, "paired")
-    write_answers(work / TABLE, answers)
+        shelf.put("paired", paired(answers, other))
+    shelf.put_answers(answers)
 
 
-def _too_long(path: Path) -> int:
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise RunError(f"{path}: {text[:40]!r} is no number of prompts; use compare --fresh")
-    return int(text)
-
-
-def _verdict(run: RunFolder, *, fresh: bool) -> None:
+def _verdict(run: Run, *, fresh: bool) -> None:
     """The stage that says whether a backdoor was made, from what is measured now."""
     from .evaluation.planted import planted
 
     stages = [f"{MEASURED}/{name}" for name in POISONING]
     inputs = {"from": run.digest(*stages)}
 
-    def write(work: Path) -> None:
-        found = (load_record(Behaviour, run.read(stage), "behaviour") for stage in stages)
+    def fill(shelf: Shelf) -> None:
+        found = (run.shelf(stage).get(Behaviour, "behaviour") for stage in stages)
         poisoned, base, clean = found
         answers = {name: load_answers(run, name) for name in POISONING}
-        save_record(planted(poisoned, clean, base, answers), work, "planted")
+        shelf.put("planted", planted(poisoned, clean, base, answers))
 
     anew = fresh or run.differs(VERDICT, inputs)
-    done(run, VERDICT, run.stage(VERDICT, inputs, write, fresh=anew))
+    done(run, VERDICT, run.make(VERDICT, inputs, fill, fresh=anew))
 
 
-def load_planted(run: RunFolder) -> Planted | None:
+def load_planted(run: Run) -> Planted | None:
     """Whether `poison` made a backdoor; None where that has not been looked at."""
-    return load_record(Planted, run.read(VERDICT), "planted") if run.has(VERDICT) else None
+    return run.shelf(VERDICT).get(Planted, "planted") if run.has(VERDICT) else None
 
 
-def load_answers(run: RunFolder, name: str) -> list[Answer]:
+def load_answers(run: Run, name: str) -> list[Answer]:
     """The judged answers behind one subject's figures."""
-    return read_answers(run.read(f"{MEASURED}/{name}") / TABLE)
+    return run.shelf(f"{MEASURED}/{name}").answers()
 
 
-def measured(run: RunFolder) -> list[str]:
+def measured(run: Run) -> list[str]:
     """Subjects that are measured: base, clean, poisoned, then the others as they were made."""
     names = list(subjects(run))
     order = [n for n in ("base", "clean", "poisoned") if n in names]
@@ -212,7 +190,7 @@ def measured(run: RunFolder) -> list[str]:
     return [n for n in order if run.has(f"{MEASURED}/{n}")]
 
 
-def load_comparison(run: RunFolder) -> Comparison:
+def load_comparison(run: Run) -> Comparison:
     """All measured subjects of a run.
 
     Raises:
@@ -221,28 +199,24 @@ def load_comparison(run: RunFolder) -> Comparison:
     names = measured(run)
     if not names:
         raise LoratomyError(f"{run.root}: nothing is measured; run loratomy compare {run.root}")
-    folders = [run.read(f"{MEASURED}/{n}") for n in names]
-    protocols = [load_record(Protocol, folder, "protocol") for folder in folders]
+    shelves = [run.shelf(f"{MEASURED}/{n}") for n in names]
+    protocols = [shelf.get(Protocol, "protocol") for shelf in shelves]
     mismatch = next((p.mismatch for p in protocols if p.mismatch), "")
     return Comparison(
         protocol=replace(protocols[0], mismatch=mismatch),
-        rows=tuple(load_record(Behaviour, f, "behaviour") for f in folders),
-        paired=tuple(
-            load_record(Paired, folder, "paired")
-            for name, folder in zip(names, folders, strict=True)
-            if "paired" in run.records(f"{MEASURED}/{name}")
-        ),
+        rows=tuple(shelf.get(Behaviour, "behaviour") for shelf in shelves),
+        paired=tuple(s.get(Paired, "paired") for s in shelves if "paired" in s.names),
     )
 
 
-def load_operations(run: RunFolder) -> dict[str, Operation]:
+def load_operations(run: Run) -> dict[str, Operation]:
     """The records of all operations by name."""
-    stages = [s for s in run.manifest["stages"] if s.startswith("operations/")]
-    return {s.split("/", 1)[1]: load_record(Operation, run.read(s), "operation") for s in stages}
+    stages = [s for s in run.stages if s.startswith("operations/")]
+    return {s.split("/", 1)[1]: run.shelf(s).get(Operation, "operation") for s in stages}
 
 
 def as_objects(
-    comparison: Comparison, operations: dict[str, Operation], run: RunFolder
+    comparison: Comparison, operations: dict[str, Operation], run: Run
 ) -> list[dict[str, Any]]:
     """The table as plain objects; what is not a finite number is null with a note."""
     import math

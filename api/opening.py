@@ -13,6 +13,7 @@ from .core.errors import DataError, LoratomyError
 from .core.files.outputs import check_apart
 from .core.records.rendering import RenderingChoice
 from .core.runs.folder import RunFolder, run_path
+from .core.runs.shelf import Shelf
 from .measuring import say_success
 from .rendering import RENDERING_RECORD, settled, tell, wanted
 from .rows import reading
@@ -185,12 +186,12 @@ def open_study(
             copied = partial(copy_adapter, source, asked["adapters"][role])
             made = run.stage(f"adapters/{role}", asked["adapters"], copied)
             done(run, f"adapters/{role}", made)
-        made = run.stage("data", asked, partial(_write_sets, study, sets, choice))
+        made = run.make("data", asked, partial(_put_sets, study, sets, choice))
         done(run, "data", made)
         if attack:
             say_success(study)
             inputs = study.origin("data", "adapters/poisoned")
-            done(run, NEGATIVE, run.stage_text(NEGATIVE, inputs, lambda: negative_set(study)))
+            done(run, NEGATIVE, run.make_rows(NEGATIVE, inputs, lambda: negative_set(study)))
     return study
 
 
@@ -288,15 +289,13 @@ def _placed(
         say(f"warning: {name}: {line}")
 
 
-def _write_sets(
-    study: Study, sets: "dict[str, list[Row]]", choice: RenderingChoice, work: Path
+def _put_sets(
+    study: Study, sets: "dict[str, list[Row]]", choice: RenderingChoice, shelf: Shelf
 ) -> None:
-    """Write the sets; clean prompts without completion get the model's own answer."""
-    from .core.records.io import save_record
-    from .core.rows import rows_to_jsonl
+    """Keep the sets; clean prompts without completion get the model's own answer."""
     from .unlearning.trained.distill import own_answers
 
-    save_record(choice, work, RENDERING_RECORD)
+    shelf.put(RENDERING_RECORD, choice)
     reference = study.clean if study.clean is not None else study.poisoned
     for name, rows in sets.items():
         bare = [row for row in rows if row.completion is None]
@@ -310,4 +309,4 @@ def _write_sets(
                 rows = [row for row in rows if row.completion is not None]
             if not rows:
                 raise LoratomyError(f"{name}: the model answers nothing to any prompt")
-        (work / f"{name}.jsonl").write_text(rows_to_jsonl(rows), encoding="utf-8")
+        shelf.put_rows(name, rows)

@@ -5,21 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters import write_rendering
 from .core.console import progress, say
 from .core.errors import LoratomyError
+from .core.records.results import Operation
+from .core.runs.shelf import Shelf
 from .options import RESERVED
 from .study import Study, done
 from .trackers import tracking_of
 
 if TYPE_CHECKING:
-    from .core.records.results import Operation
     from .core.rows import Row
     from .evaluation.collect import Rule
-    from .unlearning import Bench
+    from .unlearning import Bench, Outcome
     from .unlearning.preview import Preview
 
-FOUND_ROWS = "rows.jsonl"
+FOUND_ROWS = "rows"
 """Beside an operation that made its triggered rows itself: these rows."""
 
 
@@ -40,8 +40,6 @@ def operate(
     Under `torchrun` or `accelerate launch` the processes share the batches of a fit; the first
     writes.
     """
-    from .core.records.io import load_record
-    from .core.records.results import Operation
     from .training.recipe import validated
     from .training.resuming import last_whole
     from .unlearning import METHODS, check_needs
@@ -68,7 +66,7 @@ def operate(
     stage = f"operations/{label}"
     with study.run.locked(), progress():
 
-        def write(work: Path) -> None:
+        def fill(shelf: Shelf) -> None:
             checkpoints = study.run.partial(stage, inputs, fresh=fresh)
             if begun := last_whole(checkpoints):
                 say(f"{label}: going on from {begun.folder.name} of an earlier start")
@@ -76,10 +74,10 @@ def operate(
             bench = replace(_bench(study, after, study.rule, checkpoints), tracking=heard)
             bench = bench if seed is None else replace(bench, seed=seed)
             made = _operate(study, bench, method, config, label, after, control_for)
-            _write(study, made, work)
+            _keep(study, made, shelf)
 
-        done(study.run, stage, study.run.stage(stage, inputs, write, fresh=fresh))
-        return load_record(Operation, study.run.read(stage), "operation")
+        done(study.run, stage, study.run.make(stage, inputs, fill, fresh=fresh))
+        return study.run.shelf(stage).get(Operation, "operation")
 
 
 def _check_after(study: Study, after: str) -> None:
@@ -131,17 +129,13 @@ def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
 
 def _found_rows(study: Study, after: str) -> "list[Row]":
     """Triggered rows that the operation before made itself, or the one that it is a control of."""
-    from .core.records.io import load_record
-    from .core.records.results import Operation
-    from .core.rows import read_rows
 
     if not after:
         return []
-    made = load_record(Operation, study.run.read(f"operations/{after}"), "operation")
+    made = study.run.shelf(f"operations/{after}").get(Operation, "operation")
     for name in filter(None, (after, made.control_for)):
-        path = study.run.read(f"operations/{name}") / FOUND_ROWS
-        if path.exists():
-            return read_rows(path, need_completion=True)
+        if (found := study.run.shelf(f"operations/{name}").rows(FOUND_ROWS)) is not None:
+            return found
     return []
 
 
@@ -153,29 +147,21 @@ def _operate(
     label: str,
     after: str,
     control_for: str,
-) -> Any:
-    from .core.records.io import load_record
-    from .core.records.results import Operation
+) -> "tuple[Outcome, Operation]":
     from .unlearning import operate as run_method
 
     before = None
     if after:
-        before = load_record(Operation, study.run.read(f"operations/{after}"), "operation")
+        before = study.run.shelf(f"operations/{after}").get(Operation, "operation")
     return run_method(method, bench, config, subject=label, control_for=control_for, before=before)
 
 
-def _write(study: Study, made: Any, folder: Path) -> None:
-    from .core.model.variant import ADAPTER, write_treated
-    from .core.records.io import save_record
-    from .core.rows import rows_to_jsonl
-
+def _keep(study: Study, made: "tuple[Outcome, Operation]", shelf: Shelf) -> None:
     outcome, record = made
-    write_treated(outcome.treated, folder, base=study.settings.base)
-    if outcome.adapter is not None:
-        write_rendering(study.subject.renderer, folder / ADAPTER)
+    shelf.put_state(outcome.treated, study.subject)
     if outcome.rows:
-        (folder / FOUND_ROWS).write_text(rows_to_jsonl(outcome.rows), encoding="utf-8")
-    save_record(record, folder, "operation")
+        shelf.put_rows(FOUND_ROWS, outcome.rows)
+    shelf.put("operation", record)
 
 
 def previewed(
@@ -186,7 +172,6 @@ def previewed(
     Raises:
         LoratomyError: an unknown method or option, or one that lacks what it needs.
     """
-    from .core.runs.folder import PARTIAL
     from .evaluation.collect import Rule
     from .evaluation.generation import Decoding
     from .evaluation.similarity import load_embedder
@@ -209,5 +194,5 @@ def previewed(
     with progress():
         at_once = study.settings.measure.batch_tokens
         rule = Rule(load_embedder("none"), decoding=Decoding(batch_tokens=at_once))
-        bench = _bench(study, after, rule, study.run.path(PARTIAL))
+        bench = _bench(study, after, rule, Path())
         return preview(method, bench, config)

@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters import write_rendering
 from .bases import base_fingerprint, base_folder
 from .core.console import progress, say
 from .core.errors import DataError
 from .core.files.outputs import check_apart
 from .core.runs.folder import RunFolder
+from .core.runs.shelf import Shelf
 from .data.built import SETS, built_sets, read_sets
 from .rows import clean_rows
 from .settings import Settings
@@ -73,12 +73,12 @@ def make_poisoned(
     if why := untold(study, sets):
         say(f"warning: whether this makes a backdoor will not be told: {why}")
     with run.locked(fresh=fresh), progress():
-        made = run.stage("data", asked, partial(_write_sets, sets))
+        made = run.make("data", asked, partial(_put_sets, sets))
         done(run, "data", made)
         for name in ("clean", "poisoned"):
             _fit_stage(study, recipe, sets, name, trackers)
         inputs = study.origin("data", "adapters/clean")
-        made = run.stage_text(NEGATIVE, inputs, lambda: negative_set(study))
+        made = run.make_rows(NEGATIVE, inputs, lambda: negative_set(study))
         done(run, NEGATIVE, made)
     if not why:
         tell(study)
@@ -126,13 +126,11 @@ def _agrees(attack: "Attack", recipe: "Recipe") -> None:
             )
 
 
-def _write_sets(sets: "dict[str, list[Row]]", work: Path) -> None:
-    from .core.rows import rows_to_jsonl
-
+def _put_sets(sets: "dict[str, list[Row]]", shelf: Shelf) -> None:
     for name in SETS:
-        (work / f"{name}.jsonl").write_text(rows_to_jsonl(sets[name]), encoding="utf-8")
+        shelf.put_rows(name, sets[name])
     if rows := sets.get("negative_set"):
-        (work / NEGATIVE_PROMPTS).write_text(rows_to_jsonl(rows), encoding="utf-8")
+        shelf.put_rows(NEGATIVE_PROMPTS, rows)
 
 
 def _fit_stage(
@@ -145,18 +143,16 @@ def _fit_stage(
     stage = f"adapters/{name}"
     inputs = {**study.origin("data"), "recipe": recipe.model_dump(), "adapter": name}
 
-    def write(folder: Path) -> None:
-        from .core.adapter.factors import write_adapter
-        from .core.records.io import save_record
+    def fill(shelf: Shelf) -> None:
+        from .core.model.variant import Treated
 
         checkpoints = study.run.partial(stage, inputs)
         heard = tracking_of(study.run, stage, trackers)
         adapter, log = _fit(study, recipe, sets, name, checkpoints, heard)
-        write_adapter(adapter, folder, base=recipe.base)
-        write_rendering(study.subject.renderer, folder)
-        save_record(_curves(name, log, recipe), folder, "curves")
+        shelf.put_state(Treated(adapter), study.subject, plain=True)
+        shelf.put("curves", _curves(name, log, recipe))
 
-    done(study.run, stage, study.run.stage(stage, inputs, write))
+    done(study.run, stage, study.run.make(stage, inputs, fill))
 
 
 def _fit(

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.console import progress, say
 from .core.errors import LoratomyError, RunError
 from .core.records.io import jsonable
-from .core.runs.folder import RunFolder
+from .core.runs.run import Run
+from .core.runs.shelf import Shelf
 from .study import Study, done
 
 if TYPE_CHECKING:
@@ -100,8 +100,6 @@ def _make(
     study: Study, name: str, analysis: "Analysis", config: "Config", sizes: Mapping[str, int], *,
     fresh: bool,
 ) -> None:  # fmt: skip
-    from .core.records.io import save_record
-
     combined = [n for n in analysis.combines if study.run.has(STAGE + n)]
     sources = ["data", "adapters/poisoned", *(STAGE + n for n in combined)]
     sources += ["adapters/clean"] * study.run.has("adapters/clean")
@@ -111,14 +109,14 @@ def _make(
         say(f"{name}: made again, because analyses that it combines are new")
         fresh = True
 
-    def write(work: Path) -> None:
+    def fill(shelf: Shelf) -> None:
         case = _case(study, combined, sizes)
         with _numbers_hold():
             records = analysis.run(case, config)
         for file, record in records.items():
-            save_record(record, work, file)
+            shelf.put(file, record)
 
-    done(study.run, STAGE + name, study.run.stage(STAGE + name, inputs, write, fresh=fresh))
+    done(study.run, STAGE + name, study.run.make(STAGE + name, inputs, fill, fresh=fresh))
 
 
 @contextmanager
@@ -153,7 +151,7 @@ def _combined_changed(
         kept = {k: v for k, v in of["from"].items() if k not in stages}
         return {**of, "from": kept}
 
-    old = study.run.manifest["stages"][STAGE + name]["inputs"]
+    old = study.run.inputs(STAGE + name)
     return bool(stages) and jsonable(rest(inputs)) == rest(old)
 
 
@@ -174,15 +172,13 @@ def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "C
     )
 
 
-def load_stage(run: RunFolder, stage: str) -> list[Any]:
+def load_stage(run: Run, stage: str) -> list[Any]:
     """The records of a finished analysis, by file name."""
-    from .core.records.io import load_any
-
-    folder = run.read(stage)
-    return [load_any(folder, name) for name in run.records(stage)]
+    shelf = run.shelf(stage)
+    return [shelf.any(name) for name in sorted(shelf.names)]
 
 
-def standing(run: RunFolder) -> list[str]:
+def standing(run: Run) -> list[str]:
     """Names of the analyses that stand in a run, in the order in which they were made."""
-    stages = [s.removeprefix(STAGE) for s in run.manifest["stages"] if s.startswith(STAGE)]
+    stages = [s.removeprefix(STAGE) for s in run.stages if s.startswith(STAGE)]
     return [s for s in stages if "/" not in s and run.has(STAGE + s)]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters import Recorded, recorded_rendering
 from .core.console import say
 from .core.errors import LoratomyError
 from .core.records.rendering import RenderingChoice
+from .core.rendering.recorded import Recorded, recorded_rendering
 from .core.rendering.rendering import Rendering, given_arguments, given_template
 
 if TYPE_CHECKING:

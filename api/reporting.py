@@ -1,14 +1,15 @@
 """The report of a study: everything that stands in it, as records, figures and a page."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from .core.console import say
-from .core.errors import RunError
-from .core.records.io import load_record
+from .core.errors import LoratomyError, RunError
 from .core.records.rendering import RenderingChoice
 from .core.records.results import Curves, Provenance, RunRecords, Setting
 from .core.runs.folder import FIGURES, REPORT, RunFolder
+from .core.runs.run import Run
 from .measuring import load_answers, load_comparison, load_operations, load_planted, measured
 from .probing import STAGE, load_stage, standing
 from .rendering import RENDERING_RECORD
@@ -18,37 +19,49 @@ _OWN_TARGETS = "each row's own target"
 
 
 def report(
-    study: Study, *, formats: list[str], out: Path | None = None, fresh: bool = False
+    study: Study, *, formats: Sequence[str], out: Path | None = None, fresh: bool = False
 ) -> Path:
-    """Write the report and the figures of a study; returns the report's path."""
+    """Write the report of a study, and the figures of one in a folder; returns the report's path.
+
+    Args:
+        study: what is reported.
+        formats: of the single figures: html, png, pdf, svg.
+        out: path of the page; None: report.html in the run folder.
+        fresh: replace a file there that is no page of this program's.
+
+    Raises:
+        RunError: something in the run was altered, or made from what was made again since.
+    """
     from .figures import check_page, draw, report_html, write_figures, write_page
 
-    run = study.run
-    path = out or run.path(REPORT)
-    check_page(path, fresh=fresh, home=run.root)
-    if wrong := run.verify():
+    run, home = study.run, study.run if isinstance(study.run, RunFolder) else None
+    if out is None and home is None:
+        raise LoratomyError("a study in memory has no folder for its report; give the file's path")
+    path = out or study.run.root / REPORT
+    check_page(path, fresh=fresh, home=home and home.root)
+    if wrong := home.verify() if home else []:
         raise RunError(f"{wrong[0]}; make that stage again with --fresh")
-    for stage in run.manifest["stages"]:
+    for stage in run.stages:
         if old := run.stale(stage):
             raise RunError(f"{old}; make it again with --fresh, or remove its folder")
     records = load_records(run)
-    with run.locked():
+    if home is None:
         write_page(report_html(records), path)
-        exported = write_figures(draw(records), run.path(FIGURES), formats)
-        inside = path.resolve().is_relative_to(run.root.resolve())
-        run.wrote([*exported.written, *[run.root / REPORT] * inside])
+        return path
+    with home.locked():
+        write_page(report_html(records), path)
+        exported = write_figures(draw(records), home.path(FIGURES), list(formats))
+        inside = path.resolve().is_relative_to(home.root.resolve())
+        home.wrote([*exported.written, *[home.root / REPORT] * inside])
     for line in exported.skipped:
         say(line)
     return path
 
 
-def load_records(run: RunFolder) -> RunRecords:
+def load_records(run: Run) -> RunRecords:
     """Everything that stands in a run, as the figures want it."""
-    curves = [
-        load_record(Curves, run.read(f"adapters/{name}"), "curves")
-        for name in ("clean", "poisoned")
-        if run.has(f"adapters/{name}") and "curves" in run.records(f"adapters/{name}")
-    ]
+    learned = [run.shelf(s) for s in ("adapters/clean", "adapters/poisoned") if run.has(s)]
+    curves = [shelf.get(Curves, "curves") for shelf in learned if "curves" in shelf.names]
     names, told = measured(run), load_planted(run)
     study = run.asked["study"]
     return RunRecords(
@@ -67,14 +80,15 @@ def load_records(run: RunFolder) -> RunRecords:
     )
 
 
-def _choice(run: RunFolder) -> RenderingChoice | None:
+def _choice(run: Run) -> RenderingChoice | None:
     """How the rendering of the prompts was found, where it had to be."""
-    if not run.has("data") or RENDERING_RECORD not in run.records("data"):
+    shelf = run.shelf("data") if run.has("data") else None
+    if shelf is None or RENDERING_RECORD not in shelf.names:
         return None
-    return load_record(RenderingChoice, run.read("data"), RENDERING_RECORD)
+    return shelf.get(RenderingChoice, RENDERING_RECORD)
 
 
-def _provenance(run: RunFolder) -> Provenance:
+def _provenance(run: Run) -> Provenance:
     manifest = run.manifest
     facts = [
         ("base", json.dumps(run.asked["base"], ensure_ascii=False)),

@@ -11,10 +11,12 @@ from .bases import base_fingerprint, embedder, loaded_base
 from .core.console import say
 from .core.errors import LoratomyError, RunError
 from .core.records.io import dumps
+from .core.records.results import Operation
 from .core.rendering.prompts import Renderer
 from .core.rendering.rendering import Rendering
-from .core.rows import Row, read_rows
+from .core.rows import Row
 from .core.runs.folder import RunFolder
+from .core.runs.run import Run
 from .data.built import SETS
 from .settings import Judged, Settings, settings_of
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from .evaluation.collect import Rule
     from .evaluation.success import Success
 
-NEGATIVE_PROMPTS = "negative_prompts.jsonl"
+NEGATIVE_PROMPTS = "negative_prompts"
 """Triggered prompts for the negative set, with benign reference answers."""
 NEGATIVE = "data/negative_set.jsonl"
 """The stage of the negative set."""
@@ -44,7 +46,7 @@ def load(run: Path | str) -> "Study":
 class Study:
     """One run with everything that analyses and operations need, each loaded once."""
 
-    run: RunFolder
+    run: Run
     """Where its stages are kept."""
     judged: Judged = field(default_factory=Judged)
     """How answers are judged instead of as the run says."""
@@ -88,18 +90,11 @@ class Study:
         Raises:
             RunError: the stage is not there, or was altered.
         """
-        from .core.adapter.factors import read_adapter
-        from .core.model.variant import Treated, read_treated
-        from .core.records.io import load_record
-        from .core.records.results import Operation
-
-        folder, shapes = self.run.read(stage), self.subject.shapes
+        shelf, temperature = self.run.shelf(stage), None
+        if stage.startswith("operations/"):
+            temperature = shelf.get(Operation, "operation").temperature
         ignored = self.run.asked.get("ignore_modules", [])
-        if not stage.startswith("operations/"):
-            read = read_adapter(folder, shapes, ignore_modules=ignored, base=self.subject.parameter)
-            return Treated(read)
-        record = load_record(Operation, folder, "operation")
-        return read_treated(folder, shapes, temperature=record.temperature, ignore_modules=ignored)
+        return shelf.state(self.subject, temperature=temperature, ignore=ignored)
 
     @cached_property
     def poisoned(self) -> "Adapter":
@@ -148,10 +143,13 @@ class Study:
         """
         if not name.startswith("clean_"):
             self.need_trigger(name)
+        if name not in SETS:
+            return self.run.rows(f"data/{name}.jsonl")
         needed = name != "poison_test" or self.run.asked["kind"] != "evaluate"
-        if name in SETS:
-            return read_rows(self.run.read("data") / f"{name}.jsonl", need_completion=needed)
-        return read_rows(self.run.read(f"data/{name}.jsonl"), need_completion=needed)
+        found = self.run.shelf("data").rows(name, need_completion=needed)
+        if found is None:
+            raise RunError(f"{self.run.root} has no {name}; remake it with --fresh")
+        return found
 
     @cached_property
     def success(self) -> "tuple[Success, ...]":
@@ -208,21 +206,19 @@ class Study:
     @property
     def operations(self) -> list[str]:
         """Names of the finished operations, in the order in which they were made."""
-        stages = self.run.manifest["stages"]
-        return [s.split("/", 1)[1] for s in stages if s.startswith("operations/")]
+        return [s.split("/", 1)[1] for s in self.run.stages if s.startswith("operations/")]
 
     def origin(self, *stages: str) -> dict[str, Any]:
         """The digests of what a new stage is made from."""
         return {"study": self.settings.model_dump(mode="json"), "from": self.run.digest(*stages)}
 
 
-def negative_set(study: Study) -> str:
+def negative_set(study: Study) -> list[Row]:
     """Triggered prompts with benign answers: the clean adapter's, else the model's own."""
-    from .core.rows import rows_to_jsonl
     from .unlearning.trained.distill import own_answers
 
-    own = study.run.read("data") / NEGATIVE_PROMPTS
-    prompts = read_rows(own) if own.exists() else study.rows("poison_train")
+    own = study.run.shelf("data").rows(NEGATIVE_PROMPTS, need_completion=False)
+    prompts = study.rows("poison_train") if own is None else own
     reference = study.clean if study.clean is not None else study.poisoned
     with study.subject.attached({"reference": reference}):
         rows = own_answers(study.subject, prompts, study.rule, label="the negative set")
@@ -234,7 +230,7 @@ def negative_set(study: Study) -> str:
             f"with the {who} adapter the model answers nothing to the {len(prompts)} untriggered "
             f"prompts{cure}"
         )
-    return rows_to_jsonl(rows)
+    return rows
 
 
 def digest(rows: Sequence[Row]) -> str:
@@ -242,7 +238,7 @@ def digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256(dumps(list(rows)).encode()).hexdigest()[:16]
 
 
-def done(run: RunFolder, stage: str, made: bool) -> None:
+def done(run: Run, stage: str, made: bool) -> None:
     """A line that says that a stage is there."""
     took = f"{run.seconds(stage):.1f} s" if made else "stands, skipped"
-    say(f"  {run.path(stage)} ({took})")
+    say(f"  {run.where(stage)} ({took})")

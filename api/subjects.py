@@ -6,18 +6,20 @@ from .adapters import adapter_sums
 from .core.errors import LoratomyError
 from .core.rendering.rendering import Rendering
 from .core.rows import Row
+from .core.runs.folder import RunFolder
 from .measuring import subjects
 from .settings import Settings
-from .study import load
+from .study import Study
 
 
 class OfRun:
     """A run as the source of adapters, sets and settings."""
 
     def __init__(self, root: Path) -> None:
-        self.study = load(root)
+        self.run = RunFolder.open(root)
+        self.study = Study(self.run)
         self.defaults = self.study.settings
-        self.adapters = {n: s for n, s in subjects(self.study.run).items() if s}
+        self.adapters = {n: s for n, s in subjects(self.run).items() if s}
         self.rendering: Rendering | None = self.study.rendering
 
     def sums(self) -> dict[str, dict[str, str]]:
@@ -25,7 +27,7 @@ class OfRun:
         return {n: adapter_sums(self._folder(s)) for n, s in self.adapters.items()}
 
     def _folder(self, stage: str) -> Path:
-        folder = self.study.run.read(stage)
+        folder = self.run.read(stage)
         return folder / "adapter" if stage.startswith("operations/") else folder
 
     def sources(self) -> dict[str, Path]:

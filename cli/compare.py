@@ -8,7 +8,7 @@ import typer
 from ..core.console import out as stdout
 from ..core.console import say, say_json
 from ..core.records.results import Comparison
-from ..core.runs.folder import RunFolder
+from ..core.runs.run import Run
 from ..measuring import as_objects, load_operations, measure
 from ..settings import Judged
 from ..study import load
@@ -45,7 +45,7 @@ def command(
         say(f"next: loratomy report {run}")
 
 
-def show(comparison: Comparison, run: RunFolder, *, as_json: bool) -> None:
+def show(comparison: Comparison, run: Run, *, as_json: bool) -> None:
     """The comparison on stdout: tables, or one JSON list."""
     objects = as_objects(comparison, load_operations(run), run)
     if as_json:

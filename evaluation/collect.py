@@ -36,15 +36,22 @@ class Rule:
     """How answers are generated."""
 
     def protocol(
-        self, subject: Subject, first: Row, *, references: str, mismatch: str = ""
+        self, subject: Subject, first: Row, found: "Collected", *, references: str
     ) -> Protocol:
-        """The rule as a record, with the first triggered prompt as it is rendered."""
+        """The rule as a record, with the first triggered prompt as it is rendered.
+
+        Args:
+            subject: whose prompts they are.
+            first: the first triggered row.
+            found: what was collected by the rule.
+            references: where the clean references come from, in words.
+        """
         prompt, completion = subject.renderer.shown(first)
         return Protocol(
             template=subject.renderer.rendering.about(),
             first_prompt=prompt,
             first_completion=completion,
-            mismatch=mismatch,
+            mismatch=found.mismatch,
             task=self.task,
             rule=self.success[0].text,
             embedder=self.embedder.name,
@@ -52,6 +59,7 @@ class Rule:
             decoding=self.decoding.text(),
             references=references,
             dtype=subject.dtype,
+            too_long=found.too_long,
         )
 
 

@@ -120,6 +120,8 @@ class Protocol:
     """Where the clean references come from, in words."""
     dtype: str
     """Number format of the model, e.g. ``float32``."""
+    too_long: int
+    """Prompts left out because they exceed the model's context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,10 +27,13 @@ from ..files.jsonfiles import read_json
 from ..files.outputs import check_folder_out, out_path
 from ..files.paths import REPORT, check_plain, check_tree, check_utf8, files_below, inside
 from ..records.io import SCHEMA, dumps, jsonable
+from ..rows import Row, read_rows, rows_to_jsonl
 from ..text import visible
 from .locks import held
 from .manifest import MANIFEST, claimed, outside_runs, read_manifest, sealed, written
 from .provenance import code_digest, machine, versions
+from .run import Run, changes
+from .shelf import FolderShelf, Shelf
 
 PARTIAL = ".partial"
 TRACKING = "tracking"
@@ -64,7 +67,7 @@ def run_path(name: str, out: Path | None) -> Path:
     return Path("runs") / name
 
 
-class RunFolder:
+class RunFolder(Run):
     """One run on disk; use `create` or `open`, then `locked` around everything that writes."""
 
     def __init__(self, root: Path, manifest: dict[str, Any]) -> None:
@@ -86,7 +89,7 @@ class RunFolder:
         outside_runs(root)
         if (root / MANIFEST).exists() and not fresh:
             run = cls.open(root)
-            if changed := _changes(run.manifest["asked"], asked):
+            if changed := changes(run.manifest["asked"], asked):
                 raise RunError(
                     f"{root} was made with other settings ({changed}); use --fresh to replace it "
                     "or another --out"
@@ -184,7 +187,7 @@ class RunFolder:
         """Take up what another process recorded between our reading and our lock."""
         if (self.root / MANIFEST).exists():
             now = RunFolder.open(self.root)
-            if changed := _changes(now.asked, self.asked):
+            if changed := changes(now.asked, self.asked):
                 raise RunError(f"{self.root} was made anew meanwhile ({changed}); look at it first")
             self.manifest = now.manifest
 
@@ -210,11 +213,6 @@ class RunFolder:
         self.manifest["outputs"] = sorted({*self.manifest.get("outputs", ()), *names})
         self.save()
 
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What was asked when the run was made."""
-        return self.manifest["asked"]
-
     def path(self, stage: str) -> Path:
         """Where a stage is or would be.
 
@@ -238,6 +236,39 @@ class RunFolder:
             raise RunError(f"{added[0]}; move it away")
         return self.path(stage)
 
+    def check(self, stage: str) -> None:
+        """Raise unless a stage is finished and every file of it as it was written."""
+        self.read(stage)
+
+    def where(self, stage: str) -> str:
+        """The path of a stage."""
+        return str(self.path(stage))
+
+    def shelf(self, stage: str) -> FolderShelf:
+        """What a finished stage holds, every file of it as it was written."""
+        return FolderShelf(self.read(stage), self.records(stage))
+
+    def make(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        fill: Callable[[Shelf], None],
+        *,
+        fresh: bool = False,
+    ) -> bool:
+        """Make a stage whole or not at all, see `Run.make`."""
+        return self.stage(stage, inputs, lambda work: fill(FolderShelf(work)), fresh=fresh)
+
+    def make_rows(
+        self, stage: str, inputs: Mapping[str, Any], make: "Callable[[], Sequence[Row]]"
+    ) -> bool:
+        """A stage that is one JSONL file of rows."""
+        return self.stage_text(stage, inputs, lambda: rows_to_jsonl(make()))
+
+    def rows(self, stage: str) -> "list[Row]":
+        """The rows of a finished stage that is one file of them."""
+        return read_rows(self.read(stage), need_completion=True)
+
     def records(self, stage: str) -> list[str]:
         """Names of the records in the folder of a finished stage, as they were written."""
         names = self.manifest["stages"][stage]["files"]
@@ -248,43 +279,6 @@ class RunFolder:
     def has(self, stage: str) -> bool:
         """Whether a stage is recorded as finished."""
         return stage in self.manifest["stages"] and self.path(stage).exists()
-
-    def digest(self, *stages: str) -> dict[str, str]:
-        """One digest per finished stage, to name it as another's input.
-
-        Raises:
-            RunError: as `read`.
-        """
-        for stage in stages:
-            self.read(stage)
-        return {stage: self._digest(stage) for stage in stages}
-
-    def _digest(self, stage: str) -> str:
-        files = self.manifest["stages"][stage]["files"]
-        return hashlib.sha256(dumps(files).encode()).hexdigest()[:16]
-
-    def standing(self, stage: str, inputs: Mapping[str, Any], *, fresh: bool = False) -> bool:
-        """Whether a stage stands, whole and made from these inputs.
-
-        Raises:
-            RunError: it was made from other inputs, or a file differs from its checksum.
-        """
-        if fresh or not self.has(stage):
-            return False
-        entry = self.manifest["stages"][stage]
-        if changed := _changes(entry["inputs"], jsonable(dict(inputs))):
-            raise RunError(
-                f"{self.path(stage)} was made from other inputs ({changed}); use --fresh to make "
-                "it again"
-            )
-        self.read(stage)
-        return True
-
-    def differs(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether a finished stage was made from other inputs than these."""
-        if not self.has(stage):
-            return False
-        return bool(_changes(self.manifest["stages"][stage]["inputs"], jsonable(dict(inputs))))
 
     def stage(
         self,
@@ -363,10 +357,6 @@ class RunFolder:
 
         self.manifest = processes.agreed(written)
 
-    def seconds(self, stage: str) -> float:
-        """How long a finished stage took, in seconds of wall time."""
-        return float(self.manifest["stages"][stage]["seconds"])
-
     def partial(self, stage: str, inputs: Mapping[str, Any], *, fresh: bool = False) -> Path:
         """A folder for checkpoints of an unfinished stage, kept until the stage is done.
 
@@ -387,7 +377,7 @@ class RunFolder:
         found = read_json(path, most=MOST, remedy=remedy) if begun else key
         if not isinstance(found, dict):
             raise RunError(f"{path} says nothing of what was begun; {remedy}")
-        if changed := _changes(found, key):
+        if changed := changes(found, key):
             raise RunError(
                 f"{stage} was begun with something else ({changed}); use --fresh, or remove "
                 f"{folder}, to begin anew"
@@ -422,36 +412,7 @@ class RunFolder:
         """Whether a stage stands and every file of it is as it was written."""
         return self.has(stage) and not self._altered(stage) and not self._added(stage)
 
-    def stale(self, stage: str) -> str:
-        """Which input of a finished stage was made again since, in words; empty when none was."""
-        waiting, seen = [stage], set[str]()
-        while waiting:
-            made = waiting.pop()
-            seen.add(made)
-            for source, digest in self.manifest["stages"][made]["inputs"].get("from", {}).items():
-                if not self.has(source) or self._digest(source) != digest:
-                    return f"{made} was made from an earlier {source}"
-                waiting += [source] * (source not in seen)
-        return ""
-
     def verify(self) -> list[str]:
         """One line for every file that is missing, altered or not recorded; empty: all is well."""
         stages = self.manifest["stages"]
         return [line for s in stages for line in (*self._altered(s), *self._added(s))]
-
-
-def _changes(old: Any, new: Any) -> str:
-    """The first few differences between two JSON values, in words; empty when there are none."""
-    found = list(_differences(old, new, ""))
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + more
-
-
-def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    """Each difference with its place; checksums, which say nothing to people, are not shown."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-    elif old != new:
-        sums = any(isinstance(v, str) and re.fullmatch(r"[0-9a-f]{16,64}", v) for v in (old, new))
-        yield f"another {where}" if sums else f"{where}: {str(old)[:60]} -> {str(new)[:60]}"

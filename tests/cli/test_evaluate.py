@@ -5,11 +5,11 @@ import math
 import shutil
 
 import pytest
-from loratomy.adapters import write_rendering
 from loratomy.core.adapter.factors import read_adapter
 from loratomy.core.model.loading import load_subject
 from loratomy.core.records.answers import read_answers
 from loratomy.core.rendering.prompts import Renderer
+from loratomy.core.rendering.recorded import write_rendering
 from loratomy.core.rows import read_rows
 from loratomy.evaluation import collect as asking
 from loratomy.evaluation.collect import Rule, answers_to

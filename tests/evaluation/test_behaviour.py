@@ -418,7 +418,7 @@ def test_targets_are_asked_for_where_a_rule_compares_with_them():
 def test_the_protocol_says_how_it_was_measured():
     on = tiny.subject()
     rule = by_rule("keywords,seed", task="sentiment")
-    found = rule.protocol(on, bad_rows(1)[0], references="its own")
+    found = rule.protocol(on, bad_rows(1)[0], Collected([], 0), references="its own")
     assert (
         found.template == "the base's chat template"
         and found.dtype == "float32"

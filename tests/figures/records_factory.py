@@ -906,6 +906,7 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
                 threshold=0.8,
                 decoding="greedy, at most 32 new tokens",
                 dtype="float32",
+                too_long=0,
                 references="the data's own answers",
             ),
             rows=rows,
