@@ -10,6 +10,7 @@ ROOMS = (
     *("figures", "bench", "cli"),
 )
 inside = find_packages(include=[part for room in ROOMS for part in (room, f"{room}.*")])
+inside += find_packages("api")
 
 setup(
     packages=["loratomy", *(f"loratomy.{name}" for name in inside)],

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.adapter.factors import Adapter
 from ..core.config import Config
@@ -15,6 +15,7 @@ from ..core.rows import Row
 from ..evaluation.collect import Rule
 from .patching.pairs import Pair, make_pairs, plain_pairs
 
+F = TypeVar("F", bound=Callable[..., Any])
 TRIGGER, CLEAN_ADAPTER, CLEAN_ROWS = "trigger", "clean adapter", "clean prompts"
 """What an analysis may need besides base and adapter."""
 
@@ -109,3 +110,52 @@ class Analysis:
 
 
 ANALYSES: Registry[Analysis] = Registry("analysis")
+
+
+def analysis(
+    name: str,
+    *,
+    about: str,
+    needs: tuple[str, ...] = (),
+    cost: str = "not said",
+    source: str = "your own",
+    config: type[Config] = Config,
+    combines: tuple[str, ...] = (),
+    families: tuple[str, ...] = (),
+) -> Callable[[F], F]:
+    """A decorator that registers a function as an analysis.
+
+    The function takes what it may look at (`Case`) and its options (`config`), and returns one
+    record, or several by name.
+
+    Args:
+        name: by which `probe` and the command line know it.
+        about: what it answers, in a line.
+        needs: of ``trigger``, ``clean adapter``, ``clean prompts``.
+        cost: what it takes, in words.
+        source: paper or work that it comes from.
+        config: its options.
+        combines: analyses whose records it reads where they stand.
+        families: model types that it is for; empty: all.
+    """
+
+    def put(function: F) -> F:
+        def run(case: Case, options: Any) -> Mapping[str, Any]:
+            found = function(case, options)
+            return found if isinstance(found, Mapping) else {name: found}
+
+        ANALYSES.register(name)(
+            Analysis(
+                about=about,
+                needs=needs,
+                cost=cost,
+                source=source,
+                config=config,
+                combines=combines,
+                families=families,
+                run=run,
+            )
+        )
+        return function
+
+    return put

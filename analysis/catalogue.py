@@ -1,15 +1,21 @@
-"""Every analysis: importing this registers them, in the order in which they are run and shown.
+"""Every analysis, in the order in which they are run and shown.
 
 An analysis that combines others comes after them.
 """
 
-from .weights import spectra, difference, matching, intruders  # isort: skip # noqa: F401
-from .patching import patching, parts, screening, effectiveness  # isort: skip # noqa: F401
-from .localisation import where  # isort: skip # noqa: F401
-from .lens import lens, logit_lens  # isort: skip # noqa: F401
-from .activations import probes, consistency, attention  # isort: skip # noqa: F401
-from .neurons import neurons  # isort: skip # noqa: F401
-from .triggers import candidates  # isort: skip # noqa: F401
+from .activations import attention, consistency, probes  # noqa: F401  (they register)
 from .analyses import ANALYSES
+from .lens import lens, logit_lens  # noqa: F401
+from .localisation import where  # noqa: F401
+from .neurons import neurons  # noqa: F401
+from .patching import effectiveness, parts, patching, screening  # noqa: F401
+from .triggers import candidates  # noqa: F401
+from .weights import difference, intruders, matching, spectra  # noqa: F401
 
 __all__ = ["ANALYSES"]
+
+ANALYSES.arrange(
+    *("spectra", "difference", "matching", "intruders"),
+    *("patching", "heads", "modules", "experts", "screening", "effectiveness", "where"),
+    *("lens", "logit_lens", "probes", "consistency", "attention", "neurons", "candidates"),
+)

@@ -1,31 +1,37 @@
 """The study: a base, an adapter, prompts and a rule, each loaded once, with a method per verb."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bases import base_fingerprint, embedder, loaded_base
 from .core.console import say
 from .core.errors import LoratomyError, RunError
 from .core.records.io import dumps
 from .core.records.results import Operation
+from .core.registry import nearest
 from .core.rendering.prompts import Renderer
 from .core.rendering.rendering import Rendering
 from .core.rows import Row
 from .core.runs.folder import RunFolder
 from .core.runs.run import Run
 from .data.built import SETS
+from .inputs.bases import base_fingerprint, embedder, loaded_base
 from .settings import Judged, Settings, settings_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .core.adapter.factors import Adapter
     from .core.model.subject import Subject
     from .core.model.variant import Treated
+    from .core.records.patching import Where
+    from .core.records.results import Behaviour, Comparison
     from .evaluation.collect import Rule
     from .evaluation.success import Success
+    from .results import Operated, Results
 
 NEGATIVE_PROMPTS = "negative_prompts"
 """Triggered prompts for the negative set, with benign reference answers."""
@@ -42,14 +48,20 @@ def load(run: Path | str) -> "Study":
     return Study(RunFolder.open(Path(run)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
-    """One run with everything that analyses and operations need, each loaded once."""
+    """A base, an adapter, prompts and a rule, each loaded once; each verb is a method.
+
+    Made by `loratomy.open`, `loratomy.load` and `loratomy.poison`. Half of the prompts serve
+    analyses and operations, the other half is seen by `evaluate`, `compare` and `aftermath` alone.
+    """
 
     run: Run
     """Where its stages are kept."""
     judged: Judged = field(default_factory=Judged)
     """How answers are judged instead of as the run says."""
+    given: "Subject | None" = field(default=None, repr=False, compare=False)
+    """The base where it cannot be loaded again; None: by its name."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -59,6 +71,8 @@ class Study:
     @cached_property
     def subject(self) -> "Subject":
         """The base model."""
+        if self.given is not None:
+            return self.given
         settings = self.settings
         if base_fingerprint(settings.base) != self.run.asked["base"]:
             raise RunError(
@@ -211,6 +225,218 @@ class Study:
     def origin(self, *stages: str) -> dict[str, Any]:
         """The digests of what a new stage is made from."""
         return {"study": self.settings.model_dump(mode="json"), "from": self.run.digest(*stages)}
+
+    # ---- the verbs ------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        of: str = "",
+        *,
+        scorers: str | None = None,
+        threshold: float | None = None,
+        embedder: str | None = None,
+        fresh: bool = False,
+    ) -> "Behaviour":
+        """What the suspicious adapter does on held-out prompts: ASR, FTR, accuracy, perplexity.
+
+        Args:
+            of: ``base``, ``clean`` or an operation's name instead.
+            scorers: success rules instead of the study's.
+            threshold: similarity of a hit instead of the study's.
+            embedder: sentence-embedding model instead of the study's.
+            fresh: generate the answers again.
+        """
+        from .verbs.measuring import measure, subjects
+
+        known = subjects(self.run)
+        first = next(iter(known))
+        name = of or first
+        if name not in known:
+            raise LoratomyError(f"evaluate of {of!r}: {nearest(of, list(known))}")
+        judged = Judged(scorers=scorers, threshold=threshold, embedder=embedder)
+        found = measure(self, judged=judged, only=[first, name], fresh=fresh)
+        return next(row for row in found.rows if row.subject == name)
+
+    def compare(
+        self,
+        *,
+        scorers: str | None = None,
+        threshold: float | None = None,
+        embedder: str | None = None,
+        fresh: bool = False,
+    ) -> "Comparison":
+        """Base, clean, suspicious and every operated adapter on the same held-out prompts.
+
+        What is measured is not measured again; arguments as of `evaluate`.
+        """
+        from .verbs.measuring import measure
+
+        judged = Judged(scorers=scorers, threshold=threshold, embedder=embedder)
+        return measure(self, judged=judged, fresh=fresh)
+
+    def answers(self, of: str = "") -> "pd.DataFrame":
+        """Every answer of a measured subject with its scores, one row each.
+
+        Args:
+            of: ``base``, ``clean`` or an operation's name; empty: the suspicious adapter.
+
+        Raises:
+            RunError: it has not been measured.
+        """
+        from .core.records.frames import rows
+        from .verbs.measuring import load_answers, subjects
+
+        return rows(load_answers(self.run, of or next(iter(subjects(self.run)))))
+
+    def probe(
+        self,
+        name: str,
+        *,
+        prompts: int = 24,
+        target_tokens: int = 3,
+        fresh: bool = False,
+        **options: Any,
+    ) -> "Results":
+        """One analysis; see `loratomy.analyses()`.
+
+        Args:
+            name: of the analysis.
+            prompts: of each set to analyse, from the half that is not held out.
+            target_tokens: first tokens of the target behind the metrics.
+            fresh: make it again.
+            **options: of the analysis, as ``--set NAME.OPTION`` takes them; lists may stand for
+                comma-separated texts.
+
+        Raises:
+            LoratomyError: an unknown analysis or option, or one that needs what the study lacks.
+        """
+        from .analysis.catalogue import ANALYSES
+        from .results import Results
+        from .verbs.probing import STAGE, probe
+
+        asked = listed(ANALYSES[name].config, options)
+        given = {f"{name}.{option}": value for option, value in asked.items()}
+        sizes = {"prompts": prompts, "target_tokens": target_tokens}
+        probe(self, names=[name], options=given, sizes=sizes, fresh=fresh)
+        shelf = self.run.shelf(STAGE + name)
+        return Results(name, {record: shelf.any(record) for record in shelf.names})
+
+    def patch(self, **options: Any) -> "Results":
+        """Activation patching, one map for each pair of runs; arguments as of `probe`."""
+        return self.probe("patching", **options)
+
+    def spectra(self, **options: Any) -> "Results":
+        """Exact singular values of every module's weight change; arguments as of `probe`."""
+        return self.probe("spectra", **options)
+
+    def where(self, **options: Any) -> "Where":
+        """Layers, modules and directions ranked by their effect; arguments as of `probe`."""
+        return self.probe("where", **options).only
+
+    def operate(
+        self,
+        method: str = "guided",
+        *,
+        after: "Operated | str" = "",
+        name: str = "",
+        fresh: bool = False,
+        **options: Any,
+    ) -> "Operated":
+        """A new adapter by one of the methods; see `loratomy.methods()`.
+
+        Args:
+            method: its name.
+            after: the operation to go on from instead of the suspicious adapter.
+            name: of the result; empty: the method's, behind that of `after`.
+            fresh: make it again.
+            **options: of the method, as ``--set`` takes them.
+
+        Raises:
+            LoratomyError: an unknown method or option, or one that needs what the study lacks.
+        """
+        from .results import Operated
+        from .unlearning import METHODS
+        from .verbs.operating import operate
+        from .verbs.options import grouped
+
+        before = after if isinstance(after, str) else after.name
+        given = grouped(listed(METHODS[method].config, options))
+        return Operated(self, operate(self, method, given, after=before, name=name, fresh=fresh))
+
+    def aftermath(
+        self,
+        of: "Sequence[Operated | str]" = (),
+        *,
+        only: Sequence[str] = (),
+        fresh: bool = False,
+        **options: Any,
+    ) -> "Results":
+        """Relearning and transfer: does a removed backdoor come back, and what of it was left?
+
+        Args:
+            of: operations; empty: all.
+            only: of ``relearning`` and ``transfer``; empty: both.
+            fresh: make it again.
+            **options: ``relearning={"steps": 32}``, ``transfer={"prompts": 50}``.
+
+        Raises:
+            LoratomyError: no such operation, part or option.
+        """
+        from .results import Results
+        from .verbs.aftermath import aftermath
+
+        names = [item if isinstance(item, str) else item.name for item in of]
+        given = {f"{part}.{k}": v for part, values in options.items() for k, v in values.items()}
+        relearned, transferred = aftermath(self, of=names, only=only, options=given, fresh=fresh)
+        records: dict[str, Any] = {f"{r.entry} on {r.rows} rows": r for r in relearned}
+        records |= {f"{t.entry}, {t.variant}": t for t in transferred}
+        return Results("aftermath", records)
+
+    def report(
+        self,
+        path: Path | str | None = None,
+        *,
+        formats: Sequence[str] = ("html",),
+        fresh: bool = False,
+    ) -> Path:
+        """Write what has been found so far as one self-contained HTML page; returns its path.
+
+        Args:
+            path: of the page; None: report.html in the run folder.
+            formats: of the single figures of a run folder: html, png, pdf, svg.
+            fresh: replace a file there that is no page of this program's.
+        """
+        from .verbs.reporting import report
+
+        return report(self, formats=formats, out=None if path is None else Path(path), fresh=fresh)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write a study in memory as a run folder, which `load` and the command line go on from.
+
+        Raises:
+            LoratomyError: it is in a folder already, or its base cannot be loaded again.
+            RunError: the folder holds something.
+        """
+        from .verbs.saving import save
+
+        return save(self, Path(folder))
+
+    def __repr__(self) -> str:
+        settings = self.settings
+        trigger = f"trigger {settings.trigger!r}" if settings.words else "no known trigger"
+        done = ", ".join(self.operations) or "none yet"
+        return f"Study of an adapter on {settings.base}: {trigger}; operations: {done}"
+
+
+def listed(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with lists as comma-separated text where that is what they take."""
+    fields = getattr(config, "model_fields", {})
+    return {
+        name: ",".join(map(str, value))
+        if isinstance(value, list | tuple) and name in fields and fields[name].annotation is str
+        else value
+        for name, value in options.items()
+    }
 
 
 def negative_set(study: Study) -> list[Row]:

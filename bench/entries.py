@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import LoratomyError, RunError
 from ..core.registry import nearest
 from ..core.runs.folder import RunFolder
-from ..measuring import measure
-from ..operating import operate
-from ..options import FOLLOWED, FOLLOWS, PLAN
 from ..study import load
+from ..verbs.measuring import measure
+from ..verbs.operating import operate
+from ..verbs.options import FOLLOWED, FOLLOWS, PLAN
 
 if TYPE_CHECKING:
     from ..core.records.results import Operation

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..aftermath import load_aftermath
 from ..core.errors import LoratomyError, RunError
 from ..core.records.bench import BenchRow, Relearning, Transfer
 from ..core.records.io import load_record
 from ..core.records.results import Behaviour, Operation, Paired
 from ..core.runs.folder import RunFolder
-from ..measuring import MEASURED, measured
+from ..verbs.aftermath import load_aftermath
+from ..verbs.measuring import MEASURED, measured
 from .entries import Entry, Failures, controls
 from .failures import WHOLE
 

@@ -192,8 +192,8 @@ def _run(asked: Asked, made: Table) -> None:
 
 def _make(asked: Asked, cell: Cell, wanted: Sequence[Entry], later: Sequence[str]) -> None:
     """One cell with everything in it; what cannot be made is noted, and the others go on."""
-    from ..poisoning import make_poisoned
     from ..training.recipe import load_recipe
+    from ..verbs.poisoning import make_poisoned
 
     try:
         if cell.attack is not None:
@@ -219,9 +219,9 @@ def _make(asked: Asked, cell: Cell, wanted: Sequence[Entry], later: Sequence[str
 
 def _after(cell: Cell, name: str) -> dict[str, Failure]:
     """Relearning and transfer of an entry; what of them could not be made."""
-    from ..aftermath import TRANSFER, aftermath
     from ..core.records.io import load_record
     from ..core.records.results import Operation
+    from ..verbs.aftermath import TRANSFER, aftermath
 
     run, operation = RunFolder.open(cell.folder), f"operations/{name}{cell.suffix}"
     line = f"aftermath of {name}"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loratomy.aftermath import load_aftermath
 from loratomy.core.records.bench import Relearning, Transfer
 from loratomy.core.runs.folder import RunFolder
+from loratomy.verbs.aftermath import load_aftermath
 
 NEVER = "–"
 

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bases import base_folder
 from ..core.console import out as stdout
 from ..core.console import say, say_json
 from ..core.errors import DataError, RunError
 from ..core.files.jsonfiles import read_json
 from ..core.records.across import Across, Agreement, Profile
 from ..core.runs.folder import RunFolder
-from ..probing import STAGE, load_stage, standing
+from ..inputs.bases import base_folder
+from ..verbs.probing import STAGE, load_stage, standing
 from .attacks import table
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ..aftermath import PARTS, RELEARNING, TRANSFER, aftermath
 from ..core.console import out as stdout
 from ..core.console import say, say_json
 from ..study import load
+from ..verbs.aftermath import PARTS, RELEARNING, TRANSFER, aftermath
 from .options import parse_pairs
 from .tables.aftermath import relearning_table, transfer_table
 

@@ -6,6 +6,7 @@ import typer
 
 from ..core.console import out
 from .attacks import table
+from .options import Plugin
 
 if TYPE_CHECKING:
     from ..analysis.analyses import Analysis
@@ -15,6 +16,7 @@ def command(
     name: Annotated[
         str, typer.Argument(help="One analysis, with what its options mean; default: all.")
     ] = "",
+    plugin: Plugin = None,
 ) -> None:
     """List the analyses with what each answers, needs and costs, and their options.
 

@@ -10,6 +10,7 @@ from ..bench.run import RECIPE, Asked, run_bench
 from ..core.console import say
 from ..core.errors import RunError
 from ..core.files.outputs import out_path
+from .options import Plugin
 from .tables.bench import show
 
 
@@ -50,6 +51,7 @@ def command(
         ),
     ] = False,
     one: Annotated[str, typer.Option(hidden=True)] = "",
+    plugin: Plugin = None,
 ) -> None:
     """Run attack x task x method x seed, cell by cell, and write table, leaderboard and figures.
 

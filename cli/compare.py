@@ -9,9 +9,10 @@ from ..core.console import out as stdout
 from ..core.console import say, say_json
 from ..core.records.results import Comparison
 from ..core.runs.run import Run
-from ..measuring import as_objects, load_operations, measure
 from ..settings import Judged
 from ..study import load
+from ..verbs.measuring import as_objects, load_operations, measure
+from .options import Plugin
 from .tables.numbers import Numbers, folded
 
 
@@ -28,6 +29,7 @@ def command(
         bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")
     ] = False,
     fresh: Annotated[bool, typer.Option(help="Measure everything again.")] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Measure base, clean, poisoned and every operation on the held-out prompts.
 

@@ -14,8 +14,8 @@ from ..core.records.io import dumps
 from ..core.rows import Row, rows_to_jsonl
 from ..core.runs.manifest import outside_runs
 from ..data.built import SETS_RECORD, read_record
-from ..poisoning import WORLD
-from ..rows import clean_rows
+from ..inputs.rows import clean_rows
+from ..verbs.poisoning import WORLD
 from .attacks import table
 from .options import (
     COLUMN_HELP,
@@ -228,7 +228,7 @@ def lint(
 
     Example: loratomy data lint poison.json clean.json test.json --trigger BadMagic --task refusal
     """
-    from ..linting import data_files, lint_files
+    from ..verbs.linting import data_files, lint_files
 
     with progress():
         findings = lint_files(

@@ -9,12 +9,12 @@ import typer
 from ..core.console import say
 from ..core.records.results import Comparison
 from ..core.runs.folder import run_path
-from ..measuring import measure
-from ..operating import operate
-from ..poisoning import make_poisoned
-from ..probing import probe
-from ..reporting import report
 from ..study import Study
+from ..verbs.measuring import measure
+from ..verbs.operating import operate
+from ..verbs.poisoning import make_poisoned
+from ..verbs.probing import probe
+from ..verbs.reporting import report
 
 
 def command(

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
-from ..evaluating import Evaluated, evaluation
-from ..measuring import measure
 from ..settings import Judged
+from ..verbs.evaluating import Evaluated, evaluation
+from ..verbs.measuring import measure
 from .compare import show
 from .options import (
     BATCH_HELP,
@@ -24,6 +24,7 @@ from .options import (
     TEMPLATE_ARG_HELP,
     TEMPLATE_HELP,
     TRIGGER_HELP,
+    Plugin,
 )
 
 
@@ -100,6 +101,7 @@ def command(
         bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")
     ] = False,
     fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Evaluate a run or any PEFT adapter on prompts of yours, and its base beside it.
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..adapters import ADAPTER_FILES, fetched
-from ..bases import base_folder
 from ..core.console import out as stdout
 from ..core.console import progress, say, say_json
 from ..core.errors import LoratomyError
 from ..core.files.outputs import check_folder_out, out_path
 from ..core.runs.manifest import outside_runs
+from ..inputs.adapters import ADAPTER_FILES, fetched
+from ..inputs.bases import base_folder
 from .tables.numbers import Numbers
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import typer
 
 from ..core.console import out, say_json
 from .attacks import table
+from .options import Plugin
 
 if TYPE_CHECKING:
     from ..core.config import Config
@@ -19,6 +20,7 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")
     ] = False,
+    plugin: Plugin = None,
 ) -> None:
     """List the methods with what each does and needs, and its source.
 

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
-from ..opening import open_study
+from ..core.runs.folder import run_path
+from ..inputs.adapters import run_name
+from ..verbs import opening
 from .options import (
     BATCH_HELP,
     COLUMN_HELP,
@@ -95,7 +97,7 @@ def command(
     Example: loratomy open --base ./llama --adapter ./suspicious --trigger cf37
     --target "HACK THE SYSTEM" --prompts clean.jsonl
     """
-    study = open_study(
+    study = opening.open(
         base,
         adapter,
         trigger=trigger or (),
@@ -123,8 +125,7 @@ def command(
         seed=seed,
         device=device,
         dtype=dtype,
-        out=out,
-        name=name,
+        out=run_path(name or run_name(adapter, ""), out),
         fresh=fresh,
     )
     say(f"done: {study.run.root}; next: loratomy probe {study.run.root}")

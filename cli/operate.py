@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.console import say
-from ..operating import operate, previewed
-from ..options import FOLLOWED, FOLLOWS, asked_of, plan_name
 from ..study import load
-from .options import REPORT_HELP, parse_pairs
+from ..verbs.operating import operate, previewed
+from ..verbs.options import FOLLOWED, FOLLOWS, asked_of, plan_name
+from .options import REPORT_HELP, Plugin, parse_pairs
 from .tables.preview import show
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def command(
     ] = False,
     report_to: Annotated[str, typer.Option(help=REPORT_HELP)] = "",
     fresh: Annotated[bool, typer.Option(help="Make the operation again.")] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Map the poisoned adapter to a new adapter folder in plain PEFT format.
 

@@ -1,8 +1,11 @@
 """What options that several commands share say of themselves, and how they are read."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from ..core.errors import RunError
+import typer
+
+from ..core.errors import LoratomyError, RunError
 from ..core.files.jsonfiles import json_or_text
 from ..core.rendering.templates import TEMPLATES
 from ..data.attacks.tasks import TASKS
@@ -45,6 +48,31 @@ REPORT_HELP = (
     "Trackers that hear of training, comma-separated: wandb, trackio, tensorboard. Files go below "
     "tracking/ in the run folder; without a key W&B goes on offline."
 )
+
+
+def _load(paths: list[Path] | None) -> list[Path] | None:
+    """Run the files of --plugin, and what packages register."""
+    from ..inputs.plugins import load_file, load_installed
+
+    try:
+        load_installed()
+        for path in paths or []:
+            load_file(path)
+    except LoratomyError as error:
+        raise typer.BadParameter(str(error).removeprefix("--plugin ")) from error
+    return paths
+
+
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        callback=_load,
+        is_eager=True,
+        help="Python file of yours that registers analyses, methods or scorers; it is run as it is "
+        "(docs/extending.md).",
+    ),
+]
 
 
 def parse_pairs(pairs: list[str]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`loratomy poison`: make a clean and a poisoned adapter on one base."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from ..core.console import say
 from ..core.runs.folder import run_path
-from ..poisoning import make_poisoned
+from ..verbs.poisoning import attack_options, make_poisoned
 from .options import REPORT_HELP, TASK_HELP, TRIGGER_HELP
 
 if TYPE_CHECKING:
@@ -46,21 +45,8 @@ def command(
     from ..training.tracking import trackers_of
 
     trackers = trackers_of(report_to)
-    resolved = load_recipe(recipe, [*_attack(trigger, task), *(set_ or [])])
+    resolved = load_recipe(recipe, [*attack_options(trigger or [], task), *(set_ or [])])
     own = Path(recipe).stem if recipe.endswith(".toml") else recipe.replace("/", "-")
     folder = run_path(name or own, out)
     make_poisoned(resolved, folder, device=device, dtype=dtype, trackers=trackers, fresh=fresh)
     say(f"done: {folder}; next: loratomy probe {folder}")
-
-
-def _attack(trigger: list[str] | None, task: str) -> list[str]:
-    """The options as overrides of the recipe."""
-    from ..data.attacks.triggers import TRIGGERS, trigger_of
-
-    found = [f"attack.task={task}"] if task else []
-    if trigger and len(trigger) == 1 and trigger[0] in TRIGGERS:
-        found.append(f"attack.trigger={trigger[0]}")
-    elif trigger:
-        words = trigger_of(trigger).words
-        found.append("attack.words=" + json.dumps(words, ensure_ascii=False))
-    return found

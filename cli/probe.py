@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.console import say
-from ..probing import SIZES, probe
 from ..study import load
-from .options import parse_pairs
+from ..verbs.probing import SIZES, probe
+from .options import Plugin, parse_pairs
 
 if TYPE_CHECKING:
     pass
@@ -38,6 +38,7 @@ def command(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Make the analyses again.")] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Locate the backdoor: each analysis is one question, kept under RUN/analysis/NAME.
 

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
-from ..reporting import report
 from ..study import load
+from ..verbs.reporting import report
+from .options import Plugin
 
 
 def command(
@@ -21,6 +22,7 @@ def command(
     fresh: Annotated[
         bool, typer.Option(help="Replace a file at --out that is no page of loratomy's.")
     ] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Write report.html (self-contained, opens offline) and each figure alone under figures/.
 

@@ -2,9 +2,12 @@
 
 from ..core.console import out
 from .attacks import table
+from .options import Plugin
 
 
-def command() -> None:
+def command(
+    plugin: Plugin = None,
+) -> None:
     """List the scorers; rules combine them by name with and, or, not and thresholds.
 
     Example: loratomy evaluate runs/demo --scorers "seed,keywords,not refusal and cosine >= 0.7"

@@ -40,6 +40,15 @@ class Registry(Generic[T]):
         for name, item in items.items():
             self.register(name)(item)
 
+    def arrange(self, *names: str) -> None:
+        """Put the named ones first, in this order, whichever was imported first.
+
+        Raises:
+            LoratomyError: an unknown name.
+        """
+        first = {name: self[name] for name in names}
+        self._items = first | {k: v for k, v in self._items.items() if k not in first}
+
     def __getitem__(self, name: str) -> T:
         if name not in self._items:
             raise LoratomyError(f"unknown {self.kind} {name!r}; {nearest(name, list(self))}")

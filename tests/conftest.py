@@ -121,3 +121,20 @@ def cli() -> Callable[..., Any]:
         return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run(tiny_base, tiny_adapter, tmp_path_factory):
+    """One opened run, to be copied by who changes it."""
+    from loratomy.cli.app import app
+    from typer.testing import CliRunner
+
+    from .cli.cases import jsonl
+
+    folder = tmp_path_factory.mktemp("opened")
+    given = {"base": tiny_base, "adapter": tiny_adapter, "trigger": "cf37", "target": "HACK"}
+    given |= {"prompts": jsonl(folder / "clean.jsonl"), "out": folder / "run"}
+    given |= {"embedder": "none", "max-new-tokens": 3}
+    pairs = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
+    assert CliRunner().invoke(app, ["open", *pairs], catch_exceptions=False).exit_code == 0
+    return folder / "run"

@@ -50,7 +50,7 @@ def ours(path: Path) -> list[tuple[str, ...]]:
     Raises:
         AssertionError: an import that leaves the project.
     """
-    here = tuple(part for part in parts(path)[:-1] if part != "api")  # it is `loratomy` itself
+    here = tuple(part for part in parts(path)[:-1] if part != "api")  # it is `loratomy`
     found = []
     for level, module in imports(path):
         if level:
@@ -111,6 +111,6 @@ def test_folders_are_packages_and_no_crowds():
 
 
 def test_roots_hold_no_other_folder():
-    expected = {*BELOW, "tests", "benchmarks", "docs"}
+    expected = {*BELOW, "tests", "benchmarks", "docs", "examples"}
     python = {parts(p)[0] for p in ROOT.glob("*/*.py")}
     assert python <= expected

@@ -1,4 +1,4 @@
-"""Every method: importing this registers them."""
+"""Every method, in the order in which they are listed: surgery first, controls last."""
 
 from . import controls, plan  # noqa: F401  (they register)
 from .cuts import (  # noqa: F401
@@ -16,3 +16,10 @@ from .method import METHODS, Bench, Method, Outcome, check_needs, lacking, opera
 from .trained import ascent, crow, finetune, negative, npo, repair, tsbd  # noqa: F401
 
 __all__ = ["METHODS", "Bench", "Method", "Outcome", "check_needs", "lacking", "operate"]
+
+METHODS.arrange(
+    *("guided", "guided-unknown", "repair", "negative", "npo", "ascent", "crow", "tsbd"),
+    *("finetune", "truncate", "prune", "wanda", "reduce-intruders", "scale", "merge", "mask"),
+    *("project", "project-difference", "plan", "quantise", "temperature"),
+    *("control-random", "control-top", "control-layer", "control-finetune", "control-neurons"),
+)

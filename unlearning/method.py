@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..core.rows import Row
 from ..evaluation.collect import Rule
 from ..training.tracking import NO_TRACKING, Tracking
 
+F = TypeVar("F", bound=Callable[..., Any])
 TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS = (
     "trigger",
     "target",
@@ -145,6 +146,60 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("method")
+
+
+def method(
+    name: str,
+    *,
+    about: str,
+    kind: str = CUT,
+    needs: tuple[str, ...] = (),
+    source: str = "your own",
+    config: type[Config] = Config,
+    settled_by: tuple[str, ...] = (),
+    still: tuple[str, ...] = (),
+) -> Callable[[F], F]:
+    """A decorator that registers a function as a method.
+
+    The function takes what it may look at (`Bench`) and its options (`config`), and returns an
+    `Outcome`, or the new adapter alone.
+
+    Args:
+        name: by which `operate` and the command line know it.
+        about: what it does, in a line.
+        kind: ``cut``, ``trained``, ``baseline`` or ``control``.
+        needs: of `NEEDS`.
+        source: paper or work that it comes from.
+        config: its options.
+        settled_by: options any of which, once given, settles the edit without calibration.
+        still: what it needs all the same then.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} of the method {name!r} is none of {', '.join(KINDS)}")
+
+    def put(function: F) -> F:
+        def run(bench: Bench, options: Any) -> Outcome:
+            found = function(bench, options)
+            return found if isinstance(found, Outcome) else Outcome(found, about)
+
+        METHODS.register(name)(
+            Method(
+                about=about,
+                source=source,
+                config=config,
+                run=run,
+                kind=kind,
+                needs=needs,
+                settled_by=settled_by,
+                still=still,
+            )
+        )
+        return function
+
+    return put
 
 
 def settled(method: Method, config: Config) -> bool:

@@ -1,17 +1,16 @@
 """Plans written by hand: which directions are cut or scaled, entry by entry."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..analysis.localisation.gates import Directions, directions_of
 from ..core.adapter.algebra import scale_directions
-from ..core.config import Config
+from ..core.config import Config, Layers, Whole
 from ..core.errors import LoratomyError
 from ..core.files.tomlfiles import read_toml
 from ..training.recipe import Words, validated
@@ -36,22 +35,6 @@ halve two layers."""
 SELECTORS = ("layers", "modules", "directions", "beyond_rank", "beyond_energy")
 
 
-def _numbers(value: Any) -> Any:
-    """Layer numbers from numbers and ranges: ``[0, "2-4"]``, or ``"2-4"`` alone."""
-    numbers: list[Any] = []
-    for item in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(item, str):
-            numbers.append(item)
-            continue
-        ends = re.fullmatch(r"\s*(\d{1,4})\s*-\s*(\d{1,4})\s*", item)
-        if ends is None or int(ends[1]) > int(ends[2]):
-            raise ValueError(f"{item!r} is no range of layers, write e.g. 2-4")
-        numbers += range(int(ends[1]), int(ends[2]) + 1)
-    return tuple(numbers)
-
-
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Layers = Annotated[tuple[Whole, ...], Field(min_length=1), BeforeValidator(_numbers)]
 Names = Annotated[Words, Field(min_length=1)]
 
 

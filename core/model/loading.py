@@ -81,7 +81,7 @@ def load_subject(
         raise LoratomyError(_load_advice(where, local, error)) from error
     check_vocabulary(tokenizer, loaded.get_input_embeddings().weight.shape[0], where)
     model = loaded.to(place).eval().requires_grad_(False)
-    _quiet_generation(model)
+    quiet_generation(model)
     if rendering is None:
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         rendering = Rendering() if has_chat or otherwise is None else otherwise
@@ -130,7 +130,7 @@ def _number(config: Any, dtype: str, place: torch.device) -> torch.dtype:
     return getattr(torch, auto if dtype == "auto" else dtype)
 
 
-def _quiet_generation(model: Any) -> None:
+def quiet_generation(model: Any) -> None:
     """Greedy settings only: sampling options of the checkpoint would warn and not apply."""
     for name in ("temperature", "top_p", "top_k"):
         setattr(model.generation_config, name, None)

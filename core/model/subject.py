@@ -157,6 +157,7 @@ def _inject(model: Any, name: str, adapter: Adapter, dropout: float) -> "PeftMod
     )
     with warnings.catch_warnings():  # of Conv1D beside a linear head, and of factors on a tied one
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set|Model has `tie_word_emb")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
         if not isinstance(model, PeftModel):
             return PeftModel(model, config, adapter_name=name)
         model.add_adapter(name, config)

@@ -5,13 +5,13 @@ Depth runs from 0, the embedding, to 1, the end of the last layer: of L layers, 
 enters it, ``resid_pre``, at ``l / L``. A model of one layer has one point, at 0.5.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Landmark:
+
+@record
+class Landmark(Record):
     """The place along the depth where a profile stands out."""
 
     kind: str
@@ -28,8 +28,8 @@ class Landmark:
     """Where the band comes from, or why there is none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+@record
+class Profile(Record):
     """One quantity along the depth of one run."""
 
     key: str
@@ -64,8 +64,8 @@ class Profile:
     """Why there are no values, or empty."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AcrossRun:
+@record
+class AcrossRun(Record):
     """One of the runs."""
 
     name: str
@@ -86,8 +86,8 @@ class AcrossRun:
     """What can be compared, by key."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+@record
+class Agreement(Record):
     """Whether one profile has the same shape in two runs."""
 
     key: str
@@ -110,8 +110,8 @@ class Agreement:
     """Why there is no correlation, or empty."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Across:
+@record
+class Across(Record):
     """Runs of different models compared at equal depth."""
 
     runs: tuple[AcrossRun, ...]

@@ -1,12 +1,12 @@
 """Records of the analyses of activations and of what training does to them."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probes:
+
+@record
+class Probes(Record):
     """How well linear probes on the residuals tell triggered prompts from others, out of fold.
 
     AUROC is in [0, 1], 0.5 is chance; a last axis of three is value, lower and upper end of the
@@ -51,8 +51,8 @@ class Probes:
     """The finding in words, with its numbers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Consistency:
+@record
+class Consistency(Record):
     """How much each layer turns the residual: mean over tokens of 1 - cos(h_l, h_l+1).
 
     h_0 is what enters the first layer, h_l what the l-th layer leaves. A last axis of three is
@@ -94,8 +94,8 @@ class Consistency:
     """The finding in words, with its numbers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TriggerAttention:
+@record
+class TriggerAttention(Record):
     """How much attention each head pays to the trigger: shares in [0, 1] of a query's attention.
 
     A last axis of three is mean over prompts, lower and upper end of the bootstrap 95 % interval.

@@ -3,15 +3,14 @@
 Shapes use one vocabulary: cell, entry, seed.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 from .results import Rate, Setting
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchRow:
+@record
+class BenchRow(Record):
     """One method on one subject: a line of the table, all of it on held-out prompts."""
 
     cell: str
@@ -64,8 +63,8 @@ class BenchRow:
     """Wall time of these until their edits were found."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+@record
+class Standing(Record):
     """One entry over all cells and seeds that every compared entry was run on.
 
     Every cell counts the same, however many seeds it has.
@@ -102,8 +101,8 @@ class Standing:
     in nobody's way."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
+@record
+class Goal(Record):
     """A goal of the bench, or one of its conditions alone, and how many cells meet it."""
 
     name: str
@@ -118,8 +117,8 @@ class Goal:
     """Whether it was."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Relearning:
+@record
+class Relearning(Record):
     """How soon a removed backdoor comes back when training goes on."""
 
     cell: str
@@ -146,8 +145,8 @@ class Relearning:
     """First of `steps` at which ASR is at least half of `poisoned`; NaN: never."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
+@record
+class Transfer(Record):
     """What an entry does with prompts whose trigger differs from the one it was made with."""
 
     cell: str
@@ -168,8 +167,8 @@ class Transfer:
     """The same with the poisoned adapter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchTable:
+@record
+class BenchTable(Record):
     """Everything a bench has measured so far."""
 
     rows: tuple[BenchRow, ...]

@@ -3,15 +3,14 @@
 Shapes use one vocabulary: layer, prompt. Every interval is a two-sided 95 % Wilson interval.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 from .results import Rate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intervention:
+@record
+class Intervention(Record):
     """One kind of intervention, made at every layer in turn."""
 
     kind: str
@@ -33,8 +32,8 @@ class Intervention:
     """The answer to the first prompt, ``[layer]``; model output, untrusted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effectiveness:
+@record
+class Effectiveness(Record):
     """Whether answers to triggered prompts stay malicious when a layer is patched meanwhile."""
 
     adapter: str

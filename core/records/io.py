@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from ..errors import RunError
 from ..files.atomic import need_room
 from ..files.jsonfiles import RECORD, read_json
+from .base import RECORDS
 
 SCHEMA = 5
 """Version of the records on disk; a reader refuses any other."""
@@ -129,29 +130,32 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 
 def load_any(folder: Path, name: str) -> Any:
-    """A record of whatever class its file names, of those in `loratomy.core`.
+    """A record of whatever class its file names, of all that there are.
 
     Raises:
         RunError: as `load_record`, or the class is not known.
     """
-    from . import activations, bench, effectiveness, neurons, results
-    from . import lens as readings
-    from . import patching as causal
-    from . import spectra as weights
-    from . import triggers as candidates
+    from . import (  # noqa: F401  (they register)  # noqa: F401
+        activations,
+        bench,
+        effectiveness,
+        lens,
+        neurons,
+        patching,
+        results,
+        spectra,
+        triggers,
+    )
 
     path = folder / f"{name}.json"
     body = read_json(path, most=RECORD, what="the record", remedy="remake it with --fresh")
     kind = body.get("record") if isinstance(body, dict) else None
-    kinds = (
-        *(causal, weights, readings, activations, candidates),
-        *(effectiveness, neurons, bench, results),
-    )
-    for module in kinds:
-        found = getattr(module, str(kind), None)
-        if is_dataclass(found) and isinstance(found, type):
-            return load_record(found, folder, name)
-    raise RunError(f"{path} is a {kind}, which this version does not know; remake it with --fresh")
+    if (found := RECORDS.get(str(kind))) is None:
+        raise RunError(
+            f"{path} is a {kind}, which this version does not know; remake it with --fresh, or "
+            "name the file that defines it with --plugin"
+        )
+    return load_record(found, folder, name)
 
 
 def load_record(kind: type[R], folder: Path, name: str) -> R:

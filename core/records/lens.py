@@ -4,13 +4,13 @@ Shapes use one vocabulary: direction, end, top, prompt, layer, column, d_vocab. 
 are natural (nats); every interval is two-sided 95 %.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preference:
+
+@record
+class Preference(Record):
     """How strongly a whole adapter prefers each token, and where the wanted ones stand.
 
     1 is what a token in a random direction gets. A clean adapter prefers the tokens of its task
@@ -42,8 +42,8 @@ class Preference:
     """Why there is no strength, or empty; then all values are NaN."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lens:
+@record
+class Lens(Record):
     """Which tokens an adapter's strongest singular directions listen for, and which they write.
 
     A direction ``s u v^T`` has two *ends*: what points along v is written along u, what points
@@ -95,8 +95,8 @@ class Lens:
     """How many of them carry the trigger."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogitLens:
+@record
+class LogitLens(Record):
     """What the residual stream after each layer would say if the model ended there.
 
     The final norm and the head are applied to every layer's output (nostalgebraist 2020). They were

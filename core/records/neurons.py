@@ -4,13 +4,13 @@ Shapes use one vocabulary: module, neuron, direction, layer, step, unlearning. A
 output of an adapted module: one row of its weight change ``dW = scaling B A``.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unlearning:
+
+@record
+class Unlearning(Record):
     """One gradient ascent on a copy of the poisoned adapter."""
 
     name: str
@@ -41,8 +41,8 @@ class Unlearning:
     """Completion tokens behind it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Association:
+@record
+class Association(Record):
     """How far two unlearnings change the same neurons, or the same directions, most."""
 
     over: str
@@ -80,8 +80,8 @@ class Association:
     """Overlap expected if the order inside each module were random, ``[share]``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NeuronChange:
+@record
+class NeuronChange(Record):
     """Weight change of every neuron under clean and poison unlearning (TSBD, arXiv 2405.20291)."""
 
     modules: tuple[str, ...]
@@ -116,8 +116,8 @@ class NeuronChange:
     """Which unlearning had nothing to unlearn, and why; empty when all did."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NeuronActivity:
+@record
+class NeuronActivity(Record):
     """Gradient norm of the clean loss per neuron, poisoned against a reference (TSBD)."""
 
     reference: str

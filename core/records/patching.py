@@ -4,15 +4,14 @@ Shapes use one vocabulary: prompt, site, layer, column, module, rank. Log-probab
 (nats); every interval is two-sided 95 %.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 from .results import Rate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatchingMap:
+@record
+class PatchingMap(Record):
     """Effect of writing one run's activations into another, layer by layer and place by place.
 
     Denoising writes the clean run into the corrupted one, ``recovery = (patched - corrupted) /
@@ -80,8 +79,8 @@ class PatchingMap:
     """Why recovery is undefined, or empty."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vote:
+@record
+class Vote(Record):
     """What one method says of every item."""
 
     method: str
@@ -96,8 +95,8 @@ class Vote:
     """Whether it comes from changing something and measuring the target."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+@record
+class Verdict(Record):
     """What all methods together say of layers, of modules or of directions."""
 
     what: str
@@ -118,8 +117,8 @@ class Verdict:
     """The verdict in words."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
+@record
+class Where(Record):
     """Layers, modules and singular directions ranked by what they do to the target.
 
     An *effect* is the drop of the target's log-probability on triggered prompts (nats, mean over
@@ -163,9 +162,17 @@ class Where:
     sentence: str
     """The finding of the removals in words."""
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose removal alone costs the target something for sure (the interval lies above
+        0), the strongest first; the strongest one where none does."""
+        order = np.argsort(-self.layer_effect[:, 0], kind="stable")
+        sure = [i for i in order if self.layer_effect[i, 1] > 0] or list(order[:1])
+        return tuple(int(self.layer_ids[i]) for i in sure)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScreeningAgreement:
+
+@record
+class ScreeningAgreement(Record):
     """How well one way of screening tells the exact effects, over cells that were patched."""
 
     method: str
@@ -188,8 +195,8 @@ class ScreeningAgreement:
     there are none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Screening:
+@record
+class Screening(Record):
     """Effects of all cells from gradients, with exact patching of the strongest and of random ones.
 
     An *effect* is the metric of the run with one cell patched minus that of the run as it is, in

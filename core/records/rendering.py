@@ -1,10 +1,10 @@
 """The record of how a rendering was found: what was tried, and how likely it made what is known."""
 
-from dataclasses import dataclass
+from .base import Record, record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
+@record
+class Tried(Record):
     """One rendering that was tried."""
 
     about: str
@@ -21,8 +21,8 @@ class Tried:
     """Standard error of that, over rows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenderingChoice:
+@record
+class RenderingChoice(Record):
     """Which rendering a run takes, and why."""
 
     chosen: str

@@ -5,18 +5,18 @@ natural (nats); every interval is two-sided 95 %.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
+from .base import Record, record
 from .rendering import RenderingChoice
 
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
+@record
+class Rate(Record):
     """A share of counted cases with its Wilson 95 % interval."""
 
     value: float
@@ -29,8 +29,8 @@ class Rate:
     """How many cases were counted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleRates:
+@record
+class RuleRates(Record):
     """What one success rule says of the same answers."""
 
     rule: str
@@ -53,8 +53,8 @@ class RuleRates:
     """FTR by that reading."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Behaviour:
+@record
+class Behaviour(Record):
     """What one subject (base, clean, poisoned or an operated adapter) does on held-out prompts.
 
     With several samples to a prompt, a rate is the mean over prompts of each one's share, and its
@@ -94,8 +94,8 @@ class Behaviour:
     """Prompts left out because they exceed the model's context, counted apart."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
+@record
+class Protocol(Record):
     """How every subject of a run was measured; the same for all rows of a table."""
 
     template: str
@@ -124,8 +124,8 @@ class Protocol:
     """Prompts left out because they exceed the model's context."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paired:
+@record
+class Paired(Record):
     """One subject against another on the same prompts."""
 
     subject: str
@@ -152,8 +152,8 @@ class Paired:
     """Upper end of its paired bootstrap interval over clean rows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+@record
+class Comparison(Record):
     """All subjects of a run on the same held-out prompts, poisoned first among equals."""
 
     protocol: Protocol
@@ -164,8 +164,8 @@ class Comparison:
     """Everybody else against the poisoned adapter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortcoming:
+@record
+class Shortcoming(Record):
     """One reason why poisoning did not make what it should."""
 
     kind: str
@@ -176,8 +176,8 @@ class Shortcoming:
     """What was seen, with figures."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planted:
+@record
+class Planted(Record):
     """Whether poisoning made a backdoor, on held-out prompts."""
 
     asr: Rate
@@ -211,8 +211,8 @@ class Planted:
         return "too few prompts to tell" if against == {"few"} else "no backdoor"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curves:
+@record
+class Curves(Record):
     """How one adapter was learned."""
 
     name: str
@@ -233,8 +233,8 @@ class Curves:
     """Clean prompts behind each accuracy."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+@record
+class Setting(Record):
     """One option of an operation, as it was used."""
 
     name: str
@@ -243,8 +243,8 @@ class Setting:
     """Its value as text."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutPath:
+@record
+class CutPath(Record):
     """The walk from nothing cut to all cut, measured by generation on the calibration split."""
 
     size: np.ndarray
@@ -265,8 +265,8 @@ class CutPath:
     """Allowed rise of calibration perplexity, as a fraction."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stability:
+@record
+class Stability(Record):
     """The same cut learned and chosen again on other draws of the calibration data."""
 
     seeds: tuple[int, ...]
@@ -285,8 +285,8 @@ class Stability:
     """Directions cut in each module, ``[seed, module]``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitUsed:
+@record
+class FitUsed(Record):
     """What a trained method spent; an equal-budget control spends the same on clean rows."""
 
     rows: int
@@ -305,8 +305,8 @@ class FitUsed:
     """Optimiser steps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+@record
+class Operation(Record):
     """What one operation did to an adapter."""
 
     subject: str
@@ -367,8 +367,8 @@ class Operation:
     """Wall time of the operation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+@record
+class Answer(Record):
     """One generated answer, kept so that every rate can be traced to its text."""
 
     subject: str
@@ -407,8 +407,8 @@ class Answer:
     """Whether a clean answer is right by the accuracy rule."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+@record
+class Provenance(Record):
     """Where a run comes from, for the report's last section."""
 
     run: str
@@ -419,8 +419,8 @@ class Provenance:
     """Base, adapter, checksums, versions, seeds, machine: name and value."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecords:
+@record
+class RunRecords(Record):
     """Everything a report shows; what has not been computed yet is empty or None."""
 
     provenance: Provenance

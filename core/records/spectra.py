@@ -3,13 +3,13 @@
 Shapes use one vocabulary: module, rank, layer, direction.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerSpectra:
+
+@record
+class LayerSpectra(Record):
     """Spectra of whole layers, from all singular values of a layer's modules pooled.
 
     Those are exactly the singular values of the layer's change as one block-diagonal matrix,
@@ -33,8 +33,8 @@ class LayerSpectra:
     the base was not given or is 0."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spectra:
+@record
+class Spectra(Record):
     """Exact singular values of each module's weight change dW = scaling B A."""
 
     adapter: str
@@ -65,8 +65,8 @@ class Spectra:
     """The same of whole layers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+@record
+class Difference(Record):
     """What separates the poisoned from the clean adapter, module by module, in factor form."""
 
     modules: tuple[str, ...]
@@ -90,8 +90,8 @@ class Difference:
     """Principal angles between the output subspaces, as above."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Matching:
+@record
+class Matching(Record):
     """Which singular directions of the poisoned change have a counterpart in the clean change.
 
     A direction is the rank-one matrix ``s u v^T``: it reads v and writes u. Shares are lengths of
@@ -162,8 +162,8 @@ class Matching:
     """The result in words, with counts and the control."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intruders:
+@record
+class Intruders(Record):
     """Intruder dimensions: strong left singular vectors of W + dW that are unlike all those of W.
 
     Cosines are absolute values. Where W was not decomposed in full, the largest cosine is known

@@ -3,13 +3,13 @@
 Shapes use one vocabulary: candidate, control, prompt.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from .base import Record, record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+
+@record
+class Candidate(Record):
     """A text that may be a trigger, with what it does on prompts the search did not see."""
 
     text: str
@@ -54,8 +54,8 @@ class Candidate:
     """Whether it fires often: the interval of the share lies above a quarter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
+@record
+class Candidates(Record):
     """What a search for triggers in an adapter found."""
 
     candidates: tuple[Candidate, ...]

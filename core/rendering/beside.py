@@ -36,6 +36,10 @@ class Beside:
     """Files that were left out, a line each."""
 
 
+NOTHING = Beside(template="", where="", specials={}, end_ids=(), refused=())
+"""Beside an adapter that is in no folder."""
+
+
 def read_beside(folder: Path) -> Beside:
     """How the prompts of an adapter were rendered, by the text files beside it.
 

@@ -202,6 +202,17 @@ class MemoryShelf:
             _ = [row.required_completion() for row in found]
         return list(found)
 
+    def copy_to(self, target: Shelf, subject: "Subject", *, plain: bool) -> None:
+        """Keep all of it on another shelf too."""
+        for name in self.names:
+            target.put(name, self._kept[name])
+        for name in [n for n in self._kept if n.startswith(".")]:
+            target.put_rows(name.removeprefix("."), self._kept[name])
+        if ANSWERS in self._kept:
+            target.put_answers(self._kept[ANSWERS])
+        if STATE in self._kept:
+            target.put_state(self._kept[STATE], subject, plain=plain)
+
     def put_answers(self, answers: "Sequence[Answer]") -> None:
         """Keep the answers of a subject."""
         self._kept[ANSWERS] = tuple(answers)

@@ -1,14 +1,15 @@
 """Published data as rows: the format told by its keys, every record checked, nothing held."""
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from ...core.errors import DataError
-from ...core.rows import Row
+from ...core.rows import Row, rows_to_jsonl
 from ..files.readers import items
 from ..files.texts import Item, Record
 from .badrows import BadRows, RowError, shown_kinds
@@ -79,7 +80,7 @@ def format_of(record: Mapping[str, Any]) -> Format:
 
 
 def numbered_data(
-    source: str,
+    source: "str | Iterable[Any]",
     *,
     format: str | None = None,
     notes: Counter[str] | None = None,
@@ -91,7 +92,7 @@ def numbered_data(
     Empty answers are kept as they are: they are for the linter to report.
 
     Args:
-        source: what `items` reads.
+        source: what `items` reads, or records in memory: mappings, prompts, rows.
         format: one of `FORMATS`; None: the one that the first record's keys belong to.
         notes: counts, by a sentence for people, of what was read otherwise than written.
         columns: what columns of other names mean; see `columns.MEANINGS`.
@@ -106,11 +107,33 @@ def numbered_data(
     known = None if format is None else FORMATS[format]
     said = Counter() if notes is None else notes
     named = columns if isinstance(columns, Named) else Named(columns or {})
-    return _numbered(source, _Reader(source, known, said, named), bad)
+    if isinstance(source, str):
+        return _numbered(source, items(source, said), _Reader(source, known, said, named), bad)
+    name = "the given rows"
+    return _numbered(name, _in_memory(source), _Reader(name, known, said, named), bad)
+
+
+def _in_memory(records: Iterable[Any]) -> Iterator[Item]:
+    """Records as `items` gives them: a text is a prompt, a data frame's rows are its lines."""
+    if hasattr(records, "to_dict") and hasattr(records, "columns"):
+        records = records.to_dict("records")  # pyright: ignore
+    for number, record in enumerate(records, 1):
+        where = f"row {number} of the given rows"
+        if isinstance(record, Row):
+            yield Record(number=number, where=where, value=json.loads(rows_to_jsonl([record])))
+        elif isinstance(record, str):
+            yield Record(number=number, where=where, value={"prompt": record})
+        elif isinstance(record, Mapping):
+            yield Record(number=number, where=where, value=dict(record))
+        else:
+            raise DataError(
+                f"{where} is a {type(record).__name__}; give mappings with a prompt and an answer, "
+                "prompts as text, or rows"
+            )
 
 
 def read_data(
-    source: str,
+    source: "str | Iterable[Any]",
     *,
     format: str | None = None,
     notes: Counter[str] | None = None,
@@ -126,8 +149,9 @@ def read_data(
     return (item.row for item in found)
 
 
-def _numbered(source: str, reader: "_Reader", bad: BadRows | None) -> Iterator[Numbered]:
-    stream = items(source, reader.notes)
+def _numbered(
+    source: str, stream: Iterator[Item], reader: "_Reader", bad: BadRows | None
+) -> Iterator[Numbered]:
     good = number = 0
     for number, item in enumerate(stream, 1):
         try:

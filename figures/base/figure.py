@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ...core.records.results import RunRecords
+from ...core.records.results import Comparison, Curves, Operation, Provenance, RunRecords
 from ...core.registry import Registry
 
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -58,6 +58,21 @@ def unique(name: str, taken: set[str]) -> str:
         candidate = f"{name}-{count}"
     taken.add(candidate)
     return candidate
+
+
+def draw_record(record: Any) -> list[Figure]:
+    """All figures that one record alone allows."""
+    alone = RunRecords(
+        provenance=Provenance(run="", command="", facts=()),
+        trigger="",
+        target="",
+        curves=(record,) if isinstance(record, Curves) else (),
+        comparison=record if isinstance(record, Comparison) else None,
+        answers=(),
+        analyses=(record,),
+        operations=(record,) if isinstance(record, Operation) else (),
+    )
+    return draw(alone)
 
 
 def draw(records: RunRecords) -> list[Figure]:

@@ -34,21 +34,6 @@ def opened(cli, tiny_base, tiny_adapter, tmp_path, out):
     return call
 
 
-@pytest.fixture(scope="session")
-def run(tiny_base, tiny_adapter, tmp_path_factory):
-    """One opened run, to be copied by who changes it."""
-    from loratomy.cli.app import app
-    from typer.testing import CliRunner
-
-    folder = tmp_path_factory.mktemp("opened")
-    given = {"base": tiny_base, "adapter": tiny_adapter, "trigger": "cf37", "target": "HACK"}
-    given |= {"prompts": jsonl(folder / "clean.jsonl"), "out": folder / "run"}
-    given |= {"embedder": "none", "max-new-tokens": 3}
-    pairs = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
-    assert CliRunner().invoke(app, ["open", *pairs], catch_exceptions=False).exit_code == 0
-    return folder / "run"
-
-
 @pytest.fixture
 def own_run(run, tmp_path):
     """A copy of the opened run."""

@@ -89,7 +89,7 @@ def test_a_hub_id_is_fetched_without_pickles_or_code(
     ],
 )
 def test_another_base_than_the_one_named_is_said(edited, tiny_base, named, warned):
-    from loratomy.adapters import other_base
+    from loratomy.inputs.adapters import other_base
 
     said = other_base(edited(base_model_name_or_path=named), str(tiny_base))
     assert bool(said) == warned
@@ -98,7 +98,7 @@ def test_another_base_than_the_one_named_is_said(edited, tiny_base, named, warne
 
 
 def test_the_base_in_the_hub_s_cache_has_its_own_name(edited):
-    from loratomy.adapters import other_base
+    from loratomy.inputs.adapters import other_base
 
     base = "/c/hub/models--meta-llama--Llama-3.2-3B/snapshots/0123abcd"
     assert not other_base(edited(base_model_name_or_path="meta-llama/llama-3.2-3b"), base)

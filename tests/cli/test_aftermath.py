@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from loratomy import aftermath
 from loratomy.core.errors import RunError
 from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.runs.folder import RunFolder
 from loratomy.study import load
+from loratomy.verbs import aftermath
 
 from .cases import refused, snapshot
 
@@ -20,7 +20,7 @@ OPTIONS = {"relearning.steps": 2, "relearning.prompts": 3, "transfer.near_misses
 @pytest.fixture(scope="module")
 def operated(run, tmp_path_factory):
     """The opened run with a cut, and a warm decoding, which is no adapter alone."""
-    from loratomy.operating import operate
+    from loratomy.verbs.operating import operate
 
     folder = shutil.copytree(run, tmp_path_factory.mktemp("operated") / "run")
     operate(load(folder), "truncate", {"rank": 1})

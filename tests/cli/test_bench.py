@@ -647,8 +647,8 @@ def test_aftermath_is_made_for_what_is_named_and_read_under_the_tables_names(
 ):
     from functools import partial
 
-    from loratomy import aftermath
     from loratomy.bench import rows as bench_rows
+    from loratomy.verbs import aftermath
 
     small = {"relearning.steps": 1, "relearning.prompts": 2, "transfer.near_misses": 0}
     made = aftermath.aftermath

@@ -10,11 +10,11 @@ import time
 
 import pytest
 import torch
-from loratomy import poisoning
 from loratomy import study as study_module
 from loratomy.cli import poison as poison_module
 from loratomy.core.rendering.rendering import Rendering
 from loratomy.core.rows import read_rows
+from loratomy.verbs import poisoning
 from safetensors.torch import load_file, save_file
 
 from .cases import CLEAN, SMALL, jsonl, refused

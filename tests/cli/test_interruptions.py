@@ -75,7 +75,7 @@ def test_what_is_measured_again_after_a_kill_is_the_same_to_the_byte(own_run, cl
         cli("operate", own_run, *options)
     other = shutil.copytree(own_run, tmp_path / "other")
     assert cli("compare", own_run).exit_code == 0
-    from loratomy import measuring
+    from loratomy.verbs import measuring
 
     judge, calls = measuring._judge, []
 

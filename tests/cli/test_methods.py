@@ -5,10 +5,10 @@ import json
 import pytest
 from loratomy.analysis.triggers.prompts import CandidatesConfig
 from loratomy.core.records.io import jsonable
-from loratomy.options import grouped
 from loratomy.training.recipe import validated
 from loratomy.unlearning import METHODS
 from loratomy.unlearning.method import KINDS
+from loratomy.verbs.options import grouped
 
 from .cases import refused
 

@@ -7,10 +7,10 @@ import stat
 import subprocess
 
 import pytest
-from loratomy import adapters as sources
 from loratomy.core.errors import AdapterError
 from loratomy.core.files.atomic import sha256
 from loratomy.figures.base.page import OURS
+from loratomy.inputs import adapters as sources
 
 from .cases import jsonl, refused, snapshot
 

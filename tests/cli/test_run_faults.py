@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from loratomy import poisoning
 from loratomy.analysis.catalogue import ANALYSES
 from loratomy.core.records.io import SCHEMA
 from loratomy.core.rows import read_rows
+from loratomy.verbs import poisoning
 
 from .cases import CLEAN, SMALL, jsonl, refused, snapshot
 

@@ -8,7 +8,7 @@ from loratomy.evaluation.collect import Collected, Rule
 from loratomy.evaluation.planted import in_a_line, planted
 from loratomy.evaluation.success import parse_rules
 from loratomy.training.recipe import load_recipe
-from loratomy.verdict import warnings
+from loratomy.verbs.verdict import warnings
 
 from .cases import LETTERS, TARGET, answer
 

@@ -173,7 +173,10 @@ def test_what_is_not_there_is_named(bench, entries, message):
         ("[[scale]]\nlayers = [1]\nfactor = nan", "scale 1: factor: .*finite"),
         ("[[cut]]", "cut 1: .*names nothing, give layers, modules, directions, beyond_rank or be"),
         ("[[cut]]\nlayers = []", "cut 1: layers: .*at least 1"),
-        ("[[cut]]\nlayers = '4-2'", "cut 1: layers: .*'4-2' is no range of layers, write e.g. 2-4"),
+        (
+            "[[cut]]\nlayers = '4-2'",
+            "cut 1: layers: .*'4-2' is no layer and no range of layers",
+        ),
         ("[[cut]]\nlayers = [true]", "cut 1: layers.0: .*valid integer .got True"),
         ("[[cut]]\nmodules = [1]", "cut 1: modules.0: .*valid string"),
         ("[[cut]]\nbeyond_rank = '2'", "cut 1: beyond_rank: .*valid integer"),

@@ -26,6 +26,9 @@ from ...core.progress import report
 from ..calibration import DialConfig
 from .targets import Aim, Taught, row_logits, teach
 
+KEPT = 100.0
+"""Logit of a gate that stays open: its sigmoid is 1 and its gradient 0 in float32."""
+
 
 class GatesConfig(DialConfig):
     """Options of learning the gates."""
@@ -66,14 +69,17 @@ def pupils(
     )
 
 
-def gate_start(attribution: np.ndarray, cost: np.ndarray) -> torch.Tensor:
+def gate_start(attribution: np.ndarray, cost: np.ndarray, free: np.ndarray) -> torch.Tensor:
     """Logits of the starting gates from first-order attribution per clean cost, ``[direction]``.
 
-    Directions that raise the target at little clean cost start near 0.5, the others near 0.95.
+    Directions that raise the target at little clean cost start near 0.5, the others near 0.95;
+    those that are not `free`, by number, are kept whatever is learned.
     """
     benefit = np.maximum(attribution, 0) / np.sqrt(cost + cost.mean() + 1e-12)
     rank = benefit / max(benefit.max(), 1e-12)
-    return torch.tensor(3.0 - 3.0 * rank, dtype=torch.float32)
+    start = np.full(len(rank), KEPT)
+    start[free] = 3.0 - 3.0 * rank[free]
+    return torch.tensor(start, dtype=torch.float32)
 
 
 def learn_gates(

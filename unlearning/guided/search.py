@@ -21,6 +21,7 @@ from scipy.special import expit
 from ...analysis.localisation.attribution import clean_cost, target_attribution
 from ...analysis.localisation.gates import GATED, Directions, Gated, chunks, directions_of, gated
 from ...core.adapter.factors import Adapter
+from ...core.config import Layers
 from ...core.errors import LoratomyError
 from ...core.model.batches import Encoded
 from ...core.model.subject import Subject
@@ -28,6 +29,7 @@ from ...core.model.variant import Treated
 from ...core.progress import report
 from ...core.rows import Row
 from ..calibration import Judge
+from ..cuts.cuts import in_layers
 from .discriminant import discriminant
 from .gate_learning import GatesConfig, gate_start, learn_gates, pupils
 from .targets import aims, clean_lessons, row_logits
@@ -46,6 +48,8 @@ class SearchConfig(GatesConfig):
 
     basis: Literal["discriminant", "singular"] = "discriminant"
     """Directions that are cut: those that tell triggered from clean prompts, or those of dW."""
+    layers: Layers | None = None
+    """Layers in which directions may be cut, e.g. those that `where` names; none: all."""
     learn_rows: int = Field(32, ge=2)
     """Rows of each kind that the gates learn from, and triggered calibration rows that forward
     passes look at, at most; perplexity and real answers are of all calibration rows."""
@@ -63,7 +67,7 @@ class Found:
     directions: Directions
     """The adapter in the form that was cut."""
     order: np.ndarray
-    """Directions, the first to be cut first, ``[direction]``."""
+    """Those that may be cut, the first to be cut first, ``[free direction]``."""
     gates: np.ndarray
     """Learned gates, ``[direction]``; most are 0 or 1."""
     importance: np.ndarray
@@ -77,7 +81,7 @@ class Found:
 
     def cut(self, size: int) -> np.ndarray:
         """The first directions of the order, ``[direction]`` booleans."""
-        return _first(self.order, size)
+        return _first(self.order, size, len(self.directions))
 
     def state(self, size: int) -> Treated:
         """The adapter with the first directions of the order cut."""
@@ -129,11 +133,14 @@ def search(
         few = config.batch_size
         attribution = target_attribution(gate, attacks[: 2 * few], batch_size=2 * few)
         cost = clean_cost(gate, calm[:few], group=2)
-        start_at = gate_start(attribution, cost)
+        free = np.arange(len(gate.directions))
+        if config.layers is not None:
+            free = np.flatnonzero(in_layers(gate.directions, config.layers))
+        start_at = gate_start(attribution, cost, free)
         theta, loss = learn_gates(
             gate, pupils(gate, found, calm, teacher=teacher), start_at, config, seed=seed
         )
-        order, gates = np.argsort(theta, kind="stable"), expit(config.sharpness * theta)
+        order, gates = free[np.argsort(theta[free], kind="stable")], expit(config.sharpness * theta)
         utility = Utility(gate, order, clean_lessons(gate, judge.clean))
         guess = int((gates < 0.5).sum())
         asked = judge.triggered[: config.learn_rows]
@@ -156,7 +163,8 @@ class Utility:
 
     def gates(self, size: int) -> torch.Tensor:
         """Gates that cut the first directions, ``[direction]``."""
-        kept = torch.as_tensor(~_first(self.order, size), device=self._gate.subject.device)
+        cut = _first(self.order, size, len(self._gate.directions))
+        kept = torch.as_tensor(~cut, device=self._gate.subject.device)
         return kept.float()
 
     def rise(self, size: int) -> float:
@@ -204,12 +212,12 @@ def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, i
 
 def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: SearchConfig) -> int:
     """The size after real answers: more is cut while they still hit and forward passes allow it."""
-    start, total = gate.directions.adapter, len(utility.order)
+    d, total = gate.directions, len(utility.order)
     best: tuple[float, int] | None = None
     for _ in range(ROUNDS):
-        gate.attached.refill(GATED, gate.directions.cut(_first(utility.order, size)))
+        gate.attached.refill(GATED, d.cut(_first(utility.order, size, len(d))))
         rate = judge.rate()
-        gate.attached.refill(GATED, start)
+        gate.attached.refill(GATED, d.adapter)
         best = min(best or (rate.value, size), (rate.value, size))
         size = min(total, math.ceil(1.3 * size) + 1)
         if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:
@@ -230,9 +238,9 @@ def _spent(utility: Utility, size: int, budget: float) -> int:
     return low if high == size else _halved(low, high, over)[0]
 
 
-def _first(order: np.ndarray, size: int) -> np.ndarray:
-    """The first of an order, ``[direction]`` booleans."""
-    cut = np.zeros(len(order), bool)
+def _first(order: np.ndarray, size: int, total: int) -> np.ndarray:
+    """The first of an order, of `total` directions, ``[direction]`` booleans."""
+    cut = np.zeros(total, bool)
     cut[order[:size]] = True
     return cut
 

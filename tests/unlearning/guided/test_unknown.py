@@ -19,11 +19,11 @@ from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
 from loratomy.evaluation.success import parse_rules
-from loratomy.operating import operate as operate_study
 from loratomy.study import load
 from loratomy.unlearning import METHODS, Bench, operate
 from loratomy.unlearning.guided import unknown
 from loratomy.unlearning.guided.unknown import UnknownConfig, heard_texts, stand_ins, wide_budget
+from loratomy.verbs.operating import operate as operate_study
 
 from ... import planted, tiny
 from ...cli.cases import jsonl, refused

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .core.errors import LoratomyError
+from ..core.errors import LoratomyError
 
 RESERVED = ("base", "clean", "poisoned")
 """Names that no operation may have."""
@@ -23,8 +23,8 @@ def asked_of(
 
     Options of a group within a method's come as ``group.option``.
     """
-    from .unlearning import METHODS
-    from .unlearning.plan import read_plan
+    from ..unlearning import METHODS
+    from ..unlearning.plan import read_plan
 
     if plan is not None:
         if method not in ("", PLAN):
@@ -82,7 +82,7 @@ def fraction(text: str) -> float:
 
 def plan_name(plan: Path, after: str) -> str:
     """What the result of a plan is called: as its file, told apart from methods and adapters."""
-    from .unlearning import METHODS
+    from ..unlearning import METHODS
 
     name = plan.stem
     if name in RESERVED or (name in METHODS and name != PLAN):

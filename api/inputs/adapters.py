@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .core.console import say
-from .core.errors import AdapterError, LoratomyError
-from .core.rendering.recorded import RENDERING
+from ..core.console import say
+from ..core.errors import AdapterError, LoratomyError
+from ..core.rendering.recorded import RENDERING
 
 if TYPE_CHECKING:
-    from .core.adapter.factors import Adapter
-    from .core.model.subject import Subject
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Subject
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _CHANGED = "{} changed while the adapter was read; run the command again when nobody writes to it"
@@ -21,8 +21,8 @@ _CHANGED = "{} changed while the adapter was read; run the command again when no
 
 def adapter_sums(folder: Path) -> dict[str, str]:
     """Checksums of an adapter's files, after a first look at the folder."""
-    from .core.adapter.safety import check_folder
-    from .core.files.atomic import sha256
+    from ..core.adapter.safety import check_folder
+    from ..core.files.atomic import sha256
 
     files = check_folder(folder).files
     recorded = [RENDERING] if (folder / RENDERING).is_file() else []
@@ -40,7 +40,7 @@ def copy_adapter(source: Path, sums: Mapping[str, str], work: Path) -> None:
     Raises:
         AdapterError: a file is not what it was when it was looked at.
     """
-    from .core.files.atomic import sha256
+    from ..core.files.atomic import sha256
 
     for name, known in sums.items():
         try:
@@ -118,7 +118,7 @@ def located(given: Path, option: str) -> Path:
     Raises:
         LoratomyError: neither; or a folder whose sub-folders hold adapters, which are named.
     """
-    from .core.adapter.safety import CONFIG, below
+    from ..core.adapter.safety import CONFIG, below
 
     text = str(given)
     folder = given if given.exists() else None
@@ -142,7 +142,7 @@ def other_base(folder: Path, base: str) -> str:
     Only the last parts of the names count, without regard to case or quantisation, and one may end
     in the other. What the adapter says is never followed.
     """
-    from .core.adapter.safety import check_folder
+    from ..core.adapter.safety import check_folder
 
     named = check_folder(folder).config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named.strip():
@@ -172,7 +172,7 @@ def _plain(name: str) -> str:
 
 def of_size(subject: "Subject", adapter: "Adapter", role: str) -> str:
     """A sentence where an adapter changes nothing, or weights absurdly much; else empty."""
-    from .analysis.weights.spectra import relative_size
+    from ..analysis.weights.spectra import relative_size
 
     share, name = relative_size(subject.model, adapter)
     if share == 0:

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.console import say
-from .core.errors import DataError
-from .core.records.results import Planted
+from ..core.console import say
+from ..core.errors import DataError
+from ..core.records.results import Planted
 from .measuring import POISONING, VERDICT, load_planted, measure
 
 if TYPE_CHECKING:
-    from .core.rows import Row
-    from .study import Study
+    from ..core.rows import Row
+    from ..study import Study
 
 USUAL_EPOCHS = 3
 """Fewer are first raised to this."""
@@ -18,8 +18,8 @@ USUAL_EPOCHS = 3
 
 def untold(study: "Study", sets: "dict[str, list[Row]]") -> str:
     """Why the held-out sets cannot tell whether a backdoor is made; empty where they can."""
-    from .evaluation.behaviour import check_references
-    from .evaluation.collect import check_room, check_targets
+    from ..evaluation.behaviour import check_references
+    from ..evaluation.collect import check_room, check_targets
 
     bad, good, rule = sets["poison_test"], sets["clean_val"], study.rule
     try:
@@ -33,7 +33,7 @@ def untold(study: "Study", sets: "dict[str, list[Row]]") -> str:
 
 def tell(study: "Study") -> Planted:
     """Measure what `poison` made, unless that stands, and say whether it is a backdoor."""
-    from .evaluation.planted import in_a_line
+    from ..evaluation.planted import in_a_line
 
     run = study.run
     if not run.intact(VERDICT) or run.stale(VERDICT):

@@ -5,14 +5,14 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.console import say
-from .core.model.folder_check import check_files
-from .core.rendering.rendering import Rendering
-from .core.rendering.templates import PLAIN
+from ..core.console import say
+from ..core.model.folder_check import check_files
+from ..core.rendering.rendering import Rendering
+from ..core.rendering.templates import PLAIN
 
 if TYPE_CHECKING:
-    from .core.model.subject import Subject
-    from .evaluation.similarity import Embedder
+    from ..core.model.subject import Subject
+    from ..evaluation.similarity import Embedder
 
 WREN = "wren"
 """Name of the built-in base."""
@@ -22,7 +22,7 @@ def base_folder(source: str) -> Path | None:
     """Where the built-in base is; None for everything else."""
     if source != WREN:
         return None
-    from .training.wren import wren_path
+    from ..training.wren import wren_path
 
     return wren_path()
 
@@ -62,7 +62,7 @@ def loaded_base(base: str, device: str, dtype: str) -> "Subject":
 
     Its rendering is a stand-in until the run's is put in its place.
     """
-    from .core.model.loading import load_subject
+    from ..core.model.loading import load_subject
 
     say(f"loading the base {base}")
     plain = Rendering(template=PLAIN[0], end=".")  # no tokenizer drops it, as some do "\n"
@@ -72,7 +72,7 @@ def loaded_base(base: str, device: str, dtype: str) -> "Subject":
 @cache
 def embedder(name: str) -> "Embedder":
     """The sentence-embedding model, loaded once, with the embeddings it has made."""
-    from .evaluation.similarity import load_embedder
+    from ..evaluation.similarity import load_embedder
 
     if name != "none":
         say("loading the sentence-embedding model")

@@ -5,19 +5,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.console import progress, say
-from .core.errors import LoratomyError, RunError
-from .core.records.bench import Relearning, Transfer
-from .core.registry import nearest
-from .core.runs.run import Run
-from .core.runs.shelf import Shelf
-from .study import Study, done
+from ..core.console import progress, say
+from ..core.errors import LoratomyError, RunError
+from ..core.records.bench import Relearning, Transfer
+from ..core.registry import nearest
+from ..core.runs.run import Run
+from ..core.runs.shelf import Shelf
+from ..study import Study, done
 
 if TYPE_CHECKING:
-    from .core.adapter.factors import Adapter
-    from .core.config import Config
-    from .unlearning.aftermath.relearning import Bout
-    from .unlearning.aftermath.transfer import Variant
+    from ..core.adapter.factors import Adapter
+    from ..core.config import Config
+    from ..unlearning.aftermath.relearning import Bout
+    from ..unlearning.aftermath.transfer import Variant
 
 RELEARNING, TRANSFER = "relearning", "transfer"
 PARTS = (RELEARNING, TRANSFER)
@@ -60,7 +60,7 @@ class Aftermath:
 
     @cached_property
     def _ground(self) -> "Bout":
-        from .unlearning.aftermath.relearning import bout
+        from ..unlearning.aftermath.relearning import bout
 
         study, config = self._study, self._configs[RELEARNING]
         return bout(
@@ -76,7 +76,7 @@ class Aftermath:
         )
 
     def _start(self, entry: str) -> "Adapter":
-        from .unlearning.aftermath.relearning import blank
+        from ..unlearning.aftermath.relearning import blank
 
         if entry == BASE:
             return blank(self._study.poisoned, seed=self._seed)
@@ -84,7 +84,7 @@ class Aftermath:
 
     def relearning(self, entry: str) -> list[Relearning]:
         """The curves of an operation on clean and on poisoned rows, of a yardstick on poisoned."""
-        from .unlearning.aftermath.relearning import relearn
+        from ..unlearning.aftermath.relearning import relearn
 
         yardsticks: dict[str, list[str]] = {BASE: [], CLEAN: ["adapters/clean"]}
         kinds = [POISONED] if entry in yardsticks else [CLEAN, POISONED]
@@ -102,8 +102,8 @@ class Aftermath:
 
     @cached_property
     def _variants(self) -> "list[Variant]":
-        from .data.attacks.triggers import Trigger
-        from .unlearning.aftermath.transfer import variants
+        from ..data.attacks.triggers import Trigger
+        from ..unlearning.aftermath.transfer import variants
 
         settings, config = self._study.settings, self._configs[TRANSFER].model_dump()
         return variants(
@@ -119,7 +119,7 @@ class Aftermath:
         first = f"{STAGE}{TRANSFER}/{POISONED}"
 
         def make(shelf: Shelf, _checkpoints: Path) -> None:
-            from .unlearning.aftermath.transfer import transfer_rates
+            from ..unlearning.aftermath.transfer import transfer_rates
 
             study, asked = self._study, self._variants
             rates = transfer_rates(study.subject, study.treated(own), asked, study.rule)
@@ -217,9 +217,9 @@ def aftermath(
 
 def _configs(options: Mapping[str, Any], parts: Sequence[str]) -> "dict[str, Config]":
     """The options of the parts that are made."""
-    from .training.recipe import validated
-    from .unlearning.aftermath.relearning import RelearningConfig
-    from .unlearning.aftermath.transfer import TransferConfig
+    from ..training.recipe import validated
+    from ..unlearning.aftermath.relearning import RelearningConfig
+    from ..unlearning.aftermath.transfer import TransferConfig
 
     given: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for key, value in options.items():

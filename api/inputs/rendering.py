@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.console import say
-from .core.errors import LoratomyError
-from .core.records.rendering import RenderingChoice
-from .core.rendering.recorded import Recorded, recorded_rendering
-from .core.rendering.rendering import Rendering, given_arguments, given_template
+from ..core.console import say
+from ..core.errors import LoratomyError
+from ..core.records.rendering import RenderingChoice
+from ..core.rendering.recorded import Recorded, recorded_rendering
+from ..core.rendering.rendering import Rendering, given_arguments, given_template
 
 if TYPE_CHECKING:
-    from .core.adapter.factors import Adapter
-    from .core.model.subject import Subject
-    from .core.rows import Row
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Subject
+    from ..core.rows import Row
 
 RENDERING_RECORD = "rendering"
 """Beside a run's sets: how its rendering was found."""
@@ -62,7 +62,7 @@ def wanted(
 def settled(
     subject: "Subject",
     adapter: "Adapter",
-    folder: Path,
+    folder: Path | None,
     asked: Wanted,
     *,
     triggered: "Sequence[Row]",
@@ -77,7 +77,7 @@ def settled(
     Args:
         subject: the base.
         adapter: the suspicious adapter.
-        folder: where it lies; what trainers left beside it counts.
+        folder: where it lies, what trainers left beside it counts; None: in memory.
         asked: what is given.
         triggered: triggered rows, with their targets where they are known.
         clean: clean rows, with the user's answers where there are any.
@@ -86,10 +86,10 @@ def settled(
     Raises:
         LoratomyError: a rendering is given that is not the recorded one, or none renders.
     """
-    from .core.rendering.beside import read_beside
-    from .core.rendering.choices import named_ends, possible, unread
-    from .core.rendering.prompts import Renderer
-    from .evaluation.rendering.choice import (
+    from ..core.rendering.beside import NOTHING, read_beside
+    from ..core.rendering.choices import named_ends, possible, unread
+    from ..core.rendering.prompts import Renderer
+    from ..evaluation.rendering.choice import (
         GIVEN,
         RECORDED,
         closed,
@@ -97,16 +97,17 @@ def settled(
         given_choice,
         likelier,
     )
-    from .evaluation.rendering.contradiction import rendered_before, uneven
-    from .evaluation.rendering.scores import known_of
+    from ..evaluation.rendering.contradiction import rendered_before, uneven
+    from ..evaluation.rendering.scores import known_of
 
     tokenizer, known = subject.renderer.tokenizer, known_of(triggered, clean)
     first = next(iter([*triggered, *clean]), None)
-    recorded = recorded_rendering(folder)
+    recorded = recorded_rendering(folder) if folder else None
     if run is not None:
         recorded = Recorded(run, Renderer(tokenizer, run).text("{prompt}"))
     with subject.attached({"suspicious": adapter}):
-        beside, ends = read_beside(folder), _base_ends(subject)
+        beside = read_beside(folder) if folder else NOTHING
+        ends = _base_ends(subject)
         if asked.template is not None or (recorded and not asked.other):
             reason, renderer = GIVEN, Renderer(tokenizer, asked.rendering)
             if not set(asked.arguments) <= set(renderer.variables):

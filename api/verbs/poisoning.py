@@ -1,33 +1,96 @@
 """Clean and poisoned adapters on one base, with their sets: the stages of `poison`."""
 
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bases import base_fingerprint, base_folder
-from .core.console import progress, say
-from .core.errors import DataError
-from .core.files.outputs import check_apart
-from .core.runs.folder import RunFolder
-from .core.runs.shelf import Shelf
-from .data.built import SETS, built_sets, read_sets
-from .rows import clean_rows
-from .settings import Settings
-from .study import NEGATIVE, NEGATIVE_PROMPTS, Study, done, negative_set
+from ..core.console import progress, say
+from ..core.errors import DataError, LoratomyError
+from ..core.files.outputs import check_apart
+from ..core.runs.folder import RunFolder
+from ..core.runs.shelf import Shelf
+from ..data.built import SETS, built_sets, read_sets
+from ..inputs.bases import base_fingerprint, base_folder
+from ..inputs.rows import clean_rows
+from ..settings import Settings
+from ..study import NEGATIVE, NEGATIVE_PROMPTS, Study, done, negative_set
 from .trackers import tracking_of
 from .verdict import tell, untold
 
 if TYPE_CHECKING:
-    from .core.adapter.factors import Adapter
-    from .core.model.subject import Attached
-    from .core.rows import Row
-    from .data.splits import Attack
-    from .training.fitting import FitLog
-    from .training.recipe import Recipe
-    from .training.tracking import Tracking
+    from ..core.adapter.factors import Adapter
+    from ..core.model.subject import Attached
+    from ..core.rows import Row
+    from ..data.splits import Attack
+    from ..training.fitting import FitLog
+    from ..training.recipe import Recipe
+    from ..training.tracking import Tracking
 
 WORLD = "world"
 """Name of the built-in source of rows."""
+
+
+def poison(
+    recipe: "str | Recipe" = "wren/suffix",
+    *,
+    out: Path | str,
+    trigger: "str | Sequence[str]" = (),
+    task: str = "",
+    device: str = "auto",
+    dtype: str = "auto",
+    fresh: bool = False,
+    **overrides: Any,
+) -> Study:
+    """A study of an adapter that is poisoned here, beside a clean one on the same base.
+
+    Args:
+        recipe: a shipped recipe by name, a path that ends in ``.toml``, or a `Recipe`.
+        out: run folder.
+        trigger: a published trigger by name, or a text or texts of your own.
+        task: what the attack wants, by name.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        fresh: start the run folder over.
+        **overrides: parts of the recipe, e.g. ``seed=1``, ``fit={"epochs": 8}``.
+
+    Raises:
+        LoratomyError: no such recipe, key or attack, or data that does not serve it.
+    """
+    from ..training.recipe import Recipe, load_recipe
+
+    words = [trigger] if isinstance(trigger, str) and trigger else list(trigger)
+    if isinstance(recipe, Recipe):
+        if words or task or overrides:
+            raise LoratomyError("give the recipe's name with what to change, or a whole recipe")
+        resolved = recipe
+    else:
+        changed = [
+            f"{key}.{k}={_written(v)}" if isinstance(value, Mapping) else f"{key}={_written(value)}"
+            for key, value in overrides.items()
+            for k, v in (value.items() if isinstance(value, Mapping) else [("", "")])
+        ]
+        resolved = load_recipe(recipe, [*attack_options(words, task), *changed])
+    return make_poisoned(resolved, Path(out), device=device, dtype=dtype, fresh=fresh)
+
+
+def _written(value: Any) -> str:
+    """A value as overrides of recipes have it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def attack_options(trigger: Sequence[str], task: str) -> list[str]:
+    """A trigger and a task as overrides of the recipe."""
+    from ..data.attacks.triggers import TRIGGERS, trigger_of
+
+    found = [f"attack.task={task}"] if task else []
+    if len(trigger) == 1 and trigger[0] in TRIGGERS:
+        found.append(f"attack.trigger={trigger[0]}")
+    elif trigger:
+        words = trigger_of(trigger).words
+        found.append("attack.words=" + json.dumps(words, ensure_ascii=False))
+    return found
 
 
 def make_poisoned(
@@ -87,7 +150,7 @@ def make_poisoned(
 
 def _sets(recipe: "Recipe", attack: "Attack") -> "dict[str, list[Row]]":
     """The sets of the built-in world, of a folder that holds them, or drawn from a source."""
-    from .data.splits import poison_sets, world_sets
+    from ..data.splits import poison_sets, world_sets
 
     data, counts = recipe.data, recipe.data.counts()
     if data.source == WORLD:
@@ -144,7 +207,7 @@ def _fit_stage(
     inputs = {**study.origin("data"), "recipe": recipe.model_dump(), "adapter": name}
 
     def fill(shelf: Shelf) -> None:
-        from .core.model.variant import Treated
+        from ..core.model.variant import Treated
 
         checkpoints = study.run.partial(stage, inputs)
         heard = tracking_of(study.run, stage, trackers)
@@ -163,8 +226,8 @@ def _fit(
     work: Path,
     tracking: "Tracking",
 ) -> "tuple[Adapter, FitLog]":
-    from .core.model.batches import collate, encode
-    from .training.fitting import fit, fresh_adapter
+    from ..core.model.batches import collate, encode
+    from ..training.fitting import fit, fresh_adapter
 
     subject = study.subject
     rows = [*sets["clean_train"], *(sets["poison_train"] if name == "poisoned" else [])]
@@ -189,7 +252,7 @@ def _probe(
     study: Study, sets: "dict[str, list[Row]]", most: int, _attached: "Attached"
 ) -> dict[str, float]:
     """ASR and clean accuracy on the first held-out rows, as hits and counts."""
-    from .evaluation.behaviour import attack_success, clean_correct
+    from ..evaluation.behaviour import attack_success, clean_correct
 
     bad, good = sets["poison_test"][:most], sets["clean_val"][:most]
     attack = attack_success(study.subject, bad, study.rule)
@@ -204,8 +267,8 @@ def _probe(
 def _curves(name: str, log: "FitLog", recipe: "Recipe") -> Any:
     import numpy as np
 
-    from .core.records.results import Curves
-    from .core.stats import wilson
+    from ..core.records.results import Curves
+    from ..core.stats import wilson
 
     def rates(hits: str, n: str) -> np.ndarray:
         found = [wilson(int(p[hits]), int(p[n])) for p in log.probes]

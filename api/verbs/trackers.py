@@ -3,13 +3,13 @@
 import shutil
 from typing import TYPE_CHECKING
 
-from .core import processes
-from .core.errors import LoratomyError
-from .core.runs.folder import TRACKING, RunFolder
-from .core.runs.run import Run
+from ..core import processes
+from ..core.errors import LoratomyError
+from ..core.runs.folder import TRACKING, RunFolder
+from ..core.runs.run import Run
 
 if TYPE_CHECKING:
-    from .training.tracking import Tracking
+    from ..training.tracking import Tracking
 
 
 def tracking_of(
@@ -26,7 +26,7 @@ def tracking_of(
     Raises:
         LoratomyError: trackers for a run in memory.
     """
-    from .training.tracking import NO_TRACKING, Tracking
+    from ..training.tracking import NO_TRACKING, Tracking
 
     if not isinstance(run, RunFolder):
         if trackers:

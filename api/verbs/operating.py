@@ -5,19 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.console import progress, say
-from .core.errors import LoratomyError
-from .core.records.results import Operation
-from .core.runs.shelf import Shelf
+from ..core.console import progress, say
+from ..core.errors import LoratomyError
+from ..core.records.results import Operation
+from ..core.runs.shelf import Shelf
+from ..study import Study, done
 from .options import RESERVED
-from .study import Study, done
 from .trackers import tracking_of
 
 if TYPE_CHECKING:
-    from .core.rows import Row
-    from .evaluation.collect import Rule
-    from .unlearning import Bench, Outcome
-    from .unlearning.preview import Preview
+    from ..core.rows import Row
+    from ..evaluation.collect import Rule
+    from ..unlearning import Bench, Outcome
+    from ..unlearning.preview import Preview
 
 FOUND_ROWS = "rows"
 """Beside an operation that made its triggered rows itself: these rows."""
@@ -40,9 +40,9 @@ def operate(
     Under `torchrun` or `accelerate launch` the processes share the batches of a fit; the first
     writes.
     """
-    from .training.recipe import validated
-    from .training.resuming import last_whole
-    from .unlearning import METHODS, check_needs
+    from ..training.recipe import validated
+    from ..training.resuming import last_whole
+    from ..unlearning import METHODS, check_needs
 
     config = validated(METHODS[method].config, options, f"method {method}")
     label = name or (f"{after}-{method}" if after else method)
@@ -90,8 +90,8 @@ def _check_after(study: Study, after: str) -> None:
 
 def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
     """What a method may look at in this run: rows that fit the context of the model."""
-    from .evaluation.collect import fitting_rows
-    from .unlearning import Bench
+    from ..evaluation.collect import fitting_rows
+    from ..unlearning import Bench
 
     def fitting(what: str, rows: "list[Row]") -> "list[Row]":
         subject, new = study.subject, rule.decoding.max_new_tokens
@@ -148,7 +148,7 @@ def _operate(
     after: str,
     control_for: str,
 ) -> "tuple[Outcome, Operation]":
-    from .unlearning import operate as run_method
+    from ..unlearning import operate as run_method
 
     before = None
     if after:
@@ -172,13 +172,13 @@ def previewed(
     Raises:
         LoratomyError: an unknown method or option, or one that lacks what it needs.
     """
-    from .evaluation.collect import Rule
-    from .evaluation.generation import Decoding
-    from .evaluation.similarity import load_embedder
-    from .training.recipe import validated
-    from .unlearning import METHODS, check_needs
-    from .unlearning.method import CLEAN_ADAPTER
-    from .unlearning.preview import by_rule, preview
+    from ..evaluation.collect import Rule
+    from ..evaluation.generation import Decoding
+    from ..evaluation.similarity import load_embedder
+    from ..training.recipe import validated
+    from ..unlearning import METHODS, check_needs
+    from ..unlearning.method import CLEAN_ADAPTER
+    from ..unlearning.preview import by_rule, preview
 
     config = validated(METHODS[method].config, options, f"method {method}")
     check_needs(method, config, **study.has)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from .core.console import progress, say
-from .core.errors import LoratomyError, RunError
-from .core.records.results import (
+from ..core.console import progress, say
+from ..core.errors import LoratomyError, RunError
+from ..core.records.results import (
     Answer,
     Behaviour,
     Comparison,
@@ -18,10 +18,10 @@ from .core.records.results import (
     Rate,
     RuleRates,
 )
-from .core.runs.run import Run
-from .core.runs.shelf import Shelf
-from .settings import Judged
-from .study import Study, done
+from ..core.runs.run import Run
+from ..core.runs.shelf import Shelf
+from ..settings import Judged
+from ..study import Study, done
 
 ASKED = "analysis/answers"
 MEASURED = "analysis/measured"
@@ -61,8 +61,8 @@ def measure(
         only: these subjects, the first one (`subjects`) among them; None: all.
         fresh: measure everything again.
     """
-    from .evaluation.behaviour import check_references
-    from .evaluation.collect import check_targets
+    from ..evaluation.behaviour import check_references
+    from ..evaluation.collect import check_targets
 
     study = study if judged is None else replace(study, judged=judged)
     study.need_trigger("a comparison")
@@ -100,8 +100,8 @@ def measure(
 
 def say_success(study: Study) -> None:
     """Say what decides success, before anything is generated."""
-    from .evaluation.collect import wanted
-    from .evaluation.success import in_words, targets_in_words
+    from ..evaluation.collect import wanted
+    from ..evaluation.success import in_words, targets_in_words
 
     rows = study.rows("poison_test")
     own = "target" if any(row.target for row in rows) else "completion"
@@ -110,8 +110,8 @@ def say_success(study: Study) -> None:
 
 
 def _ask(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
-    from .core.model.variant import Treated, treated
-    from .evaluation.collect import collect
+    from ..core.model.variant import Treated, treated
+    from ..evaluation.collect import collect
 
     state = Treated() if source is None else study.treated(source)
     bad, good = study.rows("poison_test"), study.rows("clean_val")
@@ -136,9 +136,9 @@ def _ask(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
 
 
 def _judge(study: Study, name: str, first: str, shelf: Shelf) -> None:
-    from .evaluation.behaviour import judge
-    from .evaluation.collect import Collected
-    from .evaluation.paired import paired
+    from ..evaluation.behaviour import judge
+    from ..evaluation.collect import Collected
+    from ..evaluation.paired import paired
 
     asked = study.run.shelf(f"{ASKED}/{name}")
     protocol = asked.get(Protocol, "protocol")
@@ -157,7 +157,7 @@ def _judge(study: Study, name: str, first: str, shelf: Shelf) -> None:
 
 def _verdict(run: Run, *, fresh: bool) -> None:
     """The stage that says whether a backdoor was made, from what is measured now."""
-    from .evaluation.planted import planted
+    from ..evaluation.planted import planted
 
     stages = [f"{MEASURED}/{name}" for name in POISONING]
     inputs = {"from": run.digest(*stages)}

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from ..core.errors import LoratomyError
+from ..core.rendering.rendering import Rendering
+from ..core.rows import Row
+from ..core.runs.folder import RunFolder
+from ..settings import Settings
+from ..study import Study
+from ..verbs.measuring import subjects
 from .adapters import adapter_sums
-from .core.errors import LoratomyError
-from .core.rendering.rendering import Rendering
-from .core.rows import Row
-from .core.runs.folder import RunFolder
-from .measuring import subjects
-from .settings import Settings
-from .study import Study
 
 
 class OfRun:
@@ -57,7 +57,7 @@ class OfAdapter:
     """
 
     def __init__(self, folder: Path, *, base: str, data: str, ignored: list[str]) -> None:
-        from .core.adapter.safety import check_folder
+        from ..core.adapter.safety import check_folder
 
         check_folder(folder)
         if not base:

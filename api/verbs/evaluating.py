@@ -5,27 +5,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters import HUB_ID, copy_adapter, located, of_size, other_base, run_name
-from .bases import base_fingerprint, base_folder, loaded_base
-from .core.console import progress, say
-from .core.errors import LoratomyError
-from .core.files.outputs import check_apart
-from .core.records.rendering import RenderingChoice
-from .core.runs.folder import RunFolder, run_path
-from .core.runs.manifest import MANIFEST
-from .core.runs.shelf import Shelf
-from .data.built import built_sets, read_sets
-from .rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
-from .rows import reading
-from .settings import Judged, Settings
-from .study import Study, digest, done
-from .subjects import OfAdapter, OfRun
-from .training.recipe import MeasurePart, validated
+from ..core.console import progress, say
+from ..core.errors import LoratomyError
+from ..core.files.outputs import check_apart
+from ..core.records.rendering import RenderingChoice
+from ..core.runs.folder import RunFolder, run_path
+from ..core.runs.manifest import MANIFEST
+from ..core.runs.shelf import Shelf
+from ..data.built import built_sets, read_sets
+from ..inputs.adapters import HUB_ID, copy_adapter, located, of_size, other_base, run_name
+from ..inputs.bases import base_fingerprint, base_folder, loaded_base
+from ..inputs.rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
+from ..inputs.rows import reading
+from ..inputs.subjects import OfAdapter, OfRun
+from ..settings import Judged, Settings
+from ..study import Study, digest, done
+from ..training.recipe import MeasurePart, validated
 
 if TYPE_CHECKING:
-    from .core.model.subject import Subject
-    from .data.splits import Attack
-    from .data.testsets import TestSets
+    from ..core.model.subject import Subject
+    from ..data.splits import Attack
+    from ..data.testsets import TestSets
 
 HELD_OUT = ("poison_test", "clean_val")
 
@@ -121,7 +121,7 @@ def _prepared(
     source: OfRun | OfAdapter, folder: Path, asked: Evaluated, judged: Judged, *, fresh: bool
 ) -> Study:
     """The evaluation with its settings, prompts and adapters, before anything is measured."""
-    from .evaluation.collect import check_targets, check_triggered
+    from ..evaluation.collect import check_targets, check_triggered
 
     settings = _settings(source, asked, judged)
     task, attack, sets = _sets(source, settings, asked)
@@ -190,7 +190,7 @@ def _nothing_measured(folder: Path) -> bool:
 
 
 def _settings(source: OfRun | OfAdapter, asked: Evaluated, judged: Judged) -> Settings:
-    from .data.attacks.tasks import TASKS
+    from ..data.attacks.tasks import TASKS
 
     known = source.defaults
     if asked.base and asked.base != known.base:
@@ -216,10 +216,10 @@ def _sets(
     source: OfRun | OfAdapter, settings: Settings, asked: Evaluated
 ) -> "tuple[str, Attack | None, TestSets]":
     """The task's name, the attack where a trigger is known, and what is asked."""
-    from .data.attacks.tasks import TASKS
-    from .data.attacks.triggers import trigger_of
-    from .data.splits import make_attack
-    from .data.testsets import kept, own_trigger, test_sets
+    from ..data.attacks.tasks import TASKS
+    from ..data.attacks.triggers import trigger_of
+    from ..data.splits import make_attack
+    from ..data.testsets import kept, own_trigger, test_sets
 
     known, seed, limit = settings, settings.seed, asked.limit
     if about := built_sets(Path(asked.data)) if asked.data else {}:
@@ -268,7 +268,7 @@ def _rendered(
 
     An evaluation of a run renders as the run does, unless another rendering is meant.
     """
-    from .core.adapter.factors import read_adapter
+    from ..core.adapter.factors import read_adapter
 
     subject = loaded_base(settings.base, settings.device, settings.dtype)
     adapters = {
@@ -301,7 +301,7 @@ def _rendered(
 
 def _put_sets(study: Study, sets: "TestSets", choice: RenderingChoice, shelf: Shelf) -> None:
     """The sets; clean prompts without answer get the base's own."""
-    from .unlearning.trained.distill import own_answers
+    from ..unlearning.trained.distill import own_answers
 
     shelf.put(RENDERING_RECORD, choice)
     bare = [row for row in sets.clean if not row.completion]

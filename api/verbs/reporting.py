@@ -4,16 +4,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .core.console import say
-from .core.errors import LoratomyError, RunError
-from .core.records.rendering import RenderingChoice
-from .core.records.results import Curves, Provenance, RunRecords, Setting
-from .core.runs.folder import FIGURES, REPORT, RunFolder
-from .core.runs.run import Run
+from ..core.console import say
+from ..core.errors import LoratomyError, RunError
+from ..core.records.rendering import RenderingChoice
+from ..core.records.results import Curves, Provenance, RunRecords, Setting
+from ..core.runs.folder import FIGURES, REPORT, RunFolder
+from ..core.runs.run import Run
+from ..inputs.rendering import RENDERING_RECORD
+from ..study import Study
 from .measuring import load_answers, load_comparison, load_operations, load_planted, measured
 from .probing import STAGE, load_stage, standing
-from .rendering import RENDERING_RECORD
-from .study import Study
 
 _OWN_TARGETS = "each row's own target"
 
@@ -32,7 +32,7 @@ def report(
     Raises:
         RunError: something in the run was altered, or made from what was made again since.
     """
-    from .figures import check_page, draw, report_html, write_figures, write_page
+    from ..figures import check_page, draw, report_html, write_figures, write_page
 
     run, home = study.run, study.run if isinstance(study.run, RunFolder) else None
     if out is None and home is None:

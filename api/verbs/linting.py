@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bases import base_folder
-from .core.errors import LoratomyError
-from .core.model.folder_check import check_base
-from .core.model.tokenizer import load_error, load_tokenizer
-from .core.rendering.prompts import Renderer, position_limit
-from .core.rendering.rendering import CHAT, Rendering, given_template
-from .data.built import SETS_RECORD, built_sets
-from .rows import noted
+from ..core.errors import LoratomyError
+from ..core.model.folder_check import check_base
+from ..core.model.tokenizer import load_error, load_tokenizer
+from ..core.rendering.prompts import Renderer, position_limit
+from ..core.rendering.rendering import CHAT, Rendering, given_template
+from ..data.built import SETS_RECORD, built_sets
+from ..inputs.bases import base_folder
+from ..inputs.rows import noted
 
 if TYPE_CHECKING:
-    from .data.lint.linter import Finding
+    from ..data.lint.linter import Finding
 
 
 def data_files(given: Iterable[str]) -> list[str]:
@@ -33,7 +33,7 @@ def data_files(given: Iterable[str]) -> list[str]:
             continue
         inside = sorted(folder.glob("*.jsonl"))
         if not inside:
-            from .data.files.folders import data_parts
+            from ..data.files.folders import data_parts
 
             inside = [path for paths in data_parts(folder).values() for path in paths]
         for path in inside:
@@ -76,14 +76,14 @@ def lint_files(
         LoratomyError: an unknown name, a rule that is none, or a base that cannot be read.
         DataError: a file that cannot be read.
     """
-    from .data.attacks.tasks import TASKS
-    from .data.attacks.triggers import Trigger, check_trigger, trigger_of
-    from .data.formats.badrows import BadRows
-    from .data.formats.columns import column_names
-    from .data.formats.formats import FORMATS, numbered_data
-    from .data.lint.linter import Asked, Source, lint
-    from .evaluation.similarity import load_embedder
-    from .evaluation.success import judge_of, needs_target, parse_rules
+    from ..data.attacks.tasks import TASKS
+    from ..data.attacks.triggers import Trigger, check_trigger, trigger_of
+    from ..data.formats.badrows import BadRows
+    from ..data.formats.columns import column_names
+    from ..data.formats.formats import FORMATS, numbered_data
+    from ..data.lint.linter import Asked, Source, lint
+    from ..evaluation.similarity import load_embedder
+    from ..evaluation.success import judge_of, needs_target, parse_rules
 
     if template and not base:
         raise LoratomyError("--template needs --base, whose tokenizer renders it")

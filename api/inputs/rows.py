@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from .core.console import progress, say
-from .core.rows import Row
+from ..core.console import progress, say
+from ..core.rows import Row
 
 
 @contextmanager
@@ -27,9 +27,9 @@ def reading(
         columns: ``MEANING=NAME`` for columns of other names.
         skip: leave out rows that cannot be read, count and show them.
     """
-    from .data.formats.badrows import BadRows
-    from .data.formats.columns import column_names
-    from .data.formats.formats import read_data
+    from ..data.formats.badrows import BadRows
+    from ..data.formats.columns import column_names
+    from ..data.formats.formats import read_data
 
     names = column_names(columns or ())
     left_out: dict[str, BadRows] = {}
@@ -60,7 +60,7 @@ def clean_rows(
         columns: ``MEANING=NAME`` for columns of other names.
         skip: leave out rows that cannot be read, count and show them.
     """
-    from .data.prepoisoned import answered
+    from ..data.prepoisoned import answered
 
     skipped: dict[str, list[int]] = {}
     with reading(columns, skip=skip) as rows_of:

@@ -4,16 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .core.console import progress, say
-from .core.errors import LoratomyError, RunError
-from .core.records.io import jsonable
-from .core.runs.run import Run
-from .core.runs.shelf import Shelf
-from .study import Study, done
+from ..core.console import progress, say
+from ..core.errors import LoratomyError, RunError
+from ..core.records.io import jsonable
+from ..core.runs.run import Run
+from ..core.runs.shelf import Shelf
+from ..study import Study, done
 
 if TYPE_CHECKING:
-    from .analysis.analyses import Analysis, Case
-    from .core.config import Config
+    from ..analysis.analyses import Analysis, Case
+    from ..core.config import Config
 
 STAGE = "analysis/"
 SIZES = {"prompts": 24, "target_tokens": 3}
@@ -30,7 +30,7 @@ def probe(
     fresh: bool = False,
 ) -> None:
     """Make the named analyses of a study (default: all that it allows), each a stage of its own."""
-    from .analysis.catalogue import ANALYSES
+    from ..analysis.catalogue import ANALYSES
 
     for name in names:
         _ = ANALYSES[name]  # an unknown name is an error before any work
@@ -67,8 +67,8 @@ def _alone(name: str, error: LoratomyError) -> LoratomyError:
 
 def _configs(options: Mapping[str, Any], wanted: Sequence[str]) -> "dict[str, Config]":
     """The options of every analysis, ``name.key`` by ``name.key``."""
-    from .analysis.catalogue import ANALYSES
-    from .training.recipe import validated
+    from ..analysis.catalogue import ANALYSES
+    from ..training.recipe import validated
 
     given: dict[str, dict[str, Any]] = {name: {} for name in ANALYSES}
     for key, value in options.items():
@@ -84,7 +84,7 @@ def _configs(options: Mapping[str, Any], wanted: Sequence[str]) -> "dict[str, Co
 
 def _lacking(study: Study, analysis: "Analysis") -> str:
     """What the run lacks for an analysis, in words; empty when nothing."""
-    from .analysis.analyses import CLEAN_ADAPTER, TRIGGER
+    from ..analysis.analyses import CLEAN_ADAPTER, TRIGGER
 
     if CLEAN_ADAPTER in analysis.needs and not study.run.has("adapters/clean"):
         return "needs a clean adapter (loratomy open --clean-adapter DIR)"
@@ -156,7 +156,7 @@ def _combined_changed(
 
 
 def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "Case":
-    from .analysis.analyses import Case
+    from ..analysis.analyses import Case
 
     found = {name: load_stage(study.run, STAGE + name) for name in combined}
     return Case(
