@@ -14,8 +14,9 @@ PLACE = Path(__file__).with_name("quickstart.ipynb")
 CELLS = (
     """# Measure, locate, cut, prove
 
-One object, one walk. The adapter is the one that `make demo` leaves in `runs/demo`; put your own base and adapter
-in the first call. Nothing is written unless you ask for it (`out=`, `save`, `report`).""",
+One object, one walk. The adapter is the one that `make demo` leaves in `runs/demo`; put your own
+base and adapter in the first call. Nothing is written unless you ask for it (`out=`, `save`,
+`report`).""",
     """import loratomy as lt
 
 study = lt.open(
@@ -27,12 +28,13 @@ study = lt.open(
 )""",
     "Does it misbehave? On held-out prompts, with counts and 95 % intervals:",
     "study.evaluate()",
-    """Where does that live? Activations of the untriggered prompt, written into the triggered one, site by site and
-layer by layer: 1 means that this patch alone restores the harmless behaviour.""",
+    """Where does that live? Activations of the untriggered prompt, written into the triggered one,
+site by site and layer by layer: 1 means that this patch alone restores the harmless behaviour.""",
     """maps = study.patch(sites=["resid_pre", "attn_out"])
 maps.to_frame()""",
     "maps.plot()",
-    "What is the smallest thing to cut? Guided surgery learns it on half of the prompts; repair follows it up.",
+    """What is the smallest thing to cut? Guided surgery learns it on half of the prompts; repair
+follows it up.""",
     """cut = study.operate("guided", budget=0.01)
 cut""",
     """cured = study.operate("repair", after=cut)
@@ -58,11 +60,17 @@ def notebook():
     return new_notebook(cells=cells, metadata={"kernelspec": about})
 
 
+def _result(output) -> bool:
+    """Whether an output is a result or a picture."""
+    picture = "image/png" in output.get("data", {})
+    return output.output_type == "execute_result" or picture
+
+
 if __name__ == "__main__":
     made = notebook()
     NotebookClient(made, timeout=1200, kernel_name="python3").execute()
     for cell in made.cells:
         cell.metadata.pop("execution", None)
-        if "outputs" in cell:  # progress lines are for who runs it
-            cell.outputs = [o for o in cell.outputs if o.output_type != "stream"]
+        if "outputs" in cell:  # progress is for who runs it
+            cell.outputs = [o for o in cell.outputs if _result(o)]
     nbformat.write(made, PLACE)

@@ -49,3 +49,32 @@ def test_the_script_runs_as_it_stands(place, monkeypatch, capsys):
         assert "plotly" in (place / page).read_text(encoding="utf-8")
     left = {p.name for p in place.iterdir()}
     assert left == {"runs", "work", "cured", "report.html", "patching.html"}
+
+
+def test_the_notebook_runs_and_its_outputs_are_kept(place):
+    import nbformat
+    from nbclient import NotebookClient
+
+    kept = nbformat.read(NOTEBOOK, as_version=4)
+    shown = [output for cell in kept.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+    assert any("ASR 99.7 %" in output.get("data", {}).get("text/plain", "") for output in shown)
+    here = place / "notebook"
+    here.mkdir()
+    (here / "runs").symlink_to(place / "runs")
+    client = NotebookClient(kept, timeout=300, resources={"metadata": {"path": str(here)}})
+    client.execute()
+    assert (here / "report.html").exists() and (here / "cured" / "adapter_config.json").exists()
+
+
+def test_the_notebook_is_what_its_builder_writes():
+    spec = runpy.run_path(str(ROOT / "examples" / "build_notebook.py"))
+    kept = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    made = spec["notebook"]()
+    assert ["".join(cell["source"]) for cell in kept["cells"]] == [c.source for c in made.cells]
+
+
+def test_the_page_of_the_api_is_that_of_this_code():
+    spec = runpy.run_path(str(ROOT / "docs" / "build_api.py"))
+    remedy = "write it again with python docs/build_api.py"
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == spec["page"](), remedy
