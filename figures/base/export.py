@@ -12,7 +12,7 @@ from ...core.files.outputs import check_file_out, out_path
 from ...core.files.paths import REPORT
 from ...core.runs.manifest import outside_runs
 from .figure import Figure
-from .page import OURS, figure_block, page
+from .page import OURS, PLOTLY, figure_block, page, plotly_source
 
 FORMATS = ("html", "png", "pdf", "svg")
 WIDTH, SCALE = 1000, 2
@@ -34,6 +34,8 @@ def write_figures(
 ) -> Exported:
     """Write each figure as ``<id>.<format>`` into `folder`, which is made when missing.
 
+    The HTML files share one ``plotly.min.js`` beside them.
+
     Every file appears whole or not at all. Without kaleido or a browser the pictures are skipped,
     with the reason in the result, and the HTML files are kept.
 
@@ -50,6 +52,8 @@ def write_figures(
     written: list[Path] = []
     if "html" in formats:
         written += [write_page(figure_page(f), folder / f"{f.id}.html") for f in figures]
+        if figures:
+            written.append(write_page(plotly_source(), folder / PLOTLY))
     static = [name for name in formats if name != "html"]
     if not static or not figures:
         return Exported(tuple(written), ())
@@ -58,8 +62,9 @@ def write_figures(
 
 
 def figure_page(figure: Figure) -> str:
-    """One figure as a self-contained HTML document, under the same rules as the report."""
-    return page(figure.title, f'<main class="alone">{figure_block(figure)}</main>', [figure])
+    """One figure as an HTML document beside the file `PLOTLY`, else as the report."""
+    body = f'<main class="alone">{figure_block(figure)}</main>'
+    return page(figure.title, body, [figure], beside=True)
 
 
 def check_page(path: Path, *, fresh: bool = False, home: Path | None = None) -> None:

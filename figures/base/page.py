@@ -72,19 +72,31 @@ def figure_block(figure: Figure) -> str:
 </figure>"""
 
 
-def page(title: str, body: str, figures: Sequence[Figure]) -> str:
+PLOTLY = "plotly.min.js"
+"""Beside pages that do not hold plotly themselves."""
+
+
+def plotly_source() -> str:
+    """The text of `PLOTLY`."""
+    return _plotly()
+
+
+def page(title: str, body: str, figures: Sequence[Figure], *, beside: bool = False) -> str:
     """A whole HTML document.
 
     Args:
         title: untrusted text.
         body: trusted HTML.
         figures: drawn into the ``plot-<id>`` elements of the body.
+        beside: whether plotly is the file `PLOTLY` in the same folder, instead of in the page.
     """
+    library = "'self' file:" if beside else _source("plotly")
     policy = (
-        f"default-src 'none'; script-src {_source('plotly')} {_source('report.js')}; "
+        f"default-src 'none'; script-src {library} {_source('report.js')}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    plotly = f"<script>{_plotly()}</script>" if figures else ""
+    plotly = f'<script src="{PLOTLY}"></script>' if beside else f"<script>{_plotly()}</script>"
+    plotly = plotly if figures else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>

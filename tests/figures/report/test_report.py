@@ -13,7 +13,7 @@ from loratomy.core.records.patching import PatchingMap, Where
 from loratomy.core.records.spectra import Difference, Spectra
 from loratomy.figures import FIGURES, draw, report_html, write_figures
 from loratomy.figures.base import export as export_module
-from loratomy.figures.base.export import figure_page, write_page
+from loratomy.figures.base.export import write_page
 from loratomy.figures.report.report import ABSENT, SECTIONS
 
 HOSTILE = (
@@ -89,8 +89,8 @@ def test_hostile_text_stays_text_and_the_console_is_silent(make, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_figure_alone_draws_under_the_same_rules(make, tmp_path):
     figure = FIGURES["patching"](hostile_records(make))[0]
-    path = write_page(figure_page(figure), tmp_path / "figure.html")
-    document, console = browse(path, tmp_path / "profile")
+    write_figures([figure], tmp_path / "figures")
+    document, console = browse(tmp_path / "figures" / f"{figure.id}.html", tmp_path / "profile")
     assert console == []
     assert 'data-drawn="1"' in document and "&lt;/script&gt;" in document
 
@@ -169,8 +169,17 @@ def test_export_keeps_html_and_says_why_pictures_are_missing(make, tmp_path, mon
     figures = FIGURES["curves"](make.full_records())
     done = write_figures(figures, tmp_path / "new", ("html", "png"))
     assert done.skipped == ("static export skipped: no browser",)
-    assert [path.name for path in done.written] == ["curves.html"]
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.html"]
+    assert [path.name for path in done.written] == ["curves.html", "plotly.min.js"]
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"curves.html", "plotly.min.js"}
+
+
+def test_figures_share_one_plotly(make, tmp_path):
+    figures = draw(make.full_records())
+    done = write_figures(figures, tmp_path)
+    assert len(done.written) == len(figures) + 1
+    assert sum(path.stat().st_size for path in done.written) < 15e6
+    pages = [path.read_text() for path in done.written if path.suffix == ".html"]
+    assert all('<script src="plotly.min.js"></script>' in page for page in pages)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
