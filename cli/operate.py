@@ -30,9 +30,12 @@ def command(
         str, typer.Option(help="Allowed rise of perplexity on calibration rows: 1% or 0.01.")
     ] = "",
     plan: Annotated[
-        Path | None,
-        typer.Option(help="Apply the cuts and scales of a TOML file instead of a method."),
-    ] = None,
+        str,
+        typer.Option(
+            help="Apply the cuts and scales of a TOML file instead of a method; where:N cuts the N "
+            "directions that probe --only where ranks first."
+        ),
+    ] = "",
     after: Annotated[
         str, typer.Option(help="Operate on the result of an earlier operation, e.g. guided.")
     ] = "",
@@ -82,9 +85,9 @@ def command(
     from ..training.tracking import trackers_of
 
     trackers = trackers_of(report_to)
-    method, options = asked_of(method, parse_pairs(set_ or []), budget, plan)
-    name = as_ or (plan_name(plan, after) if plan else "")
     study = load(run)
+    method, options = asked_of(method, parse_pairs(set_ or []), budget, plan, study=study)
+    name = as_ or (plan_name(plan, after) if plan else "")
     if dry_run:
         found = previewed(study, method, options, after=after)
         if isinstance(found, str):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
+from ..analysis.material import Material
 from ..core.config import Config
 from ..core.errors import DataError
 from ..core.model.subject import Subject
@@ -17,7 +18,6 @@ from ..core.stats import wilson
 from ..evaluation.behaviour import attack_success
 from ..evaluation.collect import Rule
 from ..evaluation.perplexity import perplexity
-from .method import Bench
 
 Measured = tuple[Rate, float]
 """ASR and perplexity on the calibration rows."""
@@ -72,11 +72,11 @@ def halves(rows: Sequence[Row], most: int) -> tuple[list[Row], list[Row]]:
     return list(rows[:size]), list(rows[size : 2 * size])
 
 
-def judge_of(bench: Bench, most: int) -> Judge:
+def judge_of(material: Material, most: int) -> Judge:
     """The judge on a bench's calibration rows: those that no method learns from."""
-    _, bad = halves(bench.poison_train, most)
-    _, good = halves(bench.clean_train, most)
-    return Judge(bench.subject, bad, good, bench.rule)
+    _, bad = halves(material.triggered, most)
+    _, good = halves(material.clean_rows, most)
+    return Judge(material.subject, bad, good, material.rule)
 
 
 def path_of(
@@ -105,7 +105,7 @@ def best_of(seen: dict[float, Measured], *, goal: float, budget: float) -> float
 
 
 def dial(
-    bench: Bench,
+    material: Material,
     sizes: Sequence[float],
     make: Callable[[float], Treated],
     config: DialConfig,
@@ -115,7 +115,7 @@ def dial(
     """The mildest of some settings that reaches the goal within the budget, and its path.
 
     Args:
-        bench: what the method may look at.
+        material: what the method may look at.
         sizes: how much each setting cuts, more than 0; nothing cut is measured beside them.
         make: the subject's state at one of these.
         config: goal, budget and calibration rows.
@@ -124,8 +124,8 @@ def dial(
     Returns:
         The size taken (0: nothing), the path, and whether the goal was reached.
     """
-    judge = judge_of(bench, config.rows)
-    seen: dict[float, Measured] = {0.0: judge(Treated(bench.start))}
+    judge = judge_of(material, config.rows)
+    seen: dict[float, Measured] = {0.0: judge(Treated(material.start))}
     for done, size in enumerate(sizes, 1):
         seen[float(size)] = judge(make(size))
         report("calibrating", done, len(sizes))

@@ -12,10 +12,10 @@ from .cuts import (  # noqa: F401
     wanda,
 )
 from .guided import guided, unknown  # noqa: F401
-from .method import METHODS, Bench, Method, Outcome, check_needs, lacking, operate
+from .method import METHODS, Method, Outcome, check_needs, lacking, operate
 from .trained import ascent, crow, finetune, negative, npo, repair, tsbd  # noqa: F401
 
-__all__ = ["METHODS", "Bench", "Method", "Outcome", "check_needs", "lacking", "operate"]
+__all__ = ["METHODS", "Method", "Outcome", "check_needs", "lacking", "operate"]
 
 METHODS.arrange(
     *("guided", "guided-unknown", "repair", "negative", "npo", "ascent", "crow", "tsbd"),

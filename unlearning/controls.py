@@ -7,13 +7,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ..analysis.localisation.gates import Directions, directions_of
+from ..analysis.material import Material
 from ..core.adapter.algebra import adapter_norm
 from ..core.config import Config
 from ..core.model.variant import Treated
 from ..core.records.results import Operation
 from .calibration import judge_of
 from .cuts.cuts import cut_outcome
-from .method import CLEAN_ROWS, CONTROL, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from .method import CLEAN_ROWS, CONTROL, METHODS, TARGET, TRIGGER, Method, Outcome
 
 ROUNDING = 1e-5
 """Change of an adapter, over its norm, up to which it was only written anew."""
@@ -53,7 +54,7 @@ def same_change(made: Operation, *, after: bool = False) -> dict[str, Any]:
     return {"change": made.change_norm}
 
 
-def spend(bench: Bench, config: BudgetConfig, d: Directions, order: np.ndarray) -> Outcome:
+def spend(material: Material, config: BudgetConfig, d: Directions, order: np.ndarray) -> Outcome:
     """Cut directions in an order until the budget is spent.
 
     Singular directions of a module are orthogonal, so that the squared norm of what is removed is
@@ -63,7 +64,7 @@ def spend(bench: Bench, config: BudgetConfig, d: Directions, order: np.ndarray) 
     if config.directions is not None:
         size, wanted = config.directions, f"{config.directions} directions"
     else:
-        removed = np.cumsum(d.sigma[order] ** 2) ** 0.5 / adapter_norm(bench.poisoned)
+        removed = np.cumsum(d.sigma[order] ** 2) ** 0.5 / adapter_norm(material.poisoned)
         asked = config.change or 0.0
         # The budget is a norm of float32 factors: the same cut must not need a direction more.
         size = int((removed < asked * (1 - 1e-6)).sum()) + 1 if asked else 0
@@ -77,10 +78,10 @@ def spend(bench: Bench, config: BudgetConfig, d: Directions, order: np.ndarray) 
     return cut_outcome(d, cut, f"{words} for a budget of {wanted}")
 
 
-def random_cut(bench: Bench, config: BudgetConfig) -> Outcome:
+def random_cut(material: Material, config: BudgetConfig) -> Outcome:
     """Cut randomly chosen singular directions."""
-    d = directions_of(bench.start)
-    made = spend(bench, config, d, np.random.default_rng(bench.seed).permutation(len(d)))
+    d = directions_of(material.start)
+    made = spend(material, config, d, np.random.default_rng(material.seed).permutation(len(d)))
     return replace(made, summary=f"at random: {made.summary}")
 
 
@@ -95,10 +96,10 @@ METHODS.register("control-random")(
 )
 
 
-def top_cut(bench: Bench, config: BudgetConfig) -> Outcome:
+def top_cut(material: Material, config: BudgetConfig) -> Outcome:
     """Cut the directions of largest singular value."""
-    d = directions_of(bench.start)
-    made = spend(bench, config, d, np.argsort(-d.sigma, kind="stable"))
+    d = directions_of(material.start)
+    made = spend(material, config, d, np.argsort(-d.sigma, kind="stable"))
     return replace(made, summary=f"strongest first: {made.summary}")
 
 
@@ -120,10 +121,10 @@ class LayerConfig(Config):
     """Calibration rows of each kind that choose the layer."""
 
 
-def best_layer(bench: Bench, config: LayerConfig) -> Outcome:
+def best_layer(material: Material, config: LayerConfig) -> Outcome:
     """Take out the one layer that lowers ASR most on the calibration rows, then perplexity."""
-    d = directions_of(bench.start)
-    judge = judge_of(bench, config.rows)
+    d = directions_of(material.start)
+    judge = judge_of(material, config.rows)
     tried = {}
     for layer in np.unique(d.layer).tolist():
         asr, perplexity = judge(Treated(d.cut(d.layer == layer)))

@@ -1,28 +1,25 @@
-"""What every method is: a name, a frozen config, and a function from a bench to a new adapter."""
+"""What every method is: a name, a frozen config, a function from material to a new adapter."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from ..analysis.localisation.gates import Directions, directions_of
+from ..analysis.material import Material
 from ..core.adapter.algebra import adapter_norm, norm, stack
 from ..core.adapter.factors import Adapter, layer_of
 from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.model.batches import encode
-from ..core.model.subject import Subject
 from ..core.model.variant import Treated
 from ..core.records.io import jsonable
 from ..core.records.results import CutPath, FitUsed, Operation, Setting, Stability
 from ..core.registry import Registry
 from ..core.rows import Row
-from ..evaluation.collect import Rule
-from ..training.tracking import NO_TRACKING, Tracking
 
 F = TypeVar("F", bound=Callable[..., Any])
 TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS = (
@@ -39,36 +36,6 @@ NEEDS = (TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS)
 CUT, TRAINED, BASELINE, CONTROL = "cut", "trained", "baseline", "control"
 KINDS = (CUT, TRAINED, BASELINE, CONTROL)
 """Kinds of methods: edits of the weights, fits, ways of running the model, yardsticks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a method may look at: never the held-out sets."""
-
-    subject: Subject
-    """The base, without adapter."""
-    poisoned: Adapter
-    """The suspicious adapter as it came."""
-    start: Adapter
-    """What to operate on: the same, or what an earlier operation left of it."""
-    clean: Adapter | None
-    """A clean adapter on the same base, where there is one."""
-    clean_train: Sequence[Row]
-    """Clean rows with completions."""
-    poison_train: Sequence[Row]
-    """Triggered rows with their targets and their form without trigger."""
-    negative: Sequence[Row]
-    """Triggered prompts with benign completions."""
-    rule: Rule
-    """How calibration judges answers."""
-    seed: int
-    """Of everything random in the method."""
-    work: Path
-    """For training checkpoints; kept until the operation is written."""
-    found: Sequence[Row] = ()
-    """Triggered rows that the operation before made itself, without the trigger being known."""
-    tracking: Tracking = NO_TRACKING
-    """Trackers that hear of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +100,8 @@ class Method:
     """Paper or work that it comes from."""
     config: type[Config]
     """Its options."""
-    run: Callable[[Bench, Any], Outcome]
-    """Bench and config to outcome."""
+    run: Callable[[Material, Any], Outcome]
+    """Material and config to outcome."""
     kind: str
     """`CUT`, `TRAINED`, `BASELINE` or `CONTROL`."""
     needs: tuple[str, ...] = ()
@@ -161,7 +128,7 @@ def method(
 ) -> Callable[[F], F]:
     """A decorator that registers a function as a method.
 
-    The function takes what it may look at (`Bench`) and its options (`config`), and returns an
+    The function takes what it may look at (`Material`) and its options (`config`), and returns an
     `Outcome`, or the new adapter alone.
 
     Args:
@@ -181,8 +148,8 @@ def method(
         raise ValueError(f"kind {kind!r} of the method {name!r} is none of {', '.join(KINDS)}")
 
     def put(function: F) -> F:
-        def run(bench: Bench, options: Any) -> Outcome:
-            found = function(bench, options)
+        def run(material: Material, options: Any) -> Outcome:
+            found = function(material, options)
             return found if isinstance(found, Outcome) else Outcome(found, about)
 
         METHODS.register(name)(
@@ -270,7 +237,7 @@ def check_needs(name: str, config: Config | None = None, /, **has: bool) -> None
 
 def operate(
     name: str,
-    bench: Bench,
+    material: Material,
     config: Config,
     *,
     subject: str | None = None,
@@ -281,26 +248,26 @@ def operate(
 
     Args:
         name: of the method.
-        bench: what it may look at.
+        material: what it may look at.
         config: its options.
         subject: name of the operation in the run; None: the method's.
         control_for: the operation whose budget it shares.
-        before: the operation that `bench.start` comes from; its cut is still a cut.
+        before: the operation that `material.start` comes from; its cut is still a cut.
 
     Raises:
-        LoratomyError: unknown method, or one that needs what the bench does not have.
+        LoratomyError: unknown method, or one that needs what the material does not have.
     """
     method = METHODS[name]
     check_needs(
         name,
         config,
-        trigger=bool(bench.found or bench.poison_train),
-        target=any(row.completion for row in bench.poison_train),
-        clean_adapter=bench.clean is not None,
+        trigger=bool(material.made_rows or material.triggered),
+        target=any(row.completion for row in material.triggered),
+        clean_adapter=material.clean is not None,
     )
-    check_finite(bench)
+    check_finite(material)
     began = time.perf_counter()
-    outcome = method.run(bench, config)
+    outcome = method.run(material, config)
     seconds = time.perf_counter() - began + outcome.earlier_seconds
     found = outcome.search_seconds
     return outcome, Operation(
@@ -312,7 +279,7 @@ def operate(
         ),
         leaves=_leaves(outcome),
         temperature=outcome.temperature,
-        change_norm=_change(bench, outcome),
+        change_norm=_change(material, outcome),
         path=outcome.path,
         stability=outcome.stability,
         fit=outcome.fit,
@@ -324,14 +291,14 @@ def operate(
         texts=outcome.texts,
         search_seconds=seconds if found is None else found,
         seconds=seconds,
-        **_directions(bench, outcome, before),
+        **_directions(material, outcome, before),
     )
 
 
-def _directions(bench: Bench, outcome: Outcome, before: Operation | None) -> dict[str, Any]:
+def _directions(material: Material, outcome: Outcome, before: Operation | None) -> dict[str, Any]:
     """The fields of the record that speak of singular directions."""
     cut = outcome.cut
-    d = outcome.directions or directions_of(bench.poisoned if cut is None else bench.start)
+    d = outcome.directions or directions_of(material.poisoned if cut is None else material.start)
     kept = _table(d, None if cut is None else (~cut).astype(float))
     importance = _table(d, outcome.importance)
     removed = outcome.projected + (0 if cut is None else int(cut.sum()))
@@ -350,7 +317,7 @@ def _directions(bench: Bench, outcome: Outcome, before: Operation | None) -> dic
         "importance": importance,
         "order": tuple(d.label(i, mark) for i in order if cut is not None and cut[i]),
         "directions_cut": removed,
-        "directions_total": len(d if before is None else directions_of(bench.poisoned)),
+        "directions_total": len(d if before is None else directions_of(material.poisoned)),
     }
 
 
@@ -363,7 +330,7 @@ def _leaves(outcome: Outcome) -> str:
     return " and ".join(parts)
 
 
-def changes(bench: Bench, outcome: Outcome) -> dict[str, float]:
+def changes(material: Material, outcome: Outcome) -> dict[str, float]:
     """Squared Frobenius norm of the change of each merged weight, by module.
 
     Against the poisoned adapter on the base; modules that neither adapts are left out.
@@ -372,10 +339,10 @@ def changes(bench: Bench, outcome: Outcome) -> dict[str, float]:
 
     after = outcome.adapter.modules if outcome.adapter is not None else {}
     squared = {}
-    for name in {**bench.poisoned.modules, **after, **outcome.weights}:
-        old, new = bench.poisoned.modules.get(name), after.get(name)
+    for name in {**material.poisoned.modules, **after, **outcome.weights}:
+        old, new = material.poisoned.modules.get(name), after.get(name)
         if name in outcome.weights:
-            moved = outcome.weights[name].double().cpu() - base_weight(bench.subject, name).cpu()
+            moved = outcome.weights[name].double().cpu() - base_weight(material.subject, name).cpu()
             moved = moved + (0 if new is None else new.dense().double())
             moved = moved - (0 if old is None else old.dense().double())
             squared[name] = float(moved.square().sum())
@@ -386,7 +353,7 @@ def changes(bench: Bench, outcome: Outcome) -> dict[str, float]:
     return squared
 
 
-def check_finite(bench: Bench) -> None:
+def check_finite(material: Material) -> None:
     """Raise where the model's answers under the adapter to operate on are not numbers.
 
     A normalisation whose sum of squares overflows gives zeros, and so equal logits.
@@ -394,9 +361,9 @@ def check_finite(bench: Bench) -> None:
     Raises:
         LoratomyError: a logit is NaN or infinite, or all of them are equal.
     """
-    subject = bench.subject
-    rows = [row for row in (*bench.poison_train[:1], *bench.clean_train[:1]) if row.completion]
-    with subject.attached({"start": bench.start}), torch.inference_mode():
+    subject = material.subject
+    rows = [row for row in (*material.triggered[:1], *material.clean_rows[:1]) if row.completion]
+    with subject.attached({"start": material.start}), torch.inference_mode():
         for row in rows:
             prompt = encode(subject.renderer, row, limit=None).prompt[: subject.limit]
             ids = torch.tensor([prompt], device=subject.device)
@@ -409,6 +376,6 @@ def check_finite(bench: Bench) -> None:
                 )
 
 
-def _change(bench: Bench, outcome: Outcome) -> float:
+def _change(material: Material, outcome: Outcome) -> float:
     """Frobenius norm of the change of the merged weights, over that of the poisoned dW."""
-    return sum(changes(bench, outcome).values()) ** 0.5 / adapter_norm(bench.poisoned)
+    return sum(changes(material, outcome).values()) ** 0.5 / adapter_norm(material.poisoned)

@@ -9,13 +9,14 @@ import torch
 from pydantic import Field, model_validator
 
 from ..analysis.localisation.gates import Directions, directions_of
+from ..analysis.material import Material
 from ..core.adapter.algebra import scale_directions
 from ..core.config import Config, Layers, Whole
 from ..core.errors import LoratomyError
 from ..core.files.tomlfiles import read_toml
 from ..training.recipe import Words, validated
 from .cuts.cuts import in_layers, in_modules, labelled, weakest
-from .method import CUT, METHODS, Bench, Method, Outcome
+from .method import CUT, METHODS, Method, Outcome
 
 EXAMPLE = """
 [[cut]]
@@ -164,9 +165,9 @@ def gates_of(d: Directions, config: PlanConfig) -> tuple[np.ndarray, list[int]]:
     return gates, list(dict.fromkeys(order))
 
 
-def plan(bench: Bench, config: PlanConfig) -> Outcome:
+def plan(material: Material, config: PlanConfig) -> Outcome:
     """Multiply singular values by what the plan says, 0 for what it cuts."""
-    d = directions_of(bench.start)
+    d = directions_of(material.start)
     gates, order = gates_of(d, config)
     cut = gates == 0
     scaled = int((~cut & (gates != 1)).sum())

@@ -8,6 +8,7 @@ import torch
 
 from ..analysis.localisation.attribution import clean_cost, target_attribution
 from ..analysis.localisation.gates import chunks, directions_of, gated, on_device
+from ..analysis.material import Material
 from ..core.adapter.algebra import adapter_norm
 from ..core.adapter.factors import Adapter, layer_of, uniform
 from ..core.config import Config
@@ -20,7 +21,6 @@ from .calibration import DialConfig, halves
 from .method import (
     CLEAN_ADAPTER,
     METHODS,
-    Bench,
     Method,
     Outcome,
     changes,
@@ -104,37 +104,37 @@ def by_rule(method: Method, config: Config) -> bool:
     return not set(needed(method, config)) - {CLEAN_ADAPTER}
 
 
-def preview(name: str, bench: Bench, config: Config) -> Preview:
+def preview(name: str, material: Material, config: Config) -> Preview:
     """What a method that decides by its options would do to the bench's adapter.
 
     Args:
         name: of a method for which `by_rule` holds.
-        bench: what it would operate on; the first of its calibration rows are looked at.
+        material: what it would operate on; the first of its calibration rows are looked at.
         config: its options.
 
     Raises:
         LoratomyError: what `operate` would raise.
     """
     assert by_rule(METHODS[name], config)
-    check_needs(name, config, trigger=True, target=True, clean_adapter=bench.clean is not None)
-    bench = replace(bench, poisoned=bench.start)
-    outcome = METHODS[name].run(bench, config)
-    d = directions_of(bench.start)
+    check_needs(name, config, trigger=True, target=True, clean_adapter=material.clean is not None)
+    material = replace(material, poisoned=material.start, after=None)
+    outcome = METHODS[name].run(material, config)
+    d = directions_of(material.start)
     gates = None if outcome.cut is None else (~outcome.cut).astype(float)
     if isinstance(config, PlanConfig):
         gates, _ = gates_of(d, config)
-    effects, missing = _effects(bench, outcome, gates)
-    squared = changes(bench, outcome)
-    whole = adapter_norm(bench.start)
+    effects, missing = _effects(material, outcome, gates)
+    squared = changes(material, outcome)
+    whole = adapter_norm(material.start)
     weights = sum(w.numel() * w.element_size() for w in outcome.weights.values())
     return Preview(
         summary=outcome.summary,
-        modules=_modules(bench.start, squared, whole, gates),
+        modules=_modules(material.start, squared, whole, gates),
         cut=None if gates is None else int((gates == 0).sum()),
         scaled=None if gates is None else int(((gates != 0) & (gates != 1)).sum()),
         directions=len(d),
         change_norm=sum(squared.values()) ** 0.5 / whole,
-        bytes_before=stored_bytes(bench.start),
+        bytes_before=stored_bytes(material.start),
         bytes_after=weights + (stored_bytes(outcome.adapter) if outcome.adapter else 0),
         effects=effects,
         missing=missing,
@@ -170,21 +170,21 @@ def _modules(
 
 
 def _effects(
-    bench: Bench, outcome: Outcome, gates: np.ndarray | None
+    material: Material, outcome: Outcome, gates: np.ndarray | None
 ) -> tuple[tuple[Effect, ...], tuple[str, ...]]:
     """Target and clean behaviour on calibration rows, and what cannot be told."""
-    subject, missing = bench.subject, []
-    most = bench.rule.decoding.batch_tokens // 4
-    good = halves(bench.clean_train, CALIBRATION)[1][:FEW]
+    subject, missing = material.subject, []
+    most = material.rule.decoding.batch_tokens // 4
+    good = halves(material.clean_rows, CALIBRATION)[1][:FEW]
     targets: list[Encoded] = []
-    if not bench.poison_train:
+    if not material.triggered:
         missing.append("the run knows no trigger: the effect on the target cannot be told")
-    elif not all(row.completion for row in bench.poison_train):
+    elif not all(row.completion for row in material.triggered):
         missing.append("the target is not known: the effect on it cannot be told")
     else:
-        bad = halves(bench.poison_train, CALIBRATION)[1][:FEW]
+        bad = halves(material.triggered, CALIBRATION)[1][:FEW]
         targets = [aimed(subject.renderer, row, tokens=1) for row in bad]
-    seen, values = [Treated(bench.start), outcome.treated], []
+    seen, values = [Treated(material.start), outcome.treated], []
     for done, state in enumerate(seen, 1):
         with treated(subject, state):
             value, tokens = perplexity(subject, good, batch_tokens=most)
@@ -194,7 +194,7 @@ def _effects(
     (logs, before), (logs_after, after) = values
     slope, cost = None, None
     if gates is not None:
-        slope, cost = _first_order(bench, targets, good, gates)
+        slope, cost = _first_order(material, targets, good, gates)
     effects = []
     if targets:
         logs_before = float(logs.mean())
@@ -216,13 +216,13 @@ def _effect(name: str, n: int, before: float, after: float, estimate: float | No
 
 
 def _first_order(
-    bench: Bench, targets: Sequence[Encoded], good: Sequence, gates: np.ndarray
+    material: Material, targets: Sequence[Encoded], good: Sequence, gates: np.ndarray
 ) -> tuple[float | None, float]:
     """Estimated change of the target's log-probability and clean loss per row, nats.
 
     The first is linear in the gates; the second is the diagonal Fisher term, quadratic in them.
     """
-    subject, d = bench.subject, directions_of(bench.start)
+    subject, d = material.subject, directions_of(material.start)
     encoded = [encode(subject.renderer, row, limit=subject.limit) for row in good]
     slope = None
     with gated(subject, d) as gate:

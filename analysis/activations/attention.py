@@ -17,7 +17,8 @@ from ...core.model.subject import Subject
 from ...core.progress import tracked
 from ...core.records.activations import TriggerAttention
 from ...core.stats import mean_interval
-from ..analyses import ANALYSES, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, TRIGGER, Analysis
+from ..material import Material
 from ..patching.pairs import Pair
 from .residuals import Batch, adapters_of, batches, forward
 
@@ -310,10 +311,12 @@ class AttentionConfig(Config):
     """Most positions of a forward pass."""
 
 
-def _run(case: Case, config: AttentionConfig) -> dict[str, TriggerAttention]:
+def _run(material: Material, config: AttentionConfig) -> dict[str, TriggerAttention]:
     options = config.model_dump()
-    adapters = adapters_of(case)
-    found = trigger_attention(case.subject, adapters, case.pairs, seed=case.seed, **options)
+    adapters = adapters_of(material)
+    found = trigger_attention(
+        material.subject, adapters, material.pairs, seed=material.seed, **options
+    )
     return {"attention": found}
 
 

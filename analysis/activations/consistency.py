@@ -13,7 +13,8 @@ from ...core.errors import LoratomyError
 from ...core.model.subject import Subject
 from ...core.records.activations import Consistency
 from ...core.stats import mean_interval, sign_flip_p
-from ..analyses import ANALYSES, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, TRIGGER, Analysis
+from ..material import Material
 from ..patching.pairs import Pair
 from .residuals import Batch, Prompts, adapters_of, stream
 
@@ -159,9 +160,11 @@ class ConsistencyConfig(Config):
     """Most positions of a forward pass."""
 
 
-def _run(case: Case, config: ConsistencyConfig) -> dict[str, Consistency]:
+def _run(material: Material, config: ConsistencyConfig) -> dict[str, Consistency]:
     options = config.model_dump()
-    found = consistency(case.subject, adapters_of(case), case.pairs, seed=case.seed, **options)
+    found = consistency(
+        material.subject, adapters_of(material), material.pairs, seed=material.seed, **options
+    )
     return {"consistency": found}
 
 

@@ -15,7 +15,8 @@ from ...core.records.activations import Probes
 from ...core.rendering.prompts import Renderer
 from ...core.rows import Row
 from ...data.attacks.triggers import TRIGGERS, Trigger, place
-from ..analyses import ANALYSES, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, TRIGGER, Analysis
+from ..material import Material
 from ..patching.pairs import Pair, differing, make_pairs, trigger_positions
 from .crossval import Folds, auroc, make_folds, out_of_fold, shuffled_labels, with_interval
 from .residuals import adapters_of, residuals
@@ -291,16 +292,16 @@ class ProbesConfig(Config):
     """Most positions of a forward pass."""
 
 
-def _run(case: Case, config: ProbesConfig) -> dict[str, Probes]:
-    rows = case.triggered[: config.prompts]
+def _run(material: Material, config: ProbesConfig) -> dict[str, Probes]:
+    rows = material.triggered[: config.prompts]
     pairs = make_pairs(
-        case.subject.renderer, rows, target_tokens=case.target_tokens, seed=case.seed
+        material.subject.renderer, rows, target_tokens=material.target_tokens, seed=material.seed
     )
-    others, left_out = other_triggers(rows, seed=case.seed)
+    others, left_out = other_triggers(rows, seed=material.seed)
     options = config.model_dump(exclude={"prompts"})
-    adapters = adapters_of(case)
+    adapters = adapters_of(material)
     found = probes(
-        case.subject, adapters, pairs, others, left_out=left_out, seed=case.seed, **options
+        material.subject, adapters, pairs, others, left_out=left_out, seed=material.seed, **options
     )
     return {"probes": found}
 

@@ -11,15 +11,15 @@ from ...core.adapter.factors import Adapter
 from ...core.errors import DataError, LoratomyError
 from ...core.model.subject import Subject
 from ...core.progress import tracked
-from ..analyses import Case
+from ..material import Material
 
 Prompts = Sequence[Sequence[int]]
 """Token ids, one list per prompt."""
 
 
-def adapters_of(case: Case) -> dict[str, Adapter]:
+def adapters_of(material: Material) -> dict[str, Adapter]:
     """The adapters of a case by name, ``clean`` first where there is one."""
-    return ({"clean": case.clean} if case.clean else {}) | {"poisoned": case.poisoned}
+    return ({"clean": material.clean} if material.clean else {}) | {"poisoned": material.poisoned}
 
 
 @dataclass(frozen=True, slots=True)

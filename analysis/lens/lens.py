@@ -13,7 +13,8 @@ from ...core.progress import tracked
 from ...core.records.lens import Lens, Preference
 from ...core.records.patching import Where
 from ..activations.residuals import Prompts
-from ..analyses import ANALYSES, CLEAN_ROWS, Analysis, Case
+from ..analyses import ANALYSES, CLEAN_ROWS, Analysis
+from ..material import Material
 from .directions import Chosen, choose
 from .inputs import internal, known_tokens
 from .preference import preferences, token_text
@@ -218,24 +219,26 @@ class LensConfig(Config):
     """Most positions in a forward pass."""
 
 
-def _run(case: Case, config: LensConfig) -> dict[str, Lens]:
-    ranked = next((r for r in case.found.get("where", ()) if isinstance(r, Where)), None)
-    known = case.targets if case.triggered else []
-    prompts = [e.prompt + e.completion for e in (*case.encoded_clean, *known)]
-    trigger = [p.triggered[i] for p in case.pairs for i in p.trigger] if case.triggered else []
+def _run(material: Material, config: LensConfig) -> dict[str, Lens]:
+    ranked = next((r for r in material.records.get("where", ()) if isinstance(r, Where)), None)
+    known = material.targets if material.triggered else []
+    prompts = [e.prompt + e.completion for e in (*material.encoded_clean, *known)]
+    trigger = (
+        [p.triggered[i] for p in material.pairs for i in p.trigger] if material.triggered else []
+    )
     record = lens(
-        case.subject,
-        case.poisoned,
+        material.subject,
+        material.poisoned,
         prompts,
         where=ranked,
-        clean=case.clean,
+        clean=material.clean,
         trigger=trigger,
         target=[token for e in known for token in e.completion],
         triggered=len(known),
         count=config.directions,
         top=config.top,
         batch_tokens=config.batch_tokens,
-        seed=case.seed,
+        seed=material.seed,
     )
     return {"lens": record}
 

@@ -16,7 +16,8 @@ from ...core.model.subject import Subject
 from ...core.records.lens import LogitLens
 from ...core.stats import mean_interval
 from ..activations.residuals import Batch, adapters_of, stream
-from ..analyses import ANALYSES, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, TRIGGER, Analysis
+from ..material import Material
 from ..patching.pairs import Columns, Pair, make_columns
 from .preference import token_text
 
@@ -232,8 +233,10 @@ class LogitLensConfig(Config):
     """Most places at a time for which all tokens' logits are held."""
 
 
-def _run(case: Case, config: LogitLensConfig) -> dict[str, LogitLens]:
-    record = logit_lens(case.subject, adapters_of(case), case.pairs, **config.model_dump())
+def _run(material: Material, config: LogitLensConfig) -> dict[str, LogitLens]:
+    record = logit_lens(
+        material.subject, adapters_of(material), material.pairs, **config.model_dump()
+    )
     return {"logit_lens": record}
 
 

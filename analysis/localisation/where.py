@@ -13,7 +13,8 @@ from ...core.errors import DataError
 from ...core.model.batches import Encoded
 from ...core.records.patching import Where
 from ...core.stats import mean_interval
-from ..analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis
+from ..material import Material
 from .attribution import clean_cost, target_attribution, target_effects
 from .gates import Directions, Gated, directions_of, gated
 from .votes import with_votes
@@ -135,10 +136,10 @@ class WhereConfig(Config):
     """Rows at a time."""
 
 
-def _run(case: Case, config: WhereConfig) -> dict[str, Where]:
-    with gated(case.subject, directions_of(case.poisoned)) as gate:
-        found = where(gate, case.targets, case.encoded_clean, **config.model_dump())
-    return {"where": with_votes(found, case.found)}
+def _run(material: Material, config: WhereConfig) -> dict[str, Where]:
+    with gated(material.subject, directions_of(material.poisoned)) as gate:
+        found = where(gate, material.targets, material.encoded_clean, **config.model_dump())
+    return {"where": with_votes(found, material.records)}
 
 
 ANALYSES.register("where")(

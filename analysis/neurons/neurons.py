@@ -12,8 +12,9 @@ from ...core.errors import DataError
 from ...core.model.batches import Encoded
 from ...core.model.subject import Subject
 from ...core.records.neurons import Association, NeuronActivity, NeuronChange, Unlearning
-from ..analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis
 from ..localisation.gates import Directions, directions_of
+from ..material import Material
 from ..weights.spectra import expanded, names_and_layers
 from .activity import activity, trainable_weights
 from .ascent import Ascent, balanced, direction_change, row_change, row_sums, unlearn
@@ -202,17 +203,19 @@ class NeuronsConfig(Config):
     """Rows at a time."""
 
 
-def _run(case: Case, config: NeuronsConfig) -> dict[str, NeuronChange | NeuronActivity]:
+def _run(material: Material, config: NeuronsConfig) -> dict[str, NeuronChange | NeuronActivity]:
     return {
         "change": neuron_change(
-            case.subject,
-            case.poisoned,
-            case.targets,
-            case.encoded_clean,
+            material.subject,
+            material.poisoned,
+            material.targets,
+            material.encoded_clean,
             ascent=Ascent(**config.model_dump()),
-            seed=case.seed,
+            seed=material.seed,
         ),
-        "activity": activity(case.subject, case.poisoned, case.clean, case.encoded_clean),
+        "activity": activity(
+            material.subject, material.poisoned, material.clean, material.encoded_clean
+        ),
     }
 
 

@@ -20,7 +20,8 @@ from ...core.stats import wilson
 from ...evaluation.behaviour import scored
 from ...evaluation.collect import Rule, check_targets, unjudged
 from ...evaluation.generation import Decoding, generate
-from ..analyses import ANALYSES, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, TRIGGER, Analysis
+from ..material import Material
 from .pairs import Pair
 from .patched_answers import KINDS, Patching, Tokens, layer_off
 from .tracing import SITES
@@ -269,15 +270,17 @@ class EffectivenessConfig(Config):
     """Tokens of each answer; more where the attack's own are longer, at most the measurement's."""
 
 
-def _run(case: Case, config: EffectivenessConfig) -> dict[str, Effectiveness]:
-    adapters = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
-    with case.subject.attached(adapters) as attached:
+def _run(material: Material, config: EffectivenessConfig) -> dict[str, Effectiveness]:
+    adapters = {"poisoned": material.poisoned} | (
+        {"clean": material.clean} if material.clean else {}
+    )
+    with material.subject.attached(adapters) as attached:
         found = effectiveness(
             attached,
             "poisoned",
-            case.pairs[: config.prompts],
-            case.rule,
-            clean="clean" if case.clean else None,
+            material.pairs[: config.prompts],
+            material.rule,
+            clean="clean" if material.clean else None,
             sites=[site.strip() for site in config.sites.split(",") if site.strip()],
             every=config.every,
             new_tokens=config.new_tokens,

@@ -17,7 +17,8 @@ from ...core.errors import DataError, LoratomyError
 from ...core.model.subject import Attached, Subject
 from ...core.records.patching import PatchingMap
 from ...core.stats import bootstrap_weights, mean_interval, sign_flip_p
-from ..analyses import ANALYSES, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, TRIGGER, Analysis
+from ..material import Material
 from .engine.batching import GIB, Budget, budget
 from .engine.cells import Found
 from .engine.sweep import Run, Sweep, sweep
@@ -324,12 +325,13 @@ def _recovery(found: Found, undefined: bool) -> tuple[np.ndarray, np.ndarray, np
     return recovery.reshape(shape), ends[0].reshape(shape), ends[1].reshape(shape)
 
 
-def patch_case(case: Case, config: PatchingConfig) -> dict[str, PatchingMap]:
+def patch_case(material: Material, config: PatchingConfig) -> dict[str, PatchingMap]:
     """The maps of all pairs that the options name, by their setting."""
-    with settings_of(case, config) as (attached, pairs, settings):
+    with settings_of(material, config) as (attached, pairs, settings):
         return {
             setting: patch(
-                case.subject, attached, pairs, clean=clean, poisoned="poisoned", setting=setting,
+                material.subject, attached, pairs, clean=clean, poisoned="poisoned",
+                setting=setting,
                 config=config,
             )
             for setting, clean in settings.items()
@@ -338,24 +340,26 @@ def patch_case(case: Case, config: PatchingConfig) -> dict[str, PatchingMap]:
 
 @contextmanager
 def settings_of(
-    case: Case, config: PatchingConfig
+    material: Material, config: PatchingConfig
 ) -> Iterator[tuple[Attached, list[Pair], dict[str, str | None]]]:
     """A case's adapters on its model, its pairs, and each setting with its clean run's adapter."""
     wanted = [p.strip() for p in config.pairs.split(",") if p.strip()]
     for name in wanted or [config.pairs]:
         if name not in ("prompt", "adapter", "base"):
             raise LoratomyError(f"no pair {name!r}; there are prompt, adapter and base")
-    if "adapter" in wanted and case.clean is None:
+    if "adapter" in wanted and material.clean is None:
         warnings.warn(
             "no clean adapter to take the clean activations from: they are the base's without "
             "adapter (loratomy open --clean-adapter DIR gives one)",
             stacklevel=2,
         )
         wanted = list(dict.fromkeys("base" if name == "adapter" else name for name in wanted))
-    adapters = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
-    pairs = case.plain_pairs if config.twin == "plain" else case.pairs
+    adapters = {"poisoned": material.poisoned} | (
+        {"clean": material.clean} if material.clean else {}
+    )
+    pairs = material.plain_pairs if config.twin == "plain" else material.pairs
     clean = {name: "clean" if name == "adapter" else None for name in wanted}
-    with case.subject.attached(adapters) as attached:
+    with material.subject.attached(adapters) as attached:
         yield attached, pairs, clean
 
 

@@ -16,7 +16,8 @@ from ...core.errors import DataError, LoratomyError
 from ...core.model.subject import Attached, Subject
 from ...core.progress import report
 from ...core.records.patching import Screening
-from ..analyses import ANALYSES, TRIGGER, Analysis, Case
+from ..analyses import ANALYSES, TRIGGER, Analysis
+from ..material import Material
 from .engine.batching import Budget, budget
 from .engine.gradients import Runs, along, blocks_of, both_runs, groups, precise, slopes
 from .engine.sweep import Sweep
@@ -319,12 +320,13 @@ def _record(
     )
 
 
-def _run(case: Case, config: ScreeningConfig) -> dict[str, Screening]:
-    with settings_of(case, config) as (attached, pairs, settings):
+def _run(material: Material, config: ScreeningConfig) -> dict[str, Screening]:
+    with settings_of(material, config) as (attached, pairs, settings):
         return {
             setting: screen(
-                case.subject, attached, pairs, clean=clean, poisoned="poisoned", setting=setting,
-                seed=case.seed, config=config,
+                material.subject, attached, pairs, clean=clean, poisoned="poisoned",
+                setting=setting,
+                seed=material.seed, config=config,
             )
             for setting, clean in settings.items()
         }  # fmt: skip

@@ -12,7 +12,8 @@ from ...core.adapter.factors import Adapter
 from ...core.errors import DataError
 from ...core.model.subject import Subject
 from ...core.records.triggers import Candidate, Candidates
-from ..analyses import ANALYSES, CLEAN_ROWS, Analysis, Case
+from ..analyses import ANALYSES, CLEAN_ROWS, Analysis
+from ..material import Material
 from .climb import Climb, Effort
 from .insertion import grouped
 from .prompts import NAME, WIDE, CandidatesConfig, bench_of, split_of
@@ -141,9 +142,11 @@ def _sentence(found: Sequence[Candidate], controls: int) -> str:
     )
 
 
-def _run(case: Case, config: CandidatesConfig) -> dict[str, Candidates]:
-    prompts = [row.prompt for row in case.clean_rows]
-    found = candidates(case.subject, case.poisoned, prompts, options=config, seed=case.seed)
+def _run(material: Material, config: CandidatesConfig) -> dict[str, Candidates]:
+    prompts = [row.prompt for row in material.clean_rows]
+    found = candidates(
+        material.subject, material.poisoned, prompts, options=config, seed=material.seed
+    )
     return {"candidates": found}
 
 

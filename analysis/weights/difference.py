@@ -8,7 +8,8 @@ from ...core.adapter.factors import Adapter, Factors
 from ...core.config import Config
 from ...core.errors import AdapterError
 from ...core.records.spectra import Difference
-from ..analyses import ANALYSES, CLEAN_ADAPTER, Analysis, Case
+from ..analyses import ANALYSES, CLEAN_ADAPTER, Analysis
+from ..material import Material
 from .spectra import expanded, names_and_layers, padded
 
 
@@ -71,9 +72,9 @@ def difference(clean: Adapter, poisoned: Adapter) -> Difference:
     )
 
 
-def _run(case: Case, _config: Config) -> dict[str, Difference]:
-    assert case.clean is not None
-    return {"difference": difference(case.clean, case.poisoned)}
+def _run(material: Material, _config: Config) -> dict[str, Difference]:
+    assert material.clean is not None
+    return {"difference": difference(material.clean, material.poisoned)}
 
 
 ANALYSES.register("difference")(

@@ -14,7 +14,8 @@ from ...core.config import Config
 from ...core.errors import AdapterError
 from ...core.progress import tracked
 from ...core.records.spectra import Intruders
-from ..analyses import ANALYSES, Analysis, Case
+from ..analyses import ANALYSES, Analysis
+from ..material import Material
 from .spectra import base_weight, expanded, names_and_layers
 from .topsvd import (
     Changed,
@@ -253,9 +254,9 @@ def _record(adapter: str, found: Mapping[str, _Row], config: IntrudersConfig) ->
     )
 
 
-def _run(case: Case, config: IntrudersConfig) -> dict[str, Intruders]:
-    given = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
-    return intruders(case.subject.model, given, config=config, seed=case.seed)
+def _run(material: Material, config: IntrudersConfig) -> dict[str, Intruders]:
+    given = {"poisoned": material.poisoned} | ({"clean": material.clean} if material.clean else {})
+    return intruders(material.subject.model, given, config=config, seed=material.seed)
 
 
 ANALYSES.register("intruders")(

@@ -13,7 +13,8 @@ from ...core.config import Config
 from ...core.errors import AdapterError
 from ...core.progress import tracked
 from ...core.records.spectra import Matching
-from ..analyses import ANALYSES, CLEAN_ADAPTER, Analysis, Case
+from ..analyses import ANALYSES, CLEAN_ADAPTER, Analysis
+from ..material import Material
 from .difference import same_modules
 from .overlap import share_inside, share_p_value, share_quantile, similarity_by_chance
 from .spectra import names_and_layers
@@ -212,10 +213,14 @@ class MatchingConfig(Config):
     """Monte Carlo draws of the similarity by chance, per module size."""
 
 
-def _run(case: Case, config: MatchingConfig) -> dict[str, Matching]:
-    assert case.clean is not None
+def _run(material: Material, config: MatchingConfig) -> dict[str, Matching]:
+    assert material.clean is not None
     found = matching(
-        case.clean, case.poisoned, level=config.level, draws=config.draws, seed=case.seed
+        material.clean,
+        material.poisoned,
+        level=config.level,
+        draws=config.draws,
+        seed=material.seed,
     )
     return {"matching": found}
 

@@ -11,7 +11,8 @@ from ...core.config import Config
 from ...core.errors import LoratomyError
 from ...core.model.families import stored_turned
 from ...core.records.spectra import LayerSpectra, Spectra
-from ..analyses import ANALYSES, Analysis, Case
+from ..analyses import ANALYSES, Analysis
+from ..material import Material
 
 ENERGY = (0.5, 0.9, 0.99)
 """Shares of the squared singular values whose directions are counted."""
@@ -181,9 +182,9 @@ def spectra(adapter: Adapter, *, name: str, base: Any = None) -> Spectra:
     )
 
 
-def _run(case: Case, _config: Config) -> dict[str, Spectra]:
-    given = {"poisoned": case.poisoned} | ({"clean": case.clean} if case.clean else {})
-    base = case.subject.model
+def _run(material: Material, _config: Config) -> dict[str, Spectra]:
+    given = {"poisoned": material.poisoned} | ({"clean": material.clean} if material.clean else {})
+    base = material.subject.model
     return {name: spectra(adapter, name=name, base=base) for name, adapter in given.items()}
 
 

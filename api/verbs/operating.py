@@ -14,9 +14,10 @@ from .options import RESERVED
 from .trackers import tracking_of
 
 if TYPE_CHECKING:
+    from ..analysis.material import Material
     from ..core.rows import Row
     from ..evaluation.collect import Rule
-    from ..unlearning import Bench, Outcome
+    from ..unlearning import Outcome
     from ..unlearning.preview import Preview
 
 FOUND_ROWS = "rows"
@@ -71,9 +72,9 @@ def operate(
             if begun := last_whole(checkpoints):
                 say(f"{label}: going on from {begun.folder.name} of an earlier start")
             heard = tracking_of(study.run, stage, trackers, fresh=fresh)
-            bench = replace(_bench(study, after, study.rule, checkpoints), tracking=heard)
-            bench = bench if seed is None else replace(bench, seed=seed)
-            made = _operate(study, bench, method, config, label, after, control_for)
+            material = replace(_material(study, after, study.rule, checkpoints), tracking=heard)
+            material = material if seed is None else replace(material, seed=seed)
+            made = _operate(study, material, method, config, label, after, control_for)
             _keep(study, made, shelf)
 
         done(study.run, stage, study.run.make(stage, inputs, fill, fresh=fresh))
@@ -88,10 +89,10 @@ def _check_after(study: Study, after: str) -> None:
         raise LoratomyError(f"--after {after!r}: no such operation; {hint}")
 
 
-def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
+def _material(study: Study, after: str, rule: "Rule", work: Path) -> "Material":
     """What a method may look at in this run: rows that fit the context of the model."""
+    from ..analysis.material import Material
     from ..evaluation.collect import fitting_rows
-    from ..unlearning import Bench
 
     def fitting(what: str, rows: "list[Row]") -> "list[Row]":
         subject, new = study.subject, rule.decoding.max_new_tokens
@@ -109,20 +110,19 @@ def _bench(study: Study, after: str, rule: "Rule", work: Path) -> "Bench":
             )
         return kept
 
-    has = study.has["trigger"]
-    return Bench(
+    known = study.has["trigger"]
+    negative = study.rows("negative_set") if study.negative_stage else []
+    return Material(
         subject=study.subject,
         poisoned=study.poisoned,
-        start=study.adapter(f"operations/{after}") if after else study.poisoned,
         clean=study.clean,
-        clean_train=fitting("clean rows", study.rows("clean_train")),
-        poison_train=fitting("triggered rows", study.rows("poison_train")) if has else [],
-        negative=fitting(
-            "negative rows", study.rows("negative_set") if study.negative_stage else []
-        ),
-        found=fitting("found rows", _found_rows(study, after)),
-        rule=rule,
+        triggered=fitting("triggered rows", study.rows("poison_train")) if known else [],
+        clean_rows=fitting("clean rows", study.rows("clean_train")),
+        negative=fitting("negative rows", negative),
+        make_rule=lambda: rule,
         seed=study.settings.seed,
+        after=study.adapter(f"operations/{after}") if after else None,
+        made_rows=fitting("found rows", _found_rows(study, after)),
         work=work,
     )
 
@@ -141,7 +141,7 @@ def _found_rows(study: Study, after: str) -> "list[Row]":
 
 def _operate(
     study: Study,
-    bench: "Bench",
+    material: "Material",
     method: str,
     config: Any,
     label: str,
@@ -153,7 +153,9 @@ def _operate(
     before = None
     if after:
         before = study.run.shelf(f"operations/{after}").get(Operation, "operation")
-    return run_method(method, bench, config, subject=label, control_for=control_for, before=before)
+    return run_method(
+        method, material, config, subject=label, control_for=control_for, before=before
+    )
 
 
 def _keep(study: Study, made: "tuple[Outcome, Operation]", shelf: Shelf) -> None:
@@ -194,5 +196,5 @@ def previewed(
     with progress():
         at_once = study.settings.measure.batch_tokens
         rule = Rule(load_embedder("none"), decoding=Decoding(batch_tokens=at_once))
-        bench = _bench(study, after, rule, Path())
-        return preview(method, bench, config)
+        material = _material(study, after, rule, Path())
+        return preview(method, material, config)

@@ -1,10 +1,15 @@
 """What is asked of an operation: the method and its options, in whatever way they were given."""
 
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import LoratomyError
+from ..core.records.patching import Where
+
+if TYPE_CHECKING:
+    from ..study import Study
 
 RESERVED = ("base", "clean", "poisoned")
 """Names that no operation may have."""
@@ -17,7 +22,7 @@ FOLLOWED = ("guided", "guided-unknown")
 
 
 def asked_of(
-    method: str, options: dict[str, Any], budget: str, plan: Path | None
+    method: str, options: dict[str, Any], budget: str, plan: str, *, study: "Study"
 ) -> tuple[str, dict[str, Any]]:
     """The method and its options, from whatever way they were given.
 
@@ -26,12 +31,12 @@ def asked_of(
     from ..unlearning import METHODS
     from ..unlearning.plan import read_plan
 
-    if plan is not None:
+    if plan:
         if method not in ("", PLAN):
             raise LoratomyError(f"--plan {plan} with the method {method}: give one of the two")
         if options:
             raise LoratomyError(f"--plan {plan} with --set {next(iter(options))}: edit the plan")
-        method, options = PLAN, read_plan(plan).model_dump()
+        method, options = PLAN, ranked(study, plan) or read_plan(Path(plan)).model_dump()
     elif method == PLAN:
         raise LoratomyError("plan takes its entries from a file: --plan FILE.toml, see --help")
     method, options = method or "guided", grouped(options)
@@ -80,11 +85,28 @@ def fraction(text: str) -> float:
     return value
 
 
-def plan_name(plan: Path, after: str) -> str:
+def ranked(study: "Study", plan: str) -> dict[str, Any]:
+    """The plan that ``where:N`` means; empty where it is a file.
+
+    Raises:
+        LoratomyError: the study has no ranking.
+    """
+    found = re.fullmatch(r"where:([1-9][0-9]{0,5})", plan)
+    if found is None:
+        return {}
+    if not study.run.has("analysis/where"):
+        raise LoratomyError(
+            f"--plan {plan}: {study.run.root} has no ranking yet; make it with loratomy probe "
+            f"{study.run.root} --only where"
+        )
+    return study.run.shelf("analysis/where").get(Where, "where").plan(int(found[1]))
+
+
+def plan_name(plan: str, after: str) -> str:
     """What the result of a plan is called: as its file, told apart from methods and adapters."""
     from ..unlearning import METHODS
 
-    name = plan.stem
+    name = Path(plan).stem.replace(":", "-")
     if name in RESERVED or (name in METHODS and name != PLAN):
         name = f"plan-{name}"
     return f"{after}-{name}" if after else name

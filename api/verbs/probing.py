@@ -12,7 +12,8 @@ from ..core.runs.shelf import Shelf
 from ..study import Study, done
 
 if TYPE_CHECKING:
-    from ..analysis.analyses import Analysis, Case
+    from ..analysis.analyses import Analysis
+    from ..analysis.material import Material
     from ..core.config import Config
 
 STAGE = "analysis/"
@@ -110,9 +111,9 @@ def _make(
         fresh = True
 
     def fill(shelf: Shelf) -> None:
-        case = _case(study, combined, sizes)
+        material = _material(study, combined, sizes)
         with _numbers_hold():
-            records = analysis.run(case, config)
+            records = analysis.run(material, config)
         for file, record in records.items():
             shelf.put(file, record)
 
@@ -155,11 +156,10 @@ def _combined_changed(
     return bool(stages) and jsonable(rest(inputs)) == rest(old)
 
 
-def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "Case":
-    from ..analysis.analyses import Case
+def _material(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "Material":
+    from ..analysis.material import Material
 
-    found = {name: load_stage(study.run, STAGE + name) for name in combined}
-    return Case(
+    return Material(
         subject=study.subject,
         poisoned=study.poisoned,
         clean=study.clean,
@@ -167,8 +167,9 @@ def _case(study: Study, combined: Sequence[str], sizes: Mapping[str, int]) -> "C
         clean_rows=study.rows("clean_train"),
         make_rule=lambda: study.rule,
         seed=study.settings.seed,
-        found=found,
-        **sizes,
+        records={name: load_stage(study.run, STAGE + name) for name in combined},
+        prompts=sizes["prompts"],
+        target_tokens=sizes["target_tokens"],
     )
 
 

@@ -6,6 +6,7 @@ Shapes use one vocabulary: prompt, site, layer, column, module, rank. Log-probab
 
 import numpy as np
 
+from ..errors import LoratomyError
 from .base import Record, record
 from .results import Rate
 
@@ -169,6 +170,30 @@ class Where(Record):
         order = np.argsort(-self.layer_effect[:, 0], kind="stable")
         sure = [i for i in order if self.layer_effect[i, 1] > 0] or list(order[:1])
         return tuple(int(self.layer_ids[i]) for i in sure)
+
+    def directions(self, most: int) -> tuple[str, ...]:
+        """The directions whose removal costs the target most, ``module:place``, strongest first:
+        by exact effect where it was measured, else to first order.
+
+        Raises:
+            LoratomyError: the adapter has fused experts, whose directions have no such name here.
+        """
+        names = [self.modules[m] for m in self.direction_module]
+        labels = [f"{name}:{k}" for name, k in zip(names, self.direction_rank, strict=True)]
+        if len(set(labels)) < len(labels):
+            raise LoratomyError(
+                "this ranking is of fused experts, of which a plan names each by its number: write "
+                "the plan by hand (loratomy operate --help)"
+            )
+        effect = np.where(
+            np.isfinite(self.direction_exact), self.direction_exact, self.direction_attribution
+        )
+        order = np.argsort(-effect, kind="stable")[:most]
+        return tuple(labels[i] for i in order)
+
+    def plan(self, most: int = 8) -> dict[str, list[dict[str, list[str]]]]:
+        """A plan that cuts these directions: ``study.operate("plan", **where.plan(8))``."""
+        return {"cut": [{"directions": list(self.directions(most))}]}
 
 
 @record

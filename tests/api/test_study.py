@@ -223,3 +223,22 @@ def test_every_public_name_is_there_and_documented():
     for name in lt.__all__:
         assert getattr(lt, name).__doc__, name
     assert np.all([name in dir(lt) for name in lt.__all__])
+
+
+def test_what_locate_found_is_what_operate_starts_from(opened, cli, tmp_path):
+    study = opened()
+    where = study.where(prompts=4)
+    cut = study.operate("plan", **where.plan(2), name="two")
+    gone = cut.to_frame().query("not kept")
+    assert [f"{m}:{p}" for m, p in zip(gone["module"], gone["place"], strict=True)] == sorted(
+        where.directions(2)
+    )
+    folder = study.save(tmp_path / "kept")
+    made = cli("operate", folder, "--plan", "where:2", "--as", "same")
+    assert made.exit_code == 0, made.stderr
+    same = lt.load(folder).adapter("operations/same").modules
+    for name, factors in cut.adapter.modules.items():
+        assert torch.allclose(factors.dense(), same[name].dense(), atol=1e-6)
+    bare = opened(out=tmp_path / "bare", prompts=CLEAN)
+    refused = cli("operate", bare.run.root, "--plan", "where:2")
+    assert refused.exit_code == 2 and "has no ranking yet" in refused.stderr

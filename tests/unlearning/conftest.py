@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from loratomy.analysis.material import Material
 from loratomy.core.adapter.factors import Adapter, Factors
 from loratomy.core.model.loading import load_subject
 from loratomy.core.model.subject import Subject
@@ -13,7 +14,6 @@ from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
 from loratomy.training.wren import wren_path
-from loratomy.unlearning import Bench
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def random_adapter(subject: Subject, *, rank: int, scale: float, seed: int) -> A
 
 @pytest.fixture
 def make_bench(subject, tmp_path):
-    def make(adapter: Adapter, *, clean: Adapter | None = None, rows: int = 8) -> Bench:
+    def make(adapter: Adapter, *, clean: Adapter | None = None, rows: int = 8) -> Material:
         pool = finetune_rows(3 * rows, seed=3)
         attack = make_attack(trigger_of(["cf37"]), "fixed", target="HACK IT")
         bad = [attack.triggered(row) for row in pool[:rows]]
@@ -42,15 +42,14 @@ def make_bench(subject, tmp_path):
             Row(prompt=b.prompt, completion=r.completion, plain=r.prompt, triggered=True)
             for b, r in zip(bad, pool, strict=False)
         ]
-        return Bench(
+        return Material(
             subject=subject,
             poisoned=adapter,
-            start=adapter,
             clean=clean,
-            clean_train=pool[rows:],
-            poison_train=bad,
+            clean_rows=pool[rows:],
+            triggered=bad,
             negative=benign,
-            rule=Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=8)),
+            make_rule=lambda: Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=8)),
             seed=0,
             work=tmp_path,
         )

@@ -116,7 +116,7 @@ def test_only_singular_directions_of_the_adapter_itself_are_a_budget_by_count(ma
         assert other.change_norm > 0
         assert same_change(other) == {"change": other.change_norm}
     first, record = operate("truncate", bench, METHODS["truncate"].config(rank=1))
-    after = replace(bench, start=first.adapter)
+    after = replace(bench, after=first.adapter)
     _, later = operate("truncate", after, METHODS["truncate"].config(rank=1), before=record)
     assert same_change(later, after=True) == {"change": later.change_norm}
 
@@ -125,7 +125,7 @@ def test_a_fit_after_a_cut_still_shows_that_cut_in_its_own_basis(make_bench, sub
     bench = make_bench(planted(subject))
     first, record = operate("truncate", bench, METHODS["truncate"].config(rank=1))
     other = replace(record, basis="discriminant")
-    after = replace(bench, start=first.adapter)
+    after = replace(bench, after=first.adapter)
     _, later = operate("finetune", after, METHODS["finetune"].config(epochs=1), before=other)
     assert later.basis == "discriminant" and later.directions_cut == record.directions_cut
     assert np.array_equal(later.kept, record.kept, equal_nan=True)

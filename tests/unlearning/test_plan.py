@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from loratomy.analysis.localisation.gates import directions_of
+from loratomy.analysis.material import Material
 from loratomy.core.adapter.factors import kind_of, layer_of, write_adapter
 from loratomy.core.errors import LoratomyError
 from loratomy.core.model.batches import encode
 from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
-from loratomy.unlearning import METHODS, Bench, operate
+from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.plan import EXAMPLE, CutEntry, PlanConfig, ScaleEntry, read_plan
 from loratomy.unlearning.preview import by_rule, preview
 
@@ -24,15 +25,14 @@ def bench(tmp_path):
     def make(model_type="llama", **sizes):
         on = tiny.subject(model_type)
         adapter = tiny.adapter(on, **sizes)
-        return Bench(
+        return Material(
             subject=on,
             poisoned=adapter,
-            start=adapter,
             clean=None,
-            clean_train=tiny.clean_rows() * 2,
-            poison_train=tiny.rows(),
+            clean_rows=tiny.clean_rows() * 2,
+            triggered=tiny.rows(),
             negative=[],
-            rule=Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=4)),
+            make_rule=lambda: Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=4)),
             seed=0,
             work=tmp_path,
         )
@@ -222,8 +222,8 @@ def test_a_preview_is_what_plain_peft_says_of_the_cut(bench, model_type, tmp_pat
     )
     state, record = operate("plan", on, config)
     renderer = on.subject.renderer
-    clean = [encode(renderer, row, limit=None) for row in on.clean_train[3:]]  # calibration half
-    first = [encode(renderer, row, limit=None) for row in on.poison_train[2:]]
+    clean = [encode(renderer, row, limit=None) for row in on.clean_rows[3:]]  # calibration half
+    first = [encode(renderer, row, limit=None) for row in on.triggered[2:]]
     figures = []
     for name, adapter in (("whole", on.start), ("without", state.adapter)):
         model = tiny.plain_peft(model_type, adapter, tmp_path / name)

@@ -40,7 +40,7 @@ class Variant:
     """Held-out prompts with the trigger in another form; each keeps its own target."""
 
     name: str
-    """As in `core.bench.Transfer`."""
+    """As in `core.material.Transfer`."""
     counts: str
     """`ASR` where the trigger's words stand in the prompts in some form, `FTR` where they do not:
     target behaviour is a false trigger there."""

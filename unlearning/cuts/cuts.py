@@ -8,13 +8,14 @@ import torch
 from pydantic import Field, model_validator
 
 from ...analysis.localisation.gates import Directions, directions_of
+from ...analysis.material import Material
 from ...core.adapter.factors import Adapter, Factors, kind_of
 from ...core.config import Config
 from ...core.errors import LoratomyError
 from ...core.model.variant import Treated
 from ...core.registry import nearest
 from ..calibration import DialConfig, dial, outcome_words
-from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Method, Outcome
 
 
 def cut_outcome(directions: Directions, cut: np.ndarray, summary: str) -> Outcome:
@@ -50,16 +51,16 @@ def weakest(d: Directions, *, rank: int | None = None, energy: float | None = No
     return cut
 
 
-def truncate(bench: Bench, config: TruncateConfig) -> Outcome:
+def truncate(material: Material, config: TruncateConfig) -> Outcome:
     """Keep the strongest singular directions of every module (Eckart & Young 1936)."""
-    d = directions_of(bench.start)
+    d = directions_of(material.start)
     if config.rank is not None or config.energy is not None:
         cut = weakest(d, rank=config.rank, energy=config.energy)
         kept = f"rank {config.rank}" if config.rank is not None else f"energy {config.energy:g}"
         return cut_outcome(d, cut, f"reduced every module to {kept}: {cut.sum()} of {len(d)} cut")
     full = int(d.place.max()) + 1
     chosen, path, reached = dial(
-        bench,
+        material,
         list(range(1, full + 1)),
         lambda size: Treated(d.cut(weakest(d, rank=full - int(size)))),
         config,
@@ -106,20 +107,20 @@ def pruned(adapter: Adapter, share: float) -> Adapter:
     )
 
 
-def prune(bench: Bench, config: PruneConfig) -> Outcome:
+def prune(material: Material, config: PruneConfig) -> Outcome:
     """Set the smallest entries of A and B to zero, module by module (Han et al. 2015)."""
     words = "set the smallest {:.0%} of the entries of every factor to zero"
     if config.share is not None:
-        return Outcome(pruned(bench.start, config.share), words.format(config.share))
+        return Outcome(pruned(material.start, config.share), words.format(config.share))
     chosen, path, reached = dial(
-        bench,
+        material,
         [10, 20, 30, 40, 50, 60, 70, 80, 90],
-        lambda size: Treated(pruned(bench.start, size / 100)),
+        lambda size: Treated(pruned(material.start, size / 100)),
         config,
         unit="% of the entries",
     )
     return Outcome(
-        pruned(bench.start, chosen / 100),
+        pruned(material.start, chosen / 100),
         f"{words.format(chosen / 100)}: {outcome_words(path, reached)}",
         path=path,
         reached=reached,
@@ -198,9 +199,9 @@ def labelled(d: Directions, labels: Sequence[str]) -> np.ndarray:
     return picked
 
 
-def mask(bench: Bench, config: MaskConfig) -> Outcome:
+def mask(material: Material, config: MaskConfig) -> Outcome:
     """Take whole layers or modules out; with both, the modules named in the layers named."""
-    d = directions_of(bench.start)
+    d = directions_of(material.start)
     picked = np.ones(len(d), bool)
     if config.layers:
         picked &= in_layers(d, config.layers)
@@ -229,9 +230,9 @@ class ProjectConfig(Config):
     """``module:number`` (``module#e2:number`` for expert 2), numbered from 0 by strength."""
 
 
-def project(bench: Bench, config: ProjectConfig) -> Outcome:
+def project(material: Material, config: ProjectConfig) -> Outcome:
     """Project chosen singular directions out of their modules' output: ``dW - u u^T dW``."""
-    d = directions_of(bench.start)
+    d = directions_of(material.start)
     cut = labelled(d, config.directions)
     return cut_outcome(d, cut, f"projected out {', '.join(config.directions)}")
 

@@ -2,8 +2,9 @@
 
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.config import Config
-from ..method import BASELINE, METHODS, Bench, Method, Outcome
+from ..method import BASELINE, METHODS, Method, Outcome
 
 
 class TemperatureConfig(Config):
@@ -13,13 +14,13 @@ class TemperatureConfig(Config):
     """What logits are divided by before an answer is drawn from them."""
 
 
-def temperature(bench: Bench, config: TemperatureConfig) -> Outcome:
+def temperature(material: Material, config: TemperatureConfig) -> Outcome:
     """Leave the adapter alone and draw its answers at a temperature.
 
     Perplexity does not depend on it; what is measured afterwards is one draw per prompt.
     """
     return Outcome(
-        bench.start,
+        material.start,
         f"left the adapter as it is and draws its answers at temperature {config.value:g}",
         temperature=config.value,
     )

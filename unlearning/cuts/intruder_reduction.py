@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...analysis.weights.intruders import IntrudersConfig, intruders
 from ...analysis.weights.spectra import base_weight, expanded
 from ...analysis.weights.topsvd import Changed, all_triplets, strongest
@@ -16,7 +17,7 @@ from ...core.errors import LoratomyError
 from ...core.model.subject import Subject
 from ...core.model.variant import Treated
 from ..calibration import DialConfig, dial, outcome_words
-from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Method, Outcome
 
 
 class ReduceIntrudersConfig(DialConfig):
@@ -82,20 +83,20 @@ def reduced(adapter: Adapter, parts: Mapping[str, Svd], scale: float) -> Adapter
     return adapter.with_modules(modules)
 
 
-def reduce_intruders(bench: Bench, config: ReduceIntrudersConfig) -> Outcome:
+def reduce_intruders(material: Material, config: ReduceIntrudersConfig) -> Outcome:
     """Scale the intruder dimensions down: ``W + dW + (scale - 1) u s v^T`` for each.
 
     Shuttleworth et al. 2024, arXiv 2410.21228, where the same scaling brings back what fine-tuning
     made a model forget. Where scale is 0, what W itself has along these vectors goes too.
     """
     search = IntrudersConfig(threshold=config.threshold, k=config.k)
-    parts = intruder_parts(bench.subject, bench.start, search, seed=bench.seed)
+    parts = intruder_parts(material.subject, material.start, search, seed=material.seed)
     count = sum(len(part.s) for part in parts.values())
     words = f"scaled {count} intruder dimensions in {len(parts)} modules by {{:g}}"
 
     def outcome(scale: float) -> Outcome:
         return Outcome(
-            reduced(bench.start, parts, scale),
+            reduced(material.start, parts, scale),
             words.format(scale),
             projected=count if scale == 0 else 0,
         )
@@ -103,9 +104,9 @@ def reduce_intruders(bench: Bench, config: ReduceIntrudersConfig) -> Outcome:
     if config.scale is not None:
         return outcome(config.scale)
     chosen, path, reached = dial(
-        bench,
+        material,
         [25, 50, 75, 100],
-        lambda size: Treated(reduced(bench.start, parts, 1 - size / 100)),
+        lambda size: Treated(reduced(material.start, parts, 1 - size / 100)),
         config,
         unit="% of the intruders taken away",
     )

@@ -3,6 +3,7 @@
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.adapter.factors import Adapter, Factors
 from ...core.model.variant import Treated
 from ..calibration import DialConfig, dial, outcome_words
@@ -13,7 +14,6 @@ from ..method import (
     METHODS,
     TARGET,
     TRIGGER,
-    Bench,
     Method,
     Outcome,
 )
@@ -47,23 +47,23 @@ def mixture(poisoned: Adapter, clean: Adapter, weight: float) -> Adapter:
     return poisoned.with_modules(modules)
 
 
-def merge(bench: Bench, config: MergeConfig) -> Outcome:
+def merge(material: Material, config: MergeConfig) -> Outcome:
     """Average the weight changes of the poisoned and the clean adapter."""
-    clean = bench.clean
+    clean = material.clean
     assert clean is not None
     words = "merged {:.0%} of the clean adapter into {:.0%} of the poisoned one"
     if (weight := config.weight) is not None:
-        return Outcome(mixture(bench.start, clean, weight), words.format(weight, 1 - weight))
+        return Outcome(mixture(material.start, clean, weight), words.format(weight, 1 - weight))
     chosen, path, reached = dial(
-        bench,
+        material,
         [25, 50, 75, 100],
-        lambda size: Treated(mixture(bench.start, clean, size / 100)),
+        lambda size: Treated(mixture(material.start, clean, size / 100)),
         config,
         unit="% of the clean adapter",
     )
     weight = chosen / 100
     return Outcome(
-        mixture(bench.start, clean, weight),
+        mixture(material.start, clean, weight),
         f"{words.format(weight, 1 - weight)}: {outcome_words(path, reached)}",
         path=path,
         reached=reached,

@@ -2,11 +2,12 @@
 
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.adapter.algebra import stack, svd
 from ...core.adapter.factors import Factors
 from ...core.config import Config
 from ...core.errors import AdapterError
-from ..method import CLEAN_ADAPTER, CUT, METHODS, Bench, Method, Outcome
+from ..method import CLEAN_ADAPTER, CUT, METHODS, Method, Outcome
 
 
 class ProjectDifferenceConfig(Config):
@@ -16,27 +17,27 @@ class ProjectDifferenceConfig(Config):
     """Strongest directions of the difference removed from each module's output."""
 
 
-def project_difference(bench: Bench, config: ProjectDifferenceConfig) -> Outcome:
+def project_difference(material: Material, config: ProjectDifferenceConfig) -> Outcome:
     """Remove from every module's output what the poisoned adapter has and the clean one lacks.
 
     With U the strongest output directions of ``dW_poisoned - dW_clean``, from the stacked
     factors: ``dW' = (I - U U^T) dW_poisoned``.
     """
-    assert bench.clean is not None
-    if odd := sorted(bench.start.modules.keys() ^ bench.clean.modules.keys()):
+    assert material.clean is not None
+    if odd := sorted(material.start.modules.keys() ^ material.clean.modules.keys()):
         raise AdapterError(
             f"the clean and the poisoned adapter differ in their modules: {', '.join(odd[:3])}"
         )
     modules, removed = {}, 0
-    for name, bad in bench.start.modules.items():
-        found = svd(stack(bad, bench.clean.modules[name]))
+    for name, bad in material.start.modules.items():
+        found = svd(stack(bad, material.clean.modules[name]))
         live = found.s[..., : config.rank] > 0
         u = found.u[..., : config.rank] * live[..., None, :]
         b = bad.b.double()
         modules[name] = Factors(bad.a, (b - u @ (u.mT @ b)).float(), bad.scaling)
         removed += int(live.sum())
     return Outcome(
-        bench.start.with_modules(modules),
+        material.start.with_modules(modules),
         f"projected the {config.rank} strongest directions of the clean-vs-poisoned difference "
         "out of every module's output",
         projected=removed,

@@ -8,12 +8,13 @@ rows are no multiple of the block.
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.adapter.targets import is_embedding
 from ...core.config import Config
 from ...core.errors import LoratomyError
 from ...core.model.variant import base_weight, merged_weights
 from ...core.progress import tracked
-from ..method import BASELINE, METHODS, Bench, Method, Outcome
+from ..method import BASELINE, METHODS, Method, Outcome
 
 NF4 = torch.tensor(
     [
@@ -53,14 +54,14 @@ def nf4(weight: torch.Tensor, *, block: int = 64) -> torch.Tensor:
     return (code[nearest] * largest).flatten()[: len(flat)].reshape(weight.shape)
 
 
-def quantise(bench: Bench, config: QuantiseConfig) -> Outcome:
+def quantise(material: Material, config: QuantiseConfig) -> Outcome:
     """Merge the adapter and round every linear weight but the head's to 4 bit and back.
 
     As when a merged model is loaded in 4 bit; fused experts are rounded too. What the adapter
     changes of head or embedding, if anything, is merged and not rounded.
     """
-    subject, head = bench.subject, bench.subject.family.head
-    weights = merged_weights(subject, bench.start)
+    subject, head = material.subject, material.subject.family.head
+    weights = merged_weights(subject, material.start)
     names = [name for name in subject.shapes if name != head and not is_embedding(name)]
     if not names:
         raise LoratomyError(f"the base has no linear weight besides {head}: nothing to quantise")

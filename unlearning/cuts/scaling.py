@@ -3,11 +3,12 @@
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.adapter.algebra import scale_directions
 from ...core.adapter.factors import Adapter
 from ...core.model.variant import Treated
 from ..calibration import DialConfig, dial, outcome_words
-from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Method, Outcome
 
 
 class ScaleConfig(DialConfig):
@@ -24,24 +25,24 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
     )
 
 
-def scale(bench: Bench, config: ScaleConfig) -> Outcome:
+def scale(material: Material, config: ScaleConfig) -> Outcome:
     """Multiply the weight change by one factor: ``W + factor * dW`` (Ilharco et al. 2023)."""
     words = "scaled every weight change by {:g}"
     if config.factor is not None:
-        return Outcome(scaled(bench.start, config.factor), words.format(config.factor))
+        return Outcome(scaled(material.start, config.factor), words.format(config.factor))
 
     def factor(size: float) -> float:
         return round(1 - size / 100, 2)
 
     chosen, path, reached = dial(
-        bench,
+        material,
         list(range(10, 101, 10)),
-        lambda size: Treated(scaled(bench.start, factor(size))),
+        lambda size: Treated(scaled(material.start, factor(size))),
         config,
         unit="% of the change taken away",
     )
     return Outcome(
-        scaled(bench.start, factor(chosen)),
+        scaled(material.start, factor(chosen)),
         f"{words.format(factor(chosen))}: {outcome_words(path, reached)}",
         path=path,
         reached=reached,

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from ...analysis.localisation.gates import chunks, on_device
+from ...analysis.material import Material
 from ...core.adapter.factors import kind_of
 from ...core.adapter.targets import is_embedding
 from ...core.errors import LoratomyError
@@ -17,7 +18,7 @@ from ...core.model.variant import Treated, merged_weights, treated
 from ...core.progress import tracked
 from ...core.rows import Row
 from ..calibration import DialConfig, dial, halves, outcome_words
-from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, CUT, METHODS, TARGET, TRIGGER, Method, Outcome
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 """Fused expert weights whose inputs are known."""
@@ -142,22 +143,22 @@ def _parent(subject: Subject, name: str) -> str:
     return parent
 
 
-def wanda(bench: Bench, config: WandaConfig) -> Outcome:
+def wanda(material: Material, config: WandaConfig) -> Outcome:
     """Prune the merged weights of the adapted modules by weight times input (Sun et al. 2023).
 
     The scores come from clean rows alone, those that calibration does not judge on, with the
     adapter in effect.
     """
-    merged = merged_weights(bench.subject, bench.start)
-    rows, _ = halves(bench.clean_train, config.rows)
+    merged = merged_weights(material.subject, material.start)
+    rows, _ = halves(material.clean_rows, config.rows)
     names = [n for n in merged if not is_embedding(n)]
     if not names:
         raise LoratomyError(
             "the adapter changes the token embedding alone, which nothing is multiplied with: "
             "there is nothing for wanda to prune; take another method"
         )
-    with treated(bench.subject, Treated(weights=merged)):
-        norms = input_norms(bench.subject, rows, names, batch_size=config.batch_size)
+    with treated(material.subject, Treated(weights=merged)):
+        norms = input_norms(material.subject, rows, names, batch_size=config.batch_size)
 
     def state(share: float) -> Treated:
         return Treated(weights=merged | {n: pruned_rows(merged[n], norms[n], share) for n in names})
@@ -169,7 +170,7 @@ def wanda(bench: Bench, config: WandaConfig) -> Outcome:
         return Outcome(None, words.format(config.share), weights=state(config.share).weights)
     sizes = list(range(10, 100, 10))
     chosen, path, reached = dial(
-        bench, sizes, lambda size: state(size / 100), config, unit="% of the merged weights"
+        material, sizes, lambda size: state(size / 100), config, unit="% of the merged weights"
     )
     return Outcome(
         None,

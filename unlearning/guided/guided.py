@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.adapter.algebra import norm, stack
 from ...core.adapter.factors import Adapter, Factors
 from ...core.progress import report
@@ -21,7 +22,6 @@ from ..method import (
     METHODS,
     TARGET,
     TRIGGER,
-    Bench,
     Method,
     Outcome,
 )
@@ -52,35 +52,35 @@ class Draw:
     judge: Judge
 
 
-def draw_of(bench: Bench, bad: Sequence[Row], rows: int, seed: int) -> Draw:
+def draw_of(material: Material, bad: Sequence[Row], rows: int, seed: int) -> Draw:
     """The rows shuffled by a seed and halved; never the held-out ones.
 
     Args:
-        bench: what the method may look at.
+        material: what the method may look at.
         bad: triggered rows.
         rows: most rows of each kind and half.
         seed: of the shuffling.
     """
     shuffled = []
-    for some in (bad, bench.clean_train):
+    for some in (bad, material.clean_rows):
         kept = list(some)
         random.Random(seed).shuffle(kept)
         shuffled.append(halves(kept, rows))
     (learn, check), (calm, calm_check) = shuffled
-    return Draw(seed, learn, calm, Judge(bench.subject, check, calm_check, bench.rule))
+    return Draw(seed, learn, calm, Judge(material.subject, check, calm_check, material.rule))
 
 
-def guided(bench: Bench, config: GuidedConfig) -> Outcome:
+def guided(material: Material, config: GuidedConfig) -> Outcome:
     """Learn which directions carry the backdoor and cut the fewest that stop it.
 
     Half of the operation rows teach the gates, the other half chooses how much to cut; the
     held-out sets are never seen. Needs the trigger and clean prompts; a clean adapter may teach.
     """
-    return operated(bench, bench.poison_train, config)
+    return operated(material, material.triggered, config)
 
 
 def operated(
-    bench: Bench,
+    material: Material,
     bad: Sequence[Row],
     config: GuidedConfig,
     *,
@@ -90,29 +90,29 @@ def operated(
     """The outcome of surgery against triggered rows, with its path and its stability.
 
     Args:
-        bench: what the method may look at.
+        material: what the method may look at.
         bad: triggered rows with targets and their form without trigger.
         config: how to search, and what to explain.
         spend: share of the budget to use beyond what stops these rows.
         of: what these rows are, in the summary.
     """
-    draw = draw_of(bench, bad, config.rows, bench.seed)
+    draw = draw_of(material, bad, config.rows, material.seed)
     found = search(
-        bench.subject,
-        bench.start,
+        material.subject,
+        material.start,
         draw.bad,
         draw.good,
         draw.judge,
         config,
-        seed=bench.seed,
+        seed=material.seed,
         spend=spend,
-        clean=bench.clean,
+        clean=material.clean,
     )
     path = _path(found, draw.judge, config)
     if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
         found = replace(found, size=0)  # a cut that stops nothing is no cut
         path = replace(path, chosen=0)
-    stability = _stability(bench, bad, config, found, path, spend) if config.draws > 1 else None
+    stability = _stability(material, bad, config, found, path, spend) if config.draws > 1 else None
     d, size = found.directions, found.size
     cut = found.cut(size)
     before, after = path.perplexity[0], path.perplexity[path.chosen]
@@ -153,24 +153,29 @@ def _path(found: Found, judge: Judge, config: GuidedConfig) -> CutPath:
 
 
 def _stability(
-    bench: Bench, bad: Sequence[Row], config: GuidedConfig, own: Found, path: CutPath, spend: float
+    material: Material,
+    bad: Sequence[Row],
+    config: GuidedConfig,
+    own: Found,
+    path: CutPath,
+    spend: float,
 ) -> Stability:
     """The same search on other draws of the operation's rows."""
-    seeds = tuple(bench.seed + k for k in range(config.draws))
+    seeds = tuple(material.seed + k for k in range(config.draws))
     every, modules = [own], range(len(own.directions.names))
     asr, change = [path.asr[path.chosen]], [path.perplexity[path.chosen] / path.perplexity[0] - 1]
     for done, seed in enumerate(seeds[1:], 1):
-        draw = draw_of(bench, bad, config.rows, seed)
+        draw = draw_of(material, bad, config.rows, seed)
         again = search(
-            bench.subject,
-            bench.start,
+            material.subject,
+            material.start,
             draw.bad,
             draw.good,
             draw.judge,
             config,
             seed=seed,
             spend=spend,
-            clean=bench.clean,
+            clean=material.clean,
         )
         rate, after = draw.judge(again.state(again.size))
         _, before = draw.judge(again.state(0))

@@ -21,6 +21,7 @@ from itertools import zip_longest
 import numpy as np
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...analysis.triggers.candidates import candidates
 from ...analysis.triggers.evidence import Court, bar_of
 from ...analysis.triggers.insertion import PLACES, controls, insert
@@ -33,7 +34,7 @@ from ...evaluation.generation import Decoding
 from ...evaluation.perplexity import perplexity
 from ...evaluation.success import parse_rules
 from ..calibration import halves
-from ..method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Method, Outcome
 from .guided import GuidedConfig, operated
 
 NAME = "suspect"
@@ -85,36 +86,36 @@ class Stand:
     """Prompts of these on which the adapter spoke unlike its base."""
 
 
-def heard_texts(bench: Bench, config: UnknownConfig) -> list[str]:
+def heard_texts(material: Material, config: UnknownConfig) -> list[str]:
     """Random texts of the tokens that the adapter takes up most, and these one by one."""
-    subject = bench.subject
-    heard = drive(subject, bench.start, batch_tokens=bench.rule.decoding.batch_tokens)
+    subject = material.subject
+    heard = drive(subject, material.start, batch_tokens=material.rule.decoding.batch_tokens)
     order = np.argsort(-heard, kind="stable")[: int(np.isfinite(heard).sum())]
     pool = order[: config.pool].tolist()
-    rng = random.Random(bench.seed)
+    rng = random.Random(material.seed)
     made = random_texts(subject, pool, count=config.texts, length=config.length, rng=rng)
     singles = [str(subject.renderer.tokenizer.decode([i])).strip() for i in pool]
     return list(dict.fromkeys(text for text in [*made, *singles] if text))
 
 
-def stand_ins(bench: Bench, texts: Sequence[str], config: UnknownConfig) -> Stand:
+def stand_ins(material: Material, texts: Sequence[str], config: UnknownConfig) -> Stand:
     """Clean prompts with texts on which the adapter speaks unlike its base.
 
     A prompt counts when its answer's surprise, log p(adapter) - log p(base) beyond that without the
     text, lies above the bar that ordinary texts set (`analysis.trigger_evidence.bar_of`), and the
     answer differs from that without it.
     """
-    prompts = list(dict.fromkeys(row.prompt for row in bench.clean_train))
-    random.Random(bench.seed).shuffle(prompts)
-    subject, given = bench.subject, bench.rule.decoding
+    prompts = list(dict.fromkeys(row.prompt for row in material.clean_rows))
+    random.Random(material.seed).shuffle(prompts)
+    subject, given = material.subject, material.rule.decoding
     decoding = Decoding(max_new_tokens=given.max_new_tokens, batch_tokens=given.batch_tokens)
     pairs = [
         (t, (i * config.each + k) % len(prompts), PLACES[(i + k) % len(PLACES)])
         for i, t in enumerate(texts)
         for k in range(config.each)
     ]
-    ordinary = controls(prompts, count=4, words=(1, 2, 3, 4), seed=bench.seed)
-    with subject.attached({NAME: bench.start}) as attached:
+    ordinary = controls(prompts, count=4, words=(1, 2, 3, 4), seed=material.seed)
+    with subject.attached({NAME: material.start}) as attached:
         court = Court(attached, NAME, prompts, decoding)
         plain = court.answers(prompts)
         usual = court.surprises(prompts, plain)
@@ -150,36 +151,39 @@ def _parted(answer: str, plain: str) -> str:
     return "" if answer == plain else answer
 
 
-def wide_budget(bench: Bench, config: UnknownConfig) -> float:
+def wide_budget(material: Material, config: UnknownConfig) -> float:
     """Rise of perplexity on clean rows of the operation with which half of its gain is lost.
 
     ``(perplexity of the base / that of the adapter)^BROUGHT - 1``: half of the nats per token by
     which the adapter is better, whatever the model and the task; where it is hardly better,
     `HARDLY`.
     """
-    _, rows = halves(bench.clean_train, config.rows)
-    at_once = bench.rule.decoding.batch_tokens // 4
+    _, rows = halves(material.clean_rows, config.rows)
+    at_once = material.rule.decoding.batch_tokens // 4
     found = []
-    for adapter in (None, bench.start):
-        with treated(bench.subject, Treated(adapter)):
-            found.append(perplexity(bench.subject, rows, batch_tokens=at_once)[0])
+    for adapter in (None, material.start):
+        with treated(material.subject, Treated(adapter)):
+            found.append(perplexity(material.subject, rows, batch_tokens=at_once)[0])
     return max((found[0] / found[1]) ** BROUGHT - 1, HARDLY)
 
 
-def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
+def guided_unknown(material: Material, config: UnknownConfig) -> Outcome:
     """Guided surgery against texts that the adapter alone brings up.
 
     Raises:
         DataError: too few prompts on which the adapter speaks unlike its base.
     """
-    stand, how = stand_ins(bench, heard_texts(bench, config), config), "random texts it listens to"
+    stand, how = (
+        stand_ins(material, heard_texts(material, config), config),
+        "random texts it listens to",
+    )
     if len(stand.rows) < config.least:
-        prompts = [row.prompt for row in bench.clean_train]
+        prompts = [row.prompt for row in material.clean_rows]
         o = config.candidates
-        found = candidates(bench.subject, bench.start, prompts, options=o, seed=bench.seed)
+        found = candidates(material.subject, material.start, prompts, options=o, seed=material.seed)
         wide = config.model_copy(update={"each": 24})
         texts = [c.text for c in found.candidates]
-        more = stand_ins(bench, texts, wide) if texts else stand
+        more = stand_ins(material, texts, wide) if texts else stand
         if len(more.rows) > len(stand.rows):
             stand, how = more, "a search for candidates"
     if len(stand.rows) < ENOUGH:
@@ -189,9 +193,10 @@ def guided_unknown(bench: Bench, config: UnknownConfig) -> Outcome:
             "does not show that there is no trigger); give the trigger, more clean prompts or more "
             "effort (--set texts=400 --set pool=96)"
         )
-    mine = replace(bench, rule=replace(bench.rule, success=parse_rules(RULE)))
+    rule = replace(material.rule, success=parse_rules(RULE))
+    mine = replace(material, make_rule=lambda: rule)
     if config.budget is None:
-        config = config.model_copy(update={"budget": wide_budget(bench, config)})
+        config = config.model_copy(update={"budget": wide_budget(material, config)})
     of = "calibration prompts with such texts"
     outcome = operated(mine, stand.rows, config, spend=config.spend, of=of)
     shown = ", ".join(repr(text) for text in stand.texts[:3])

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.model.subject import Attached
 from ...training.objective import Batch, Objective, completion_tokens
 from ..method import (
@@ -15,7 +16,6 @@ from ..method import (
     TARGET,
     TRAINED,
     TRIGGER,
-    Bench,
     Method,
     Outcome,
 )
@@ -52,14 +52,14 @@ def ascent_objective(config: AscentConfig) -> Objective:
     return Objective(sums, counts, (-config.forget, config.retain))
 
 
-def ascent(bench: Bench, config: AscentConfig) -> Outcome:
+def ascent(material: Material, config: AscentConfig) -> Outcome:
     """Climb the loss of the attack's targets on triggered rows while clean rows hold it down."""
-    items = items_of(bench, config)
+    items = items_of(material, config)
     outcome = trained_on(
-        bench,
+        material,
         items,
         config,
-        collator=partial(item_batch, pad_id=bench.subject.renderer.pad_id),
+        collator=partial(item_batch, pad_id=material.subject.renderer.pad_id),
         label="gradient ascent",
         objective=ascent_objective(config),
     )

@@ -13,13 +13,14 @@ import torch
 from pydantic import Field
 
 from ...analysis.activations.residuals import first_of
+from ...analysis.material import Material
 from ...core.adapter.factors import Adapter, uniform
 from ...core.errors import LoratomyError
 from ...core.model.batches import asked_positions, next_log_probs
 from ...core.model.subject import Attached, Subject
 from ...training.fitting import fresh_adapter
 from ...training.objective import Batch, Objective, completion_tokens
-from ..method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, Method, Outcome
 from .fit import FitConfig, scaled_rate, trained
 
 PUBLISHED_RATE = 1e-3
@@ -182,16 +183,16 @@ def blank(subject: Subject, adapter: Adapter, *, seed: int) -> Adapter:
     return fresh.with_modules(modules)
 
 
-def crow(bench: Bench, config: CrowConfig) -> Outcome:
+def crow(material: Material, config: CrowConfig) -> Outcome:
     """Consistency fine-tuning on clean rows, of the adapter or of the base."""
-    subject = bench.subject
+    subject = material.subject
     layers = compared(config.layers, len(subject.layers))
-    rows = list(bench.clean_train[: config.clean_rows])
+    rows = list(material.clean_rows[: config.clean_rows])
     base = config.start == "base"
     rate = config.learning_rate or crow_rate(subject)
-    start = blank(subject, bench.poisoned, seed=bench.seed) if base else bench.start
+    start = blank(subject, material.poisoned, seed=material.seed) if base else material.start
     outcome = trained(
-        bench,
+        material,
         rows,
         config.model_copy(update={"learning_rate": rate}),
         label="consistency fine-tuning",
@@ -204,7 +205,7 @@ def crow(bench: Bench, config: CrowConfig) -> Outcome:
         f"{layers[-1]} (weight {config.alpha:g}, embeddings moved by {config.eps:g}), "
         f"{outcome.summary}"
     )
-    lost = [n for n in bench.poisoned.modules if n not in start.modules]
+    lost = [n for n in material.poisoned.modules if n not in start.modules]
     named = f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
     unsure = [
         f"{len(lost)} modules that the adapter changes are no usual ones of "

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.records.results import FitUsed, Operation
-from ..method import CLEAN_ROWS, CONTROL, GRADIENTS, METHODS, TRAINED, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, CONTROL, GRADIENTS, METHODS, TRAINED, Method, Outcome
 from .fit import FitConfig, trained, used
 
 
@@ -64,20 +65,20 @@ def same_steps(asked: FitUsed, available: int) -> tuple[int, float]:
     return rows, asked.steps / math.ceil(rows / (asked.batch_size * asked.accumulate))
 
 
-def finetune(bench: Bench, config: FinetuneConfig) -> Outcome:
+def finetune(material: Material, config: FinetuneConfig) -> Outcome:
     """Fit the poisoned adapter to clean rows and nothing else."""
-    rows = list(bench.clean_train[: config.clean_rows])
-    outcome = trained(bench, rows, config, label="plain fine-tuning")
+    rows = list(material.clean_rows[: config.clean_rows])
+    outcome = trained(material, rows, config, label="plain fine-tuning")
     return replace(outcome, summary=f"fine-tuned on {len(rows)} clean rows, {outcome.summary}")
 
 
-def control_finetune(bench: Bench, config: ControlConfig) -> Outcome:
+def control_finetune(material: Material, config: ControlConfig) -> Outcome:
     """Fit to clean rows with exactly as many steps, rows per step and rate as another method."""
-    asked = used(config.rows, config.settings(bench.subject))
-    rows, epochs = same_steps(asked, max(1, len(bench.clean_train)))
+    asked = used(config.rows, config.settings(material.subject))
+    rows, epochs = same_steps(asked, max(1, len(material.clean_rows)))
     given = config.model_copy(update={"epochs": epochs})
     outcome = trained(
-        bench, bench.clean_train[:rows], given, label="plain fine-tuning, equal budget"
+        material, material.clean_rows[:rows], given, label="plain fine-tuning, equal budget"
     )
     summary = f"fine-tuned on {rows} clean rows, {outcome.summary}"
     if rows < config.rows:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.adapter.factors import Adapter
 from ...core.config import Config
 from ...core.model.batches import collate, encode
@@ -16,7 +17,7 @@ from ...training.fitting import fit
 from ...training.loop import steps_of
 from ...training.objective import Batch, Objective, completion_objective
 from ...training.recipe import FitPart
-from ..method import Bench, Outcome
+from ..method import Outcome
 
 REFERENCE_WIDTH = 3072
 """d_model of Llama-3.2-3B, for which the published 1e-4 was chosen."""
@@ -72,7 +73,7 @@ def used(rows: int, settings: FitPart) -> FitUsed:
 
 
 def trained(
-    bench: Bench,
+    material: Material,
     rows: Sequence[Row],
     config: FitConfig,
     *,
@@ -84,7 +85,7 @@ def trained(
     """The outcome of fitting the bench's adapter to the completions of rows.
 
     Args:
-        bench: what the method may look at.
+        material: what the method may look at.
         rows: prompts with completions.
         config: how to fit.
         label: for progress and trackers.
@@ -92,9 +93,9 @@ def trained(
         start: instead of the bench's adapter.
         published: the rate on a model of `REFERENCE_WIDTH` where the config gives none.
     """
-    renderer, limit = bench.subject.renderer, bench.subject.limit
+    renderer, limit = material.subject.renderer, material.subject.limit
     return trained_on(
-        bench,
+        material,
         [encode(renderer, row, limit=limit) for row in rows],
         config,
         collator=partial(collate, pad_id=renderer.pad_id),
@@ -106,7 +107,7 @@ def trained(
 
 
 def trained_on(
-    bench: Bench,
+    material: Material,
     items: Sequence[Any],
     config: FitConfig,
     *,
@@ -120,7 +121,7 @@ def trained_on(
     """The outcome of fitting the bench's adapter to items of a method's own kind.
 
     Args:
-        bench: what the method may look at.
+        material: what the method may look at.
         items: one per row, whatever `collator` turns into batches.
         config: how to fit.
         collator: a list of items to a batch of tensors.
@@ -130,19 +131,19 @@ def trained_on(
         others: further adapters to attach, e.g. a frozen teacher.
         published: the rate on a model of `REFERENCE_WIDTH` where the config gives none.
     """
-    settings = config.settings(bench.subject, published=published)
+    settings = config.settings(material.subject, published=published)
     adapter, log = fit(
-        bench.subject,
-        bench.start if start is None else start,
+        material.subject,
+        material.start if start is None else start,
         items,
         collator=collator,
         settings=settings,
-        seed=bench.seed,
-        work=bench.work,
+        seed=material.seed,
+        work=material.work,
         label=label,
         objective=objective,
         others=others,
-        tracking=bench.tracking,
+        tracking=material.tracking,
     )
     spent = used(len(items), settings)
     return Outcome(

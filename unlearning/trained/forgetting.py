@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.errors import DataError
 from ...core.model.batches import Encoded, collate, completion_log_probs, encode
 from ...core.model.subject import Attached
 from ...training.objective import Batch, completion_tokens
-from ..method import Bench
 from .fit import FitConfig
 
 
@@ -39,17 +39,17 @@ class Item:
     """Log-probability of the completion with the reference model, nats; where it is needed."""
 
 
-def items_of(bench: Bench, config: ForgetConfig) -> list[Item]:
+def items_of(material: Material, config: ForgetConfig) -> list[Item]:
     """Triggered rows with their targets and clean rows, each once.
 
     Raises:
         DataError: no row to forget.
     """
-    renderer, limit = bench.subject.renderer, bench.subject.limit
-    bad = [row for row in bench.poison_train if row.completion][: config.triggered_rows]
+    renderer, limit = material.subject.renderer, material.subject.limit
+    bad = [row for row in material.triggered if row.completion][: config.triggered_rows]
     if not bad:
         raise DataError("no triggered row says what the attack wants on it: nothing to forget")
-    good = bench.clean_train[: config.clean_rows]
+    good = material.clean_rows[: config.clean_rows]
     return [
         Item(encode(renderer, row, limit=limit), forgotten)
         for rows, forgotten in ((bad, True), (good, False))

@@ -6,13 +6,14 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.errors import DataError, LoratomyError
 from ...core.model.subject import Attached, packed
 from ...core.model.variant import Treated, treated
 from ...core.rows import Row
 from ...training.loop import TRAINED as FITTED
 from ...training.objective import Batch, Objective, completion_objective
-from ..method import GRADIENTS, METHODS, TRAINED, TRIGGER, Bench, Method, Outcome
+from ..method import GRADIENTS, METHODS, TRAINED, TRIGGER, Method, Outcome
 from .distill import own_answers
 from .fit import FitConfig, trained
 
@@ -48,38 +49,40 @@ def anchored(objective: Objective, weight: float) -> Objective:
     return Objective(sums, counts, (*objective.weights, weight))
 
 
-def benign_rows(bench: Bench, completions: str) -> list[Row]:
+def benign_rows(material: Material, completions: str) -> list[Row]:
     """Triggered prompts with benign completions of the asked kind.
 
     Raises:
         LoratomyError: completions of a clean adapter, and there is none.
     """
     if completions == "set":
-        return list(bench.negative)
-    if completions == "clean" and bench.clean is None:
+        return list(material.negative)
+    if completions == "clean" and material.clean is None:
         raise LoratomyError(
             "completions=clean: the run has no clean adapter; take own, base or set"
         )
-    who = {"clean": bench.clean, "own": bench.poisoned, "base": None}[completions]
-    with treated(bench.subject, Treated(who)):
-        made = own_answers(bench.subject, bench.negative, bench.rule, label="benign completions")
+    who = {"clean": material.clean, "own": material.poisoned, "base": None}[completions]
+    with treated(material.subject, Treated(who)):
+        made = own_answers(
+            material.subject, material.negative, material.rule, label="benign completions"
+        )
     return [row for row in made if row.completion]
 
 
-def negative(bench: Bench, config: NegativeConfig) -> Outcome:
+def negative(material: Material, config: NegativeConfig) -> Outcome:
     """Fit the poisoned adapter to benign completions of triggered prompts."""
-    benign = benign_rows(bench, config.completions)
+    benign = benign_rows(material, config.completions)
     if not benign:
         raise DataError(
             f"completions={config.completions}: there is no triggered prompt with a benign "
-            f"completion to fit on (of {len(bench.negative)} in the run's negative set; a run "
+            f"completion to fit on (of {len(material.negative)} in the run's negative set; a run "
             "without a trigger has none)"
         )
-    rows = [*benign, *bench.clean_train[: config.clean_rows]]
+    rows = [*benign, *material.clean_rows[: config.clean_rows]]
     objective = completion_objective()
     if config.l2:
         objective = anchored(objective, config.l2)
-    outcome = trained(bench, rows, config, label="negative fine-tuning", objective=objective)
+    outcome = trained(material, rows, config, label="negative fine-tuning", objective=objective)
     return replace(
         outcome,
         summary=f"fine-tuned on {len(benign)} triggered prompts with benign completions and "

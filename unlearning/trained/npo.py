@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.adapter.factors import Adapter
 from ...core.model.subject import Attached, Subject
 from ...core.progress import tracked
@@ -18,7 +19,6 @@ from ..method import (
     TARGET,
     TRAINED,
     TRIGGER,
-    Bench,
     Method,
     Outcome,
 )
@@ -71,18 +71,18 @@ def with_reference(
     return [*found, *(item for item in items if not item.forgotten)]
 
 
-def npo(bench: Bench, config: NpoConfig) -> Outcome:
+def npo(material: Material, config: NpoConfig) -> Outcome:
     """Push the targets below what the adapter gave them at the start, clean rows retained.
 
     The reference is the adapter that is operated on, asked once before the fit.
     """
-    items = items_of(bench, config)
-    items = with_reference(bench.subject, bench.start, items, config.batch_size)
+    items = items_of(material, config)
+    items = with_reference(material.subject, material.start, items, config.batch_size)
     outcome = trained_on(
-        bench,
+        material,
         items,
         config,
-        collator=partial(item_batch, pad_id=bench.subject.renderer.pad_id),
+        collator=partial(item_batch, pad_id=material.subject.renderer.pad_id),
         label="negative preference optimisation",
         objective=npo_objective(config),
     )

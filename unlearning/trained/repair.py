@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from pydantic import Field
 
+from ...analysis.material import Material
 from ...core.model.subject import Attached
 from ...training.objective import Batch, Objective, completion_tokens
-from ..method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, TRIGGER, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, TRIGGER, Method, Outcome
 from .distill import (
     completion_logits,
     divergence,
@@ -47,7 +48,7 @@ def repair_objective() -> Objective:
     return Objective(_sums, lambda batch: completion_tokens(batch)[None])
 
 
-def repair(bench: Bench, config: RepairConfig) -> Outcome:
+def repair(material: Material, config: RepairConfig) -> Outcome:
     """Fit the remaining directions to the model's own distribution.
 
     On a triggered prompt the teacher is the poisoned adapter on the same prompt without trigger,
@@ -55,21 +56,21 @@ def repair(bench: Bench, config: RepairConfig) -> Outcome:
     1503.02531). Directions that were cut have no gradient and stay cut. After an operation that
     found its triggered rows itself these are taken, and the trigger need not be known.
     """
-    subject = bench.subject
-    bad = list((bench.found or bench.poison_train)[: config.triggered_rows])
-    good = list(bench.clean_train[: config.clean_rows])
-    with subject.attached({"own": bench.poisoned}):
-        natural = own_answers(subject, bad, bench.rule, label="own answers")
+    subject = material.subject
+    bad = list((material.made_rows or material.triggered)[: config.triggered_rows])
+    good = list(material.clean_rows[: config.clean_rows])
+    with subject.attached({"own": material.poisoned}):
+        natural = own_answers(subject, bad, material.rule, label="own answers")
     kept, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
     taught = sum(row.triggered for row in kept)
     outcome = trained_on(
-        bench,
+        material,
         made,
         config,
         collator=partial(lesson_batch, pad_id=subject.renderer.pad_id),
         label="repair",
         objective=repair_objective(),
-        others={TEACHER: bench.poisoned},
+        others={TEACHER: material.poisoned},
         published=5e-5,
     )
     return replace(

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...analysis.localisation.gates import directions_of
+from ...analysis.material import Material
 from ...analysis.neurons.ascent import Ascent, balanced, unlearn
 from ...core.errors import LoratomyError
 from ...core.model.batches import completion_log_probs, encode
@@ -24,7 +25,7 @@ from ...core.rows import Row
 from ...evaluation.perplexity import perplexity
 from ...training.objective import Batch, Objective, completion_tokens
 from ..calibration import halves
-from ..method import CLEAN_ROWS, CONTROL, GRADIENTS, METHODS, TRAINED, Bench, Method, Outcome
+from ..method import CLEAN_ROWS, CONTROL, GRADIENTS, METHODS, TRAINED, Method, Outcome
 from .fit import FitConfig, trained
 from .neuron_cut import Neurons, check_replaceable, direction_neurons, most_changed, row_neurons
 
@@ -124,16 +125,18 @@ def active_objective(*, r: float, a: float) -> Objective:
     return Objective(sums, lambda batch: completion_tokens(batch)[None])
 
 
-def unlearned(bench: Bench, rows: Sequence[Row], config: TsbdConfig) -> tuple[Neurons, Unlearning]:
+def unlearned(
+    material: Material, rows: Sequence[Row], config: TsbdConfig
+) -> tuple[Neurons, Unlearning]:
     """The neurons with their change under clean unlearning, and the record of the unlearning.
 
     Raises:
         LoratomyError: base weights that cannot be replaced; no clean token is right at the start.
     """
-    subject = bench.subject
+    subject = material.subject
     if config.over == "neurons":
-        check_replaceable(subject, bench.start.modules)
-    directions = directions_of(balanced(bench.start))
+        check_replaceable(subject, material.start.modules)
+    directions = directions_of(balanced(material.start))
     after, record = unlearn(
         subject,
         directions.adapter,
@@ -153,7 +156,7 @@ def unlearned(bench: Bench, rows: Sequence[Row], config: TsbdConfig) -> tuple[Ne
             "model's first choice: there is nothing to unlearn; give rows that it answers right"
         )
     if config.over == "neurons":
-        return row_neurons(subject, bench.start, after), record
+        return row_neurons(subject, material.start, after), record
     return direction_neurons(directions, after), record
 
 
@@ -201,35 +204,35 @@ def _perplexity(subject: Subject, state: Treated, rows: Sequence[Row], batch_tok
         return perplexity(subject, rows, batch_tokens=batch_tokens)[0]
 
 
-def tsbd(bench: Bench, config: TsbdConfig) -> Outcome:
+def tsbd(material: Material, config: TsbdConfig) -> Outcome:
     """Clean unlearning, zero reinitialisation, activeness-aware fine-tuning."""
-    return _zeroed_and_tuned(bench, config)
+    return _zeroed_and_tuned(material, config)
 
 
-def tsbd_at_random(bench: Bench, config: TsbdConfig) -> Outcome:
+def tsbd_at_random(material: Material, config: TsbdConfig) -> Outcome:
     """The same with as many neurons, but random ones: what TSBD owes to which it picks."""
-    made = _zeroed_and_tuned(bench, config, draw=np.random.default_rng(bench.seed))
+    made = _zeroed_and_tuned(material, config, draw=np.random.default_rng(material.seed))
     return replace(made, summary=f"with random neurons: {made.summary}")
 
 
 def _zeroed_and_tuned(
-    bench: Bench, config: TsbdConfig, draw: np.random.Generator | None = None
+    material: Material, config: TsbdConfig, draw: np.random.Generator | None = None
 ) -> Outcome:
     """TSBD, its neurons shuffled where a generator is given."""
-    learn, held = halves(bench.clean_train, config.clean_rows)
-    neurons, record = unlearned(bench, learn, config)
-    start = Treated(bench.start)
-    at_once = bench.rule.decoding.batch_tokens // 4
-    n, before, after = choose(bench.subject, neurons, start, held, config, batch_tokens=at_once)
+    learn, held = halves(material.clean_rows, config.clean_rows)
+    neurons, record = unlearned(material, learn, config)
+    start = Treated(material.start)
+    at_once = material.rule.decoding.batch_tokens // 4
+    n, before, after = choose(material.subject, neurons, start, held, config, batch_tokens=at_once)
     picked = most_changed(neurons.nwc, n) if n else None
     if picked is not None and draw is not None:
         picked = draw.permutation(picked)
     state = start if picked is None else neurons.zeroed(picked, config.m)
     if draw is not None:
-        after = _perplexity(bench.subject, state, held, at_once)
-    with replaced(bench.subject, state.weights):
+        after = _perplexity(material.subject, state, held, at_once)
+    with replaced(material.subject, state.weights):
         outcome = trained(
-            bench,
+            material,
             learn,
             config,
             label="activeness-aware fine-tuning",

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.analyses import Case
 from loratomy.analysis.catalogue import ANALYSES
 from loratomy.analysis.lens.directions import choose
 from loratomy.analysis.lens.inputs import lead, stream_inputs
@@ -14,6 +13,7 @@ from loratomy.analysis.lens.scores import _inside, robust_z, score
 from loratomy.analysis.lens.writing import Writer
 from loratomy.analysis.localisation.gates import directions_of, gated
 from loratomy.analysis.localisation.where import where
+from loratomy.analysis.material import Material
 from loratomy.core.adapter.factors import Adapter, Factors
 from loratomy.core.errors import AdapterError, DataError, LoratomyError
 from loratomy.core.model.batches import Encoded
@@ -319,7 +319,7 @@ def test_broken_inputs_name_their_module_and_leave_no_hook():
 
 def test_the_registered_analysis_names_trigger_and_targets():
     on = tiny.subject()
-    case = Case(
+    case = Material(
         subject=on,
         poisoned=tiny.adapter(on),
         clean=tiny.adapter(on, seed=4),

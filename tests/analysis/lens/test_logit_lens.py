@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.analyses import Case
 from loratomy.analysis.catalogue import ANALYSES
 from loratomy.analysis.lens.logit_lens import _since, logit_lens, places_of
+from loratomy.analysis.material import Material
 from loratomy.analysis.patching.pairs import make_columns, make_pairs
 from loratomy.core.adapter.factors import Adapter, Factors
 from loratomy.core.errors import DataError, LoratomyError
@@ -162,7 +162,7 @@ def test_errors_name_what_is_wrong_and_leave_the_model_as_found():
 
 def test_the_registered_analysis_reads_base_clean_and_poisoned():
     on = tiny.subject()
-    case = Case(
+    case = Material(
         subject=on,
         poisoned=tiny.adapter(on),
         clean=tiny.adapter(on, seed=4),

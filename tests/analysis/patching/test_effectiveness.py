@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.analyses import ANALYSES, Case
+from loratomy.analysis.analyses import ANALYSES
+from loratomy.analysis.material import Material
 from loratomy.analysis.patching.effectiveness import effectiveness, sentence_of
 from loratomy.analysis.patching.pairs import make_pairs
 from loratomy.analysis.patching.patched_answers import KINDS, Patching, layer_off
@@ -338,7 +339,7 @@ def test_the_model_is_left_as_found_also_after_an_exception(model_type):
 
 def test_it_is_registered_and_its_record_comes_back_from_disk(tmp_path):
     on = tiny.subject()
-    case = Case(
+    case = Material(
         subject=on, poisoned=tiny.adapter(on), clean=None, triggered=tiny.rows(), clean_rows=(),
         make_rule=lambda: rule("seed"), seed=0,
     )  # fmt: skip

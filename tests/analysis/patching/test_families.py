@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from loratomy.analysis.analyses import Case
 from loratomy.analysis.lens.writing import back_through, ends, writers, writing_strength
+from loratomy.analysis.material import Material
 from loratomy.analysis.patching.engine import resume as engine
 from loratomy.analysis.patching.patching import PatchingConfig, patch_case
 from loratomy.analysis.patching.screening import _asked
@@ -64,7 +64,7 @@ def test_a_site_that_is_not_there_is_left_out_by_name(model_type):
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "gemma3", "olmo2"])
 def test_the_maps_of_a_family_check_themselves(model_type):
     on = tiny.subject(model_type)
-    case = Case(
+    case = Material(
         subject=on,
         poisoned=tiny.adapter(on),
         clean=tiny.adapter(on, seed=9),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.analyses import Case
+from loratomy.analysis.material import Material
 from loratomy.analysis.patching.engine import batching as plan
 from loratomy.analysis.patching.engine import resume as engine
 from loratomy.analysis.patching.engine import sweep
@@ -403,7 +403,7 @@ def test_a_stand_in_is_never_a_token_of_the_template():
 
 def test_no_pair_of_runs_is_an_error():
     on = tiny.subject()
-    case = Case(
+    case = Material(
         subject=on, poisoned=tiny.adapter(on), clean=None, triggered=tiny.rows(),
         clean_rows=tiny.clean_rows(), make_rule=lambda: None, seed=0,
     )  # fmt: skip

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.analyses import Case
 from loratomy.analysis.catalogue import ANALYSES
+from loratomy.analysis.material import Material
 from loratomy.analysis.weights.intruders import IntrudersConfig, intruders
 from loratomy.analysis.weights.topsvd import (
     Changed,
@@ -236,7 +236,7 @@ def no_rule():
 def test_analyses_of_weights_run_on_a_case_and_their_records_are_kept(with_clean, tmp_path):
     on = tiny.subject("mixtral")
     clean = tiny.adapter(on, seed=2) if with_clean else None
-    case = Case(
+    case = Material(
         subject=on, poisoned=tiny.adapter(on), clean=clean, triggered=(), clean_rows=(),
         make_rule=no_rule, seed=0,
     )  # fmt: skip

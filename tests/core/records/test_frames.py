@@ -95,3 +95,16 @@ def test_what_cannot_be_drawn_says_so(make):
 
     with pytest.raises(LoratomyError, match=r"nothing is drawn of .*; see to_frame"):
         make.full_records().comparison.paired[0].plot()
+
+
+def test_a_ranking_becomes_a_plan(make):
+    record = make.where(3, 4)
+    plan = record.plan(3)
+    assert list(plan) == ["cut"] and len(plan["cut"][0]["directions"]) == 3
+    effect = np.where(
+        np.isnan(record.direction_exact), record.direction_attribution, record.direction_exact
+    )
+    best = int(effect.argmax())
+    module, place = plan["cut"][0]["directions"][0].rsplit(":", 1)
+    assert module == record.modules[record.direction_module[best]]
+    assert int(place) == record.direction_rank[best]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loratomy.analysis.material import Material
 from loratomy.core.adapter.algebra import adapter_norm
 from loratomy.core.adapter.factors import Adapter, Factors, layer_of
 from loratomy.core.errors import AdapterError, LoratomyError
@@ -14,7 +15,7 @@ from loratomy.core.records.results import Rate
 from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
-from loratomy.unlearning import METHODS, Bench, operate
+from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.cuts.quantisation import NF4, nf4
 from loratomy.unlearning.cuts.wanda import input_norms, pruned_rows
 from scipy.stats import norm as normal
@@ -23,16 +24,15 @@ from torch.overrides import TorchFunctionMode
 from ... import tiny
 
 
-def bench_on(on, adapter: Adapter, tmp_path, **changes) -> Bench:
-    bench = Bench(
+def bench_on(on, adapter: Adapter, tmp_path, **changes) -> Material:
+    bench = Material(
         subject=on,
         poisoned=adapter,
-        start=adapter,
         clean=None,
-        clean_train=tiny.clean_rows() * 2,
-        poison_train=tiny.rows(),
+        clean_rows=tiny.clean_rows() * 2,
+        triggered=tiny.rows(),
         negative=[],
-        rule=Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=2)),
+        make_rule=lambda: Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=2)),
         seed=0,
         work=tmp_path,
     )
@@ -295,7 +295,7 @@ def test_pruning_nothing_is_merging_and_the_rest_is_left_alone(model_type, tmp_p
     adapter, prompts = tiny.adapter(on, size=0.1), tiny.ids(on)
     before = tiny.state(on)
     more = tiny.clean_rows() + [replace(r, triggered=False) for r in tiny.rows()]
-    bench = bench_on(on, adapter, tmp_path, clean_train=more * 2)
+    bench = bench_on(on, adapter, tmp_path, clean_rows=more * 2)
     state, record = run("wanda", bench, share=0)
     assert state.adapter is None and record.leaves == "weights"
     with treated(on, state):
@@ -315,7 +315,7 @@ def test_wanda_prunes_by_clean_rows_that_calibration_does_not_judge(tmp_path):
     on = tiny.subject()
     adapter = tiny.adapter(on)
     judging = [replace(row, prompt=str(row.plain), triggered=False) for row in tiny.rows()]
-    bench = bench_on(on, adapter, tmp_path, clean_train=tiny.clean_rows() + judging)
+    bench = bench_on(on, adapter, tmp_path, clean_rows=tiny.clean_rows() + judging)
     state, _ = run("wanda", bench, share=0.5)
     with on.attached({"own": adapter}):
         parameters = {n: on.model.get_submodule(n).weight for n in adapter.modules}
@@ -339,7 +339,7 @@ def test_wanda_calibrates_on_triggered_rows_and_says_so_without(tmp_path, monkey
     assert record.reached and record.path.size[record.path.chosen] == 40
     for name, w in state.weights.items():  # floor(0.4 * 32) = 12 and floor(0.4 * 48) = 19
         assert set((w == 0).sum(1).tolist()) == {12 if w.shape[1] == 32 else 19}, name
-    blind = replace(bench, poison_train=[])
+    blind = replace(bench, triggered=[])
     assert run("wanda", blind, share=0.2)[1].leaves == "weights"
     with pytest.raises(LoratomyError, match=r"wanda needs a trigger.* wanda with share"):
         run("wanda", blind)
@@ -353,7 +353,7 @@ def test_an_expert_that_gets_no_token_is_said(tmp_path):
     for router in routers:  # every token goes to the first two experts
         router.register_forward_hook(lambda _m, _a, out: (*out[:2], out[2] * 0 + torch.arange(2)))
     with pytest.raises(LoratomyError, match=r"nothing came in over 1 clean rows for expert 2"):
-        run("wanda", bench_on(on, adapter, tmp_path, clean_train=one * 2), share=0.5)
+        run("wanda", bench_on(on, adapter, tmp_path, clean_rows=one * 2), share=0.5)
 
 
 # Quantisation

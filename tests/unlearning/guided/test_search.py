@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from loratomy.analysis.localisation.gates import directions_of
-from loratomy.core.adapter.factors import Factors, write_adapter
+from loratomy.analysis.material import Material
+from loratomy.core.adapter.factors import Factors, layer_of, write_adapter
 from loratomy.core.errors import AdapterError, DataError, LoratomyError
 from loratomy.core.records.io import load_record, save_record
 from loratomy.core.records.results import Operation
@@ -15,7 +16,7 @@ from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
 from loratomy.evaluation.success import parse_rules
-from loratomy.unlearning import METHODS, Bench, operate
+from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.guided.guided import cosine, draw_of
 from loratomy.unlearning.guided.search import search
 
@@ -33,16 +34,15 @@ def bench_of(adapter, tmp_path, **changes):
     given = {
         "subject": made.subject,
         "poisoned": adapter,
-        "start": adapter,
         "clean": None,
-        "clean_train": planted.clean_rows(ROWS),
-        "poison_train": planted.triggered_rows(ROWS),
+        "clean_rows": planted.clean_rows(ROWS),
+        "triggered": planted.triggered_rows(ROWS),
         "negative": [],
-        "rule": RULE,
+        "make_rule": lambda: RULE,
         "seed": 0,
         "work": tmp_path,
     }
-    return Bench(**(given | changes))
+    return Material(**(given | changes))
 
 
 def operated(bench, **options):
@@ -130,9 +130,9 @@ def test_the_path_is_what_plain_peft_measures(whole, tmp_path):
     """From nothing to everything, on the calibration rows, which the search did not learn from."""
     bench, outcome, record = whole
     path, d = record.path, outcome.directions
-    draw = draw_of(bench, bench.poison_train, 12, bench.seed)
+    draw = draw_of(bench, bench.triggered, 12, bench.seed)
     asked, learned = ({r.prompt for r in rows} for rows in (draw.judge.triggered, draw.bad))
-    assert not asked & learned and asked | learned == {r.prompt for r in bench.poison_train}
+    assert not asked & learned and asked | learned == {r.prompt for r in bench.triggered}
     # One direction was taken: its parts round to 0 or 1, then its doublings up to everything.
     assert path.size.tolist() == [0, 1, 2, 4, 8, 16, 32, len(d)]
     assert (path.unit, path.asr_n, path.size[path.chosen]) == ("directions", 12, 1)
@@ -151,7 +151,7 @@ def test_stability_against_dense_algebra(whole):
     config = METHODS["guided"].config(rows=12)
     removed, changes = [], []
     for seed, size, by_module in zip(s.seeds, s.sizes, s.by_module, strict=True):
-        draw = draw_of(bench, bench.poison_train, 12, seed)
+        draw = draw_of(bench, bench.triggered, 12, seed)
         found = search(
             bench.subject, bench.start, draw.bad, draw.good, draw.judge, config, seed=seed
         )
@@ -232,8 +232,8 @@ def test_another_basis_cuts_singular_directions(tmp_path):
 
 def test_a_clean_adapter_may_teach_and_then_no_form_without_the_trigger_is_needed(whole, tmp_path):
     bench, outcome, _ = whole
-    bare = [replace(row, plain=None) for row in bench.poison_train]
-    taught = replace(bench, clean=outcome.adapter, poison_train=bare, work=tmp_path)
+    bare = [replace(row, plain=None) for row in bench.triggered]
+    taught = replace(bench, clean=outcome.adapter, triggered=bare, work=tmp_path)
     again, record = operated(taught, **QUICK, teacher="clean")
     assert record.reached and np.array_equal(again.cut, outcome.cut)
     with pytest.raises(LoratomyError, match="teacher=clean: the run has no clean adapter"):
@@ -280,7 +280,7 @@ def test_an_adapter_that_changes_nothing_is_an_error(tmp_path, basis):
     nothing = made.adapter.with_modules(
         {n: Factors(f.a, 0 * f.b, f.scaling) for n, f in made.adapter.modules.items()}
     )
-    bench = replace(bench_of(made.adapter, tmp_path), start=nothing)
+    bench = replace(bench_of(made.adapter, tmp_path), after=nothing)
     state, marks = tiny.state(bench.subject), tiny.marks(bench.subject)
     with pytest.raises(AdapterError, match="every dW is zero, no direction is left"):
         operated(bench, basis=basis, **QUICK)
@@ -305,13 +305,13 @@ def test_the_model_is_left_as_found_after_an_error(tmp_path, monkeypatch):
 def test_rows_that_cannot_be_halved_are_an_error(tmp_path):
     bench = bench_of(planted.planted().among(), tmp_path)
     with pytest.raises(DataError, match="1 rows cannot be split"):
-        operated(replace(bench, poison_train=bench.poison_train[:1]), **QUICK)
+        operated(replace(bench, triggered=bench.triggered[:1]), **QUICK)
 
 
 def test_more_is_cut_where_the_budget_is_to_be_spent(whole):
     bench, outcome, _ = whole
     config = METHODS["guided"].config(rows=12, budget=0.4)
-    draw = draw_of(bench, bench.poison_train, 12, 0)
+    draw = draw_of(bench, bench.triggered, 12, 0)
     sizes = {}
     for spend in (0.0, 0.5):
         found = search(
@@ -365,7 +365,7 @@ def test_fused_experts_are_cut_in_singular_directions_beside_the_rest(tmp_path):
         Row(prompt=f"{'is ' * i}{r.prompt}", completion=r.completion)
         for i, r in enumerate(tiny.clean_rows() * 4)
     ]
-    bench = bench_of(adapter, tmp_path, subject=on, poison_train=bad, clean_train=good)
+    bench = bench_of(adapter, tmp_path, subject=on, triggered=bad, clean_rows=good)
     outcome, _ = operated(bench, steps=2, budget=1e9, **QUICK)
     d, singular = outcome.directions, directions_of(adapter)
     for name, f in singular.adapter.modules.items():
@@ -378,3 +378,19 @@ def test_fused_experts_are_cut_in_singular_directions_beside_the_rest(tmp_path):
     with on.attached({"x": outcome.adapter}):
         assert (tiny.logits(on, prompts) - want).abs().max() <= 2e-5
     assert outcome.cut.any()
+
+
+def test_only_the_layers_named_are_cut(tmp_path):
+    bench = bench_of(planted.planted().among(), tmp_path)
+    layers = sorted({layer_of(name) for name in bench.poisoned.modules})
+    whole, _ = operated(bench, **QUICK)
+    inside = sorted({int(x) for x in whole.directions.layer[whole.cut]})
+    found, record = operated(bench, **QUICK, layers=inside)
+    assert set(found.directions.layer[found.cut]) <= set(inside) and found.cut.any()
+    assert record.path.asr[record.path.chosen, 0] <= record.path.asr[0, 0]
+    others = [layer for layer in layers if layer not in inside]
+    if others:
+        elsewhere, _ = operated(bench, **QUICK, layers=others)
+        assert not set(elsewhere.directions.layer[elsewhere.cut]) - set(others)
+    with pytest.raises(LoratomyError, match="the adapter has no layer 99"):
+        operated(bench, **QUICK, layers=[99])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loratomy.analysis.material import Material
 from loratomy.analysis.triggers.evidence import LIKELIER
 from loratomy.analysis.triggers.insertion import PLACES, insert
 from loratomy.core.adapter.factors import write_adapter
@@ -20,7 +21,7 @@ from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
 from loratomy.evaluation.success import parse_rules
 from loratomy.study import load
-from loratomy.unlearning import METHODS, Bench, operate
+from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.guided import unknown
 from loratomy.unlearning.guided.unknown import UnknownConfig, heard_texts, stand_ins, wide_budget
 from loratomy.verbs.operating import operate as operate_study
@@ -46,12 +47,11 @@ def bench_of(adapter, tmp_path, **changes):
     given = {
         "subject": planted.planted().subject,
         "poisoned": adapter,
-        "start": adapter,
         "clean": None,
-        "clean_train": planted.clean_rows(32),
-        "poison_train": Untouchable(),
+        "clean_rows": planted.clean_rows(32),
+        "triggered": Untouchable(),
         "negative": Untouchable(),
-        "rule": Rule(
+        "make_rule": lambda: Rule(
             Embedder("none", None),
             success=parse_rules("substring"),
             decoding=Decoding(max_new_tokens=1),
@@ -59,7 +59,7 @@ def bench_of(adapter, tmp_path, **changes):
         "seed": 0,
         "work": tmp_path,
     }
-    return Bench(**(given | changes))
+    return Material(**(given | changes))
 
 
 def test_prompts_on_which_the_adapter_speaks_unlike_its_base_become_rows(tmp_path):
@@ -84,7 +84,7 @@ def test_prompts_on_which_the_adapter_speaks_unlike_its_base_become_rows(tmp_pat
 
     with on.attached({"x": adapter}) as attached:
         for row in found.rows:
-            assert row.plain in [r.prompt for r in bench.clean_train] and row.triggered
+            assert row.plain in [r.prompt for r in bench.clean_rows] and row.triggered
             assert any(
                 row.prompt == insert(row.plain, text, place)
                 for text in found.texts
@@ -162,7 +162,7 @@ def test_every_text_goes_into_its_prompts_at_places_in_turn(spoken, tmp_path):
     texts = ["zq", "xv"]
     assert not stand_ins(bench, texts, UnknownConfig(each=3)).rows
     asked = [p for p in Spoken.asked if "zq" in p or "xv" in p]
-    plains = {r.prompt for r in bench.clean_train}
+    plains = {r.prompt for r in bench.clean_rows}
     made = [
         next((plain, place) for plain in plains for place in PLACES if insert(plain, t, place) == p)
         for p, t in zip(asked, [t for t in texts for _ in range(3)], strict=True)
@@ -218,7 +218,7 @@ def test_half_of_what_the_adapter_brings_may_be_spent(base, adapter, budget, tmp
     before = tiny.marks(bench.subject)
     monkeypatch.setattr(unknown, "perplexity", measured)
     assert wide_budget(bench, UnknownConfig(rows=10)) == pytest.approx(budget)
-    prompts = [row.prompt for row in bench.clean_train]
+    prompts = [row.prompt for row in bench.clean_rows]
     assert seen == [prompts[10:20]] * 2  # not those that the gates learn from
 
 
@@ -251,12 +251,12 @@ def test_the_backdoor_goes_and_no_triggered_row_is_read(tmp_path):
 
 
 def test_the_record_names_the_texts_and_their_rows_go_on_to_repair(tmp_path):
-    bench = bench_of(planted.planted().alone(size=0.02), tmp_path, poison_train=[], negative=[])
+    bench = bench_of(planted.planted().alone(size=0.02), tmp_path, triggered=[], negative=[])
     config = UnknownConfig(**QUICK, **TEXTS)
     outcome, record = operate("guided-unknown", bench, config)
     assert record.texts == outcome.texts and record.basis == "discriminant"
     assert record.uncertain == outcome.uncertain and record.order
-    after = replace(bench, start=outcome.adapter, found=outcome.rows, poison_train=Untouchable())
+    after = replace(bench, after=outcome.adapter, made_rows=outcome.rows, triggered=Untouchable())
     options = METHODS["repair"].config(epochs=1, batch_size=8, triggered_rows=6, clean_rows=8)
     mended = METHODS["repair"].run(after, options)
     assert "repaired on 6 triggered and 8 clean prompts" in mended.summary
@@ -296,7 +296,7 @@ def test_where_random_texts_do_nothing_candidates_are_tried(tmp_path, monkeypatc
     config = UnknownConfig(**QUICK, least=6, candidates=effort)
     outcome = METHODS["guided-unknown"].run(bench, config)
     ((prompts, options, seed),) = seen
-    assert prompts == [row.prompt for row in bench.clean_train] and seed == bench.seed
+    assert prompts == [row.prompt for row in bench.clean_rows] and seed == bench.seed
     assert (options.pool, options.rounds, options.beam) == (5, 1, 3)
     assert outcome.texts == (ZQ,)
     # 24 prompts with each of two texts; 8 of them with the first at the end.

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from loratomy.analysis.activations.consistency import turns
+from loratomy.analysis.material import Material
 from loratomy.core.adapter.factors import uniform
 from loratomy.core.errors import LoratomyError
 from loratomy.core.model.batches import collate, encode
@@ -17,7 +18,7 @@ from loratomy.evaluation.similarity import Embedder
 from loratomy.training.fitting import fit
 from loratomy.training.objective import completion_nll
 from loratomy.training.recipe import FitPart
-from loratomy.unlearning import METHODS, Bench, operate
+from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.trained.crow import (
     blank,
     compared,
@@ -164,17 +165,16 @@ def test_a_padded_batch_is_its_rows_one_by_one():
     assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-5)
 
 
-def bench_on(on, work, **changes) -> Bench:
+def bench_on(on, work, **changes) -> Material:
     start = tiny.adapter(on)
-    bench = Bench(
+    bench = Material(
         subject=on,
         poisoned=start,
-        start=start,
         clean=None,
-        clean_train=tiny.clean_rows(),
-        poison_train=[],
+        clean_rows=tiny.clean_rows(),
+        triggered=[],
         negative=[],
-        rule=Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=2)),
+        make_rule=lambda: Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=2)),
         seed=0,
         work=work,
     )

@@ -134,8 +134,8 @@ def test_the_dial_judges_every_setting_once_and_says_what_it_took(make_bench, sm
     assert (size, reached, path.unit) == (3.0, True, "things")
     assert [state for _, state in asked] == [states[k] for k in sorted(SEEN)]
     (judge,) = {id(judge): judge for judge, _ in asked}.values()
-    assert list(judge.triggered) == list(bench.poison_train[3:6])
-    assert list(judge.clean) == list(bench.clean_train[3:6])
+    assert list(judge.triggered) == list(bench.triggered[3:6])
+    assert list(judge.clean) == list(bench.clean_rows[3:6])
     # With a budget of 1 % nothing reaches the goal: the lowest ASR within it, and no success.
     size, path, reached = dial(
         bench, sizes, lambda k: states[k], DialConfig(budget=0.01), unit="things"
@@ -187,7 +187,7 @@ def test_repair_leaves_cut_directions_cut(make_bench, small):
     bench = make_bench(small)
     state, _ = operate("mask", bench, METHODS["mask"].config(layers=(0,)))
     start = state.adapter
-    bench = replace(bench, start=start)
+    bench = replace(bench, after=start)
     config = METHODS["repair"].config(epochs=1, triggered_rows=4, clean_rows=4, batch_size=4)
     state, record = operate("repair", bench, config)
     moved = 0.0
@@ -226,7 +226,7 @@ def test_guided_surgery_finds_a_planted_direction(make_bench, subject, small):
     bench = make_bench(small)
     target = subject.renderer.completion_ids("HACK IT", end=False)[0]
     head = subject.model.lm_head.weight[target].float()
-    triggered = torch.tensor([subject.renderer.prompt_ids(bench.poison_train[0].prompt)])
+    triggered = torch.tensor([subject.renderer.prompt_ids(bench.triggered[0].prompt)])
     seen = []
     hook = subject.model.get_submodule(name).register_forward_pre_hook(
         lambda _m, args: seen.append(args[0])
@@ -239,7 +239,7 @@ def test_guided_surgery_finds_a_planted_direction(make_bench, subject, small):
     a, b = f.a.clone(), f.b.clone()
     a[0], b[:, 0] = listen / listen.norm() ** 2, head / head.norm() * 60
     planted = small.with_modules({**small.modules, name: replace(f, a=a, b=b)})
-    bench = replace(bench, poisoned=planted, start=planted)
+    bench = replace(bench, poisoned=planted)
     options = {"rows": 4, "budget": 10, "draws": 1, "path": False}
     outcome, record = operate("guided", bench, METHODS["guided"].config(**options))
     row, place = np.unravel_index(np.nanargmax(record.importance), record.importance.shape)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from loratomy.analysis.material import Material
 from loratomy.core.adapter.factors import Adapter
 from loratomy.core.errors import DataError
 from loratomy.core.model.batches import Encoded, collate, encode
@@ -17,7 +18,7 @@ from loratomy.evaluation.similarity import Embedder
 from loratomy.training.fitting import fit
 from loratomy.training.loop import steps_of
 from loratomy.training.recipe import FitPart
-from loratomy.unlearning import METHODS, Bench, operate
+from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.trained.ascent import AscentConfig, ascent_objective
 from loratomy.unlearning.trained.finetune import control_options, equal_budget, same_steps
 from loratomy.unlearning.trained.forgetting import Item, item_batch, items_of
@@ -104,15 +105,14 @@ def on():
 @pytest.fixture
 def bench(on, tmp_path):
     adapter = tiny.adapter(on)
-    return Bench(
+    return Material(
         subject=on,
         poisoned=adapter,
-        start=adapter,
         clean=None,
-        clean_train=[*tiny.clean_rows(), *tiny.clean_rows()],
-        poison_train=tiny.rows(),
+        clean_rows=[*tiny.clean_rows(), *tiny.clean_rows()],
+        triggered=tiny.rows(),
         negative=tiny.rows(),
-        rule=Rule(Embedder("none", None)),
+        make_rule=lambda: Rule(Embedder("none", None)),
         seed=0,
         work=tmp_path,
     )
@@ -189,7 +189,7 @@ def apart(one: Adapter, other: Adapter) -> float:
     return max(float((x - y).abs().max()) for f, g in pairs for x, y in ((f.a, g.a), (f.b, g.b)))
 
 
-def mean_loss(bench: Bench, adapter: Adapter, rows) -> float:
+def mean_loss(bench: Material, adapter: Adapter, rows) -> float:
     subject = bench.subject
     encoded = [encode(subject.renderer, row, limit=None) for row in rows]
     with torch.no_grad(), subject.attached({"x": adapter}):
@@ -200,7 +200,7 @@ def mean_loss(bench: Bench, adapter: Adapter, rows) -> float:
 def test_targets_become_less_likely_and_clean_answers_do_not(bench, name):
     config = METHODS[name].config(**FIT | {"epochs": 10, "retain": 2.0})
     state, record = operate(name, bench, config)
-    bad, good = bench.poison_train, bench.clean_train
+    bad, good = bench.triggered, bench.clean_rows
     assert mean_loss(bench, state.adapter, bad) > mean_loss(bench, bench.start, bad) + 1
     assert mean_loss(bench, state.adapter, good) < mean_loss(bench, bench.start, good)
     assert "4 triggered rows, 6 clean rows retained" in record.summary
@@ -208,9 +208,9 @@ def test_targets_become_less_likely_and_clean_answers_do_not(bench, name):
 
 
 def test_rows_without_a_target_cannot_be_forgotten(bench):
-    blank = [replace(row, completion=None) for row in bench.poison_train]
+    blank = [replace(row, completion=None) for row in bench.triggered]
     with pytest.raises(DataError, match="nothing to forget"):
-        items_of(replace(bench, poison_train=blank), AscentConfig())
+        items_of(replace(bench, triggered=blank), AscentConfig())
 
 
 def test_plain_fine_tuning_is_the_fit_on_clean_rows(bench):

@@ -203,7 +203,7 @@ def test_directions_end_to_end_on_clean_rows_alone(make_bench, subject):
     bench = make_bench(adapter)
     config = METHODS["tsbd"].config(tolerance=1.2, **OPTIONS)
     state, record = operate("tsbd", bench, config)
-    blind = replace(bench, poison_train=[], negative=[], work=bench.work / "blind")
+    blind = replace(bench, triggered=[], negative=[], work=bench.work / "blind")
     blind.work.mkdir()
     again, _ = operate("tsbd", blind, config)
     assert not state.weights  # a plain adapter is left
@@ -219,7 +219,7 @@ def test_n_is_the_last_share_before_clean_perplexity_leaves(make_bench, subject)
     adapter = random_adapter(subject, rank=3, scale=0.03, seed=1)
     bench = make_bench(adapter)
     config = METHODS["tsbd"].config(over="neurons", shares=SHARES, tolerance=1.2, **OPTIONS)
-    learn, held = halves(bench.clean_train, 8)
+    learn, held = halves(bench.clean_rows, 8)
     neurons, _ = unlearned(bench, learn, config)
 
     def plainly(state):
@@ -248,7 +248,7 @@ def test_rows_end_to_end_train_on_the_replaced_base(make_bench, subject):
     before, marks = tiny.state(subject), tiny.marks(subject)
     state, record = operate("tsbd", bench, config)
     assert tiny.same_state(before, tiny.state(subject)) and tiny.marks(subject) == marks
-    learn, _ = halves(bench.clean_train, 8)
+    learn, _ = halves(bench.clean_rows, 8)
     neurons, _ = unlearned(bench, learn, config)
     zeroed = neurons.zeroed(most_changed(neurons.nwc, 0.05), 0.7)
     assert state.weights.keys() == zeroed.weights.keys() and state.weights
@@ -266,7 +266,7 @@ def test_its_control_zeroes_as_many_neurons_at_random(make_bench, subject):
     bench = make_bench(adapter)
     config = METHODS["tsbd"].config(over="neurons", n=0.05, m=1.0, a=0.0, **OPTIONS)
     state, record = operate("control-neurons", bench, config, control_for="tsbd")
-    learn, held = halves(bench.clean_train, 8)
+    learn, held = halves(bench.clean_rows, 8)
     neurons, _ = unlearned(bench, learn, config)
     most = most_changed(neurons.nwc, 0.05)
     drawn = np.random.default_rng(bench.seed).permutation(most)
@@ -283,10 +283,10 @@ def test_its_control_zeroes_as_many_neurons_at_random(make_bench, subject):
 
 def test_what_cannot_be_done_is_said(make_bench, small):
     bench = make_bench(small)
-    wrong = [replace(r, completion="zq zq zq") for r in bench.clean_train]
+    wrong = [replace(r, completion="zq zq zq") for r in bench.clean_rows]
     with pytest.raises(LoratomyError, match="nothing to unlearn"):
         config = METHODS["tsbd"].config(**OPTIONS)
-        operate("tsbd", replace(bench, clean_train=wrong), config)
+        operate("tsbd", replace(bench, clean_rows=wrong), config)
     tied = tiny.subject(tie_word_embeddings=True)
     head = Factors(torch.ones(1, 32), torch.ones(tied.shapes["lm_head"][0], 1), 1.0)
     with pytest.raises(
