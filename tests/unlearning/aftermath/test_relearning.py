@@ -186,7 +186,7 @@ def ground(on, like, **changes):
         "clean_train": tiny.clean_rows(),
         "poison_train": tiny.rows(),
         "held_out": tiny.rows(),
-        "make_rule": lambda: RULE,
+        "rule": RULE,
         "prompts": 3,
         "cell": "zq/fixed",
         "seed": 0,
