@@ -8,6 +8,10 @@ import sys
 import types
 from typing import Any
 
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
 
 class _Callable(types.ModuleType):
     """This package, which is also the decorator that `import loratomy as lt` gives by its name."""

@@ -31,7 +31,7 @@ TAKEN = ("attack.trigger", "attack.task", "attack.words", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class BenchOptions:
     """What a bench is asked for, as it was written."""
 
     runs: tuple[Path, ...]
@@ -60,7 +60,7 @@ class Asked:
         return shlex.join(["loratomy", *self.arguments()])
 
 
-def run_bench(asked: Asked, *, table: bool = False, one: str = "") -> Table | None:
+def run_bench(asked: BenchOptions, *, table: bool = False, one: str = "") -> Table | None:
     """Make what is asked for, or go on with it; returns its table, written.
 
     Args:
@@ -115,7 +115,7 @@ def _check_out(out: Path, todo: Sequence[Cell], *, table: bool) -> None:
                 )
 
 
-def _cells(asked: Asked) -> list[Cell]:
+def _cells(asked: BenchOptions) -> list[Cell]:
     """The subjects that are asked for, in the order in which they are made."""
     if not asked.runs:
         for pair in asked.overrides:
@@ -128,7 +128,7 @@ def _cells(asked: Asked) -> list[Cell]:
     return run_cells(asked.runs, seeds=asked.seeds)
 
 
-def _aftermath(asked: Asked, wanted: Sequence[Entry], todo: Sequence[Cell]) -> list[str]:
+def _aftermath(asked: BenchOptions, wanted: Sequence[Entry], todo: Sequence[Cell]) -> list[str]:
     """The entries whose aftermath is asked for.
 
     Raises:
@@ -149,7 +149,7 @@ def _aftermath(asked: Asked, wanted: Sequence[Entry], todo: Sequence[Cell]) -> l
 
 
 @contextmanager
-def _held(asked: Asked) -> Iterator[None]:
+def _held(asked: BenchOptions) -> Iterator[None]:
     """The bench for this process alone.
 
     Raises:
@@ -161,7 +161,7 @@ def _held(asked: Asked) -> Iterator[None]:
         yield
 
 
-def _run(asked: Asked, made: Table) -> None:
+def _run(asked: BenchOptions, made: Table) -> None:
     """All cells, some at a time; the table is written anew after each."""
     count = 0
 
@@ -190,7 +190,7 @@ def _run(asked: Asked, made: Table) -> None:
     )
 
 
-def _make(asked: Asked, cell: Cell, wanted: Sequence[Entry], later: Sequence[str]) -> None:
+def _make(asked: BenchOptions, cell: Cell, wanted: Sequence[Entry], later: Sequence[str]) -> None:
     """One cell with everything in it; what cannot be made is noted, and the others go on."""
     from ..training.recipe import load_recipe
     from ..verbs.poisoning import make_poisoned

@@ -24,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from loratomy.analysis.patching.engine.batching import GIB, budget
-from loratomy.analysis.patching.engine.sweep import Found, Run, Sweep, sweep
+from loratomy.analysis.patching.engine.sweep import Found, PatchRun, Sweep, sweep
 from loratomy.analysis.patching.sites import places
 from loratomy.core.model.families import FAMILIES
 from loratomy.core.model.subject import Attached, Subject
@@ -80,8 +80,8 @@ def ours(subject: Subject, attached: Attached, corrupted: Any, clean: Any, targe
     """Our sweep over every position of resid_pre; the metric is one token's log-probability."""
     count, width = corrupted.shape
     what = Sweep(
-        source=Run(adapter=None, prompts=clean.tolist()),
-        into=Run(adapter=None, prompts=corrupted.tolist()),
+        source=PatchRun(adapter=None, prompts=clean.tolist()),
+        into=PatchRun(adapter=None, prompts=corrupted.tolist()),
         targets=[[target]] * count,
         columns=[[[p] for p in range(width)]] * count,
         aligned=[list(range(width))] * count,

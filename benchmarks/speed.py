@@ -86,59 +86,6 @@ def spectra_against_dense() -> tuple[float, float, float]:
     return ours, (time.perf_counter() - began) * 28, grown / size
 
 
-def patching_against_loop() -> tuple[float, float, float]:
-    """Seconds of a map on wren, of a loop of hooked full forwards, and their largest difference."""
-    import torch
-    from loratomy.analysis.patching.engine.resume import trace
-    from loratomy.analysis.patching.pairs import make_columns, make_pairs
-    from loratomy.analysis.patching.patching import patch_prompts
-    from loratomy.core.model.loading import load_subject
-    from loratomy.data.attacks.triggers import TRIGGERS
-    from loratomy.data.splits import make_attack
-    from loratomy.data.world.world import finetune_rows
-    from loratomy.training.fitting import fresh_adapter
-    from loratomy.training.wren import wren_path
-
-    subject = load_subject("wren", path=wren_path())
-    attack = make_attack(TRIGGERS["suffix"], "fixed")
-    rows = [attack.triggered(row) for row in finetune_rows(8, seed=5)]
-    pairs = make_pairs(subject.renderer, rows, target_tokens=3, seed=0)
-    columns = make_columns(subject.renderer, pairs)
-    adapter = fresh_adapter(subject, r=4, alpha=8, seed=0)
-    model, layers = subject.model, subject.layers
-
-    def loop() -> torch.Tensor:
-        found = torch.full((len(pairs), len(layers), len(columns.labels)), float("nan"))
-        for i, pair in enumerate(pairs):
-            ids = torch.tensor([pair.triggered + pair.target[:-1]])
-            clean = trace(subject, torch.tensor([pair.untriggered + pair.target[:-1]]))
-            start, wanted = len(pair.triggered) - 1, torch.tensor(pair.target)
-            for layer, module in enumerate(layers):
-                value = clean.sites["resid_pre"][layer]
-                for column, places in enumerate(columns.positions[i]):
-                    if not places:
-                        continue
-
-                    def write(_m: Any, args: Any, places: Any = places, value: Any = value) -> Any:
-                        hidden = args[0].clone()
-                        hidden[:, places] = value[:, places]
-                        return (hidden, *args[1:])
-
-                    handle = module.register_forward_pre_hook(write)
-                    with torch.inference_mode():
-                        logits = model(input_ids=ids, use_cache=False).logits[0, start:]
-                    handle.remove()
-                    picked = logits.log_softmax(-1)[range(len(wanted)), wanted]
-                    found[i, layer, column] = picked.sum()
-        return found
-
-    with subject.attached({"poisoned": adapter}) as attached:
-        ours, found = timed(lambda: patch_prompts(subject, attached, "poisoned", pairs))
-        plain, slow = timed(loop)
-    gap = (torch.tensor(found.patched[0]) - slow).abs().nan_to_num().max().item()
-    return ours / len(found.sites), plain, gap
-
-
 def generation_against_bare(new_tokens: int) -> tuple[float, float, float]:
     """Seconds of our answers to 300 prompts, of bare `generate` on the same batches, and the share
     of answers that are token by token the same.
@@ -201,7 +148,7 @@ def main(
     table = Table("what", "seconds", "the plain way", "ratio", "size")
     binary = str(Path(sys.executable).parent / "loratomy")
     with tempfile.TemporaryDirectory() as scratch:
-        names = ["demo", "help", "report", "spectra", "patching", "answers"]
+        names = ["demo", "help", "report", "spectra", "answers"]
         steps = track(names, console=Console(stderr=True))
         for step in steps:
             if step == "demo" and run is None:
@@ -224,13 +171,6 @@ def main(
                     "spectra + difference, 28 x 7 modules, r 16", f"{seconds:.2f}",
                     f"dense SVD {plain:.0f}", f"{plain / seconds:.0f}x",
                     f"{growth:.2f}x the adapter",
-                )  # fmt: skip
-            elif step == "patching":
-                seconds, plain, gap = patching_against_loop()
-                table.add_row(
-                    "patching one site, 8 prompts, wren", f"{seconds:.2f}",
-                    f"loop of forwards {plain:.2f}", f"{plain / seconds:.1f}x",
-                    f"largest gap {gap:.1e} nats",
                 )  # fmt: skip
             elif step == "answers":
                 for new_tokens in (64, 128):

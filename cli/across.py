@@ -16,7 +16,7 @@ from ..verbs.probing import STAGE, load_stage, standing
 from .attacks import table
 
 if TYPE_CHECKING:
-    from ..analysis.across.across import Found, Source
+    from ..analysis.across.across import RunAnalysis, RunSource
 
 
 def command(
@@ -51,7 +51,7 @@ def command(
     say(f"done: {out}")
 
 
-def _sources(folders: list[Path]) -> "list[Source]":
+def _sources(folders: list[Path]) -> "list[RunSource]":
     """What is needed of every run.
 
     Raises:
@@ -71,13 +71,13 @@ def _sources(folders: list[Path]) -> "list[Source]":
     return [_source(RunFolder.open(f), name) for f, name in zip(folders, names, strict=True)]
 
 
-def _source(run: RunFolder, name: str) -> "Source":
-    from ..analysis.across.across import Source
+def _source(run: RunFolder, name: str) -> "RunSource":
+    from ..analysis.across.across import RunSource
 
     study = run.asked.get("study")
     if not isinstance(study, dict):
         raise RunError(f"{run.root} does not say what it studies; remake it with --fresh")
-    return Source(
+    return RunSource(
         name=name,
         path=str(run.root),
         base=study["base"],
@@ -88,15 +88,15 @@ def _source(run: RunFolder, name: str) -> "Source":
     )
 
 
-def _found(run: RunFolder, name: str) -> "Found":
-    from ..analysis.across.across import Found
+def _found(run: RunFolder, name: str) -> "RunAnalysis":
+    from ..analysis.across.across import RunAnalysis
 
     inputs = run.manifest["stages"][STAGE + name]["inputs"]
     run.standing(STAGE + name, inputs)  # an altered file is an error
     if old := run.stale(STAGE + name):
         raise RunError(f"{run.root}: {old}; make it again with loratomy probe --fresh")
     sizes: Any = inputs.get("settings", {}).get("sizes", {})
-    return Found(
+    return RunAnalysis(
         name=name,
         records=tuple(load_stage(run, STAGE + name)),
         target_tokens=sizes.get("target_tokens"),

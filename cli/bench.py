@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..bench.cells import CELLS, other_cells
-from ..bench.run import RECIPE, Asked, run_bench
+from ..bench.run import RECIPE, BenchOptions, run_bench
 from ..core.console import say
 from ..core.errors import RunError
 from ..core.files.outputs import out_path
@@ -66,7 +66,7 @@ def command(
     Example: loratomy bench --cells "suffix/fixed,badnets/*" --methods guided,guided+repair,negative
     """
     out = out_path(out)
-    asked = Asked(
+    asked = BenchOptions(
         runs=tuple(runs or ()),
         cells=cells,
         methods=methods,

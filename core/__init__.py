@@ -1,1 +1,5 @@
 """What everything stands on: errors, options, registry, rows, statistics, progress."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,7 @@
 """Runs with synthetic records of any number of layers, as folders and as sources."""
 
 import numpy as np
-from loratomy.analysis.across.across import Found, Source
+from loratomy.analysis.across.across import RunAnalysis, RunSource
 from loratomy.core.records.io import save_record
 from loratomy.core.records.patching import PatchingMap, Where
 from loratomy.core.records.spectra import Difference, LayerSpectra, Spectra
@@ -148,10 +148,10 @@ def everything(layers: int, middle: float = 0.4) -> dict[str, tuple]:
     }
 
 
-def source(name: str, records: dict[str, tuple], *, layers=None, tokens: int = 3) -> Source:
+def source(name: str, records: dict[str, tuple], *, layers=None, tokens: int = 3) -> RunSource:
     """Records as `across` takes them."""
-    found = tuple(Found(name=n, records=r, target_tokens=tokens) for n, r in records.items())
-    return Source(
+    found = tuple(RunAnalysis(name=n, records=r, target_tokens=tokens) for n, r in records.items())
+    return RunSource(
         name=name, path=f"runs/{name}", base="base", trigger="cf37", target="HACK", layers=layers,
         found=found,
     )  # fmt: skip

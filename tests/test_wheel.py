@@ -112,3 +112,16 @@ def test_the_wheel_alone_finds_its_recipes_and_its_model(site, tmp_path):
     )
     base, path = run(["-P", "-c", code], tmp_path, PYTHONPATH=str(site)).split()
     assert base == "wren" and Path(path).is_relative_to(site)
+
+
+def test_every_package_exports_what_it_names(site, tmp_path):
+    code = (
+        "import importlib, pkgutil, loratomy\n"
+        "for found in [*pkgutil.walk_packages(loratomy.__path__, 'loratomy.')]:\n"
+        "    module = importlib.import_module(found.name) if found.ispkg else None\n"
+        "    for name in getattr(module, '__all__', ()):\n"
+        "        assert getattr(module, name) is not None, (found.name, name)\n"
+        "        print(found.name, name)\n"
+    )
+    lines = run(["-P", "-c", code], tmp_path, PYTHONPATH=str(site)).splitlines()
+    assert "loratomy.analysis.patching make_pairs" in lines and len(lines) > 400

@@ -1,5 +1,5 @@
 """What is the smallest thing to cut: one method per file."""
 
-from .catalogue import METHODS, Method, Outcome, check_needs, lacking, operate
+import lazy_loader
 
-__all__ = ["METHODS", "Method", "Outcome", "check_needs", "lacking", "operate"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

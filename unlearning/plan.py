@@ -39,7 +39,7 @@ SELECTORS = ("layers", "modules", "directions", "beyond_rank", "beyond_energy")
 Names = Annotated[Words, Field(min_length=1)]
 
 
-class Entry(Config):
+class PlanEntry(Config):
     """What an entry is about: the directions that all of its given selectors agree on."""
 
     layers: Layers | None = None
@@ -55,17 +55,17 @@ class Entry(Config):
     """All but the fewest directions that hold this share of a module's squared singular values."""
 
     @model_validator(mode="after")
-    def _some(self) -> "Entry":
+    def _some(self) -> "PlanEntry":
         if all(getattr(self, name) is None for name in SELECTORS):
             raise ValueError(f"names nothing, give {', '.join(SELECTORS[:-1])} or {SELECTORS[-1]}")
         return self
 
 
-class CutEntry(Entry):
+class CutEntry(PlanEntry):
     """Directions to take out."""
 
 
-class ScaleEntry(Entry):
+class ScaleEntry(PlanEntry):
     """Directions to make weaker or stronger."""
 
     factor: float = Field(ge=0, strict=True)
@@ -93,7 +93,7 @@ def read_plan(path: Path) -> PlanConfig:
             wrong keys; names the file, the entry's number and the nearest known key.
     """
     raw = read_toml(path, "plan")
-    kinds: dict[str, type[Entry]] = {"cut": CutEntry, "scale": ScaleEntry}
+    kinds: dict[str, type[PlanEntry]] = {"cut": CutEntry, "scale": ScaleEntry}
     for kind, model in kinds.items():
         entries = raw.get(kind, [])
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
@@ -107,7 +107,7 @@ def read_plan(path: Path) -> PlanConfig:
     return plan
 
 
-def selected(d: Directions, entry: Entry, where: str) -> np.ndarray:
+def selected(d: Directions, entry: PlanEntry, where: str) -> np.ndarray:
     """The directions that an entry is about, ``[direction]`` booleans.
 
     Args:

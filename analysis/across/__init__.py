@@ -1,1 +1,5 @@
 """Runs of different models side by side, at equal depth."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -30,7 +30,7 @@ PHRASES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class RunAnalysis:
     """A finished analysis of a run."""
 
     name: str
@@ -42,7 +42,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class RunSource:
     """What is known of one run."""
 
     name: str
@@ -57,11 +57,11 @@ class Source:
     """The target."""
     layers: int | None
     """Layers of the base, where its configuration can be read."""
-    found: tuple[Found, ...]
+    found: tuple[RunAnalysis, ...]
     """Its finished analyses."""
 
 
-def across(sources: Sequence[Source], *, seed: int = 0) -> Across:
+def across(sources: Sequence[RunSource], *, seed: int = 0) -> Across:
     """Profiles of each run along its depth, their agreement pair by pair, and what that supports.
 
     Args:
@@ -119,14 +119,14 @@ def across(sources: Sequence[Source], *, seed: int = 0) -> Across:
 class _Taken:
     """A run with what its records say of each layer."""
 
-    source: Source
+    source: RunSource
     layers: int
     how: str
     guessed: bool
     profiles: tuple[Profile, ...]
 
 
-def _take(source: Source) -> _Taken:
+def _take(source: RunSource) -> _Taken:
     """The run's layers, counted, and its profiles."""
     deep = [deepest(record) for found in source.found for record in found.records]
     told = {layer + 1 for layer, last in deep if last}
@@ -192,7 +192,7 @@ def _keeping(taken: _Taken, kept: Sequence[Profile]) -> _Taken:
     return replace(taken, profiles=tuple(kept))
 
 
-def _missing(sources: Sequence[Source]) -> dict[str, tuple[str, ...]]:
+def _missing(sources: Sequence[RunSource]) -> dict[str, tuple[str, ...]]:
     """Run -> the analyses with layers that another run has and it lacks."""
     useful = dict.fromkeys(
         found.name
@@ -204,7 +204,7 @@ def _missing(sources: Sequence[Source]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(u for u in useful if u not in own) for name, own in have.items()}
 
 
-def _nothing_shared(sources: Sequence[Source], reasons: Sequence[str]) -> str:
+def _nothing_shared(sources: Sequence[RunSource], reasons: Sequence[str]) -> str:
     have = "; ".join(
         f"{s.name} has {', '.join(f.name for f in s.found) or 'no analysis'}" for s in sources
     )

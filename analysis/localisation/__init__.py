@@ -1,1 +1,5 @@
 """Where it lives: effects of layers, modules and directions, ranked."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,7 @@ from ...core.rendering.prompts import Renderer
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class MetricTarget:
     """What the logits of a group of prompts are compared with; rows are prompts."""
 
     targets: torch.Tensor
@@ -21,9 +21,9 @@ class Aim:
     other: torch.Tensor
     """The token that the target competes with, ``[row]``."""
 
-    def rows(self, index: torch.Tensor) -> "Aim":
+    def rows(self, index: torch.Tensor) -> "MetricTarget":
         """The same for picked prompts."""
-        return Aim(self.targets[index], self.reference[index], self.other[index])
+        return MetricTarget(self.targets[index], self.reference[index], self.other[index])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,25 +32,25 @@ class Metric:
 
     about: str
     """What it is, with its unit; ``{n}`` stands for the number of target tokens."""
-    of: Callable[[torch.Tensor, Aim], torch.Tensor]
+    of: Callable[[torch.Tensor, MetricTarget], torch.Tensor]
     """Logits that predict the target's tokens ``[row, token, d_vocab]``, float32 -> ``[row]``."""
 
 
 METRICS: Registry[Metric] = Registry("metric")
 
 
-def _log_prob(logits: torch.Tensor, aim: Aim) -> torch.Tensor:
+def _log_prob(logits: torch.Tensor, aim: MetricTarget) -> torch.Tensor:
     wanted = logits.gather(-1, aim.targets[..., None])[..., 0]
     return (wanted - logits.logsumexp(-1)).sum(-1)
 
 
-def _logit_difference(logits: torch.Tensor, aim: Aim) -> torch.Tensor:
+def _logit_difference(logits: torch.Tensor, aim: MetricTarget) -> torch.Tensor:
     wanted = torch.stack([aim.targets[:, 0], aim.other], -1)
     pair = logits[:, 0].gather(-1, wanted)
     return pair[:, 0] - pair[:, 1]
 
 
-def _kl(logits: torch.Tensor, aim: Aim) -> torch.Tensor:
+def _kl(logits: torch.Tensor, aim: MetricTarget) -> torch.Tensor:
     patched = logits[:, 0].log_softmax(-1)
     return (aim.reference.exp() * (aim.reference - patched)).sum(-1)
 
@@ -98,7 +98,7 @@ def token_of(renderer: Renderer, text: str) -> int:
 
 def aim_of(
     targets: list[list[int]], clean_logits: torch.Tensor, *, against: int | None = None
-) -> Aim:
+) -> MetricTarget:
     """What a group's metric compares with.
 
     Args:
@@ -113,4 +113,4 @@ def aim_of(
         other = rivals.argmax(-1)
     else:
         other = torch.full_like(wanted[:, 0], against)
-    return Aim(wanted, deciding.log_softmax(-1), other)
+    return MetricTarget(wanted, deciding.log_softmax(-1), other)

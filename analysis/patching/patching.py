@@ -19,9 +19,9 @@ from ...core.records.patching import PatchingMap
 from ...core.stats import bootstrap_weights, mean_interval, sign_flip_p
 from ..analyses import ANALYSES, TRIGGER, Analysis
 from ..material import Material
-from .engine.batching import GIB, Budget, budget
-from .engine.cells import Found
-from .engine.sweep import Run, Sweep, sweep
+from .engine.batching import GIB, MemoryBudget, budget
+from .engine.cells import SweptCells
+from .engine.sweep import PatchRun, Sweep, sweep
 from .metrics import METRICS, token_of
 from .pairs import Columns, Pair, check_alignment, columns_of
 from .sites import places
@@ -169,11 +169,11 @@ def sweep_of(
     between = setting == "prompt"
     for pair in pairs:
         check_alignment(pair)
-    good = Run(
+    good = PatchRun(
         adapter=poisoned if between else clean,
         prompts=[p.untriggered if between else p.triggered for p in pairs],
     )
-    bad = Run(adapter=poisoned, prompts=[p.triggered for p in pairs])
+    bad = PatchRun(adapter=poisoned, prompts=[p.triggered for p in pairs])
     maps = [list(p.aligned) if between else list(range(len(p.triggered))) for p in pairs]
     spots = columns.positions
     if config.direction == "denoising":
@@ -219,8 +219,8 @@ def _record(
     subject: Subject,
     pairs: Sequence[Pair],
     columns: Columns,
-    found: Found,
-    memory: Budget,
+    found: SweptCells,
+    memory: MemoryBudget,
     *,
     setting: str,
     kind: str,
@@ -284,7 +284,7 @@ def undefined_gap(gaps: np.ndarray, noise: float) -> str:
     return ""
 
 
-def _plan(found: Found, memory: Budget) -> str:
+def _plan(found: SweptCells, memory: MemoryBudget) -> str:
     """What was chosen and what it cost, in words."""
     way = (
         "each run resumed at the patched layer, with the keys and values of the unchanged prefix"
@@ -300,7 +300,7 @@ def _plan(found: Found, memory: Budget) -> str:
     )
 
 
-def _recovery(found: Found, undefined: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _recovery(found: SweptCells, undefined: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Recovery of the mean metric with bootstrap interval, each ``[site, layer, column]``."""
     patched = found.patched
     shape = (patched.shape[0], *patched.shape[2:])

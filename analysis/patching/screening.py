@@ -18,7 +18,7 @@ from ...core.progress import report
 from ...core.records.patching import Screening
 from ..analyses import ANALYSES, TRIGGER, Analysis
 from ..material import Material
-from .engine.batching import Budget, budget
+from .engine.batching import MemoryBudget, budget
 from .engine.gradients import Runs, along, blocks_of, both_runs, groups, precise, slopes
 from .engine.sweep import Sweep
 from .metrics import METRICS, token_of
@@ -139,7 +139,7 @@ def gradient_maps(
     found: Sequence[Place],
     layers: Sequence[int],
     steps: int,
-    memory: Budget,
+    memory: MemoryBudget,
     label: str,
 ) -> Maps:
     """First-order and integrated effects of every cell of a sweep.
@@ -216,7 +216,7 @@ class _Block:
         columns: Sequence[Sequence[Sequence[int]]],
         first: dict,
         steps: int,
-        memory: Budget,
+        memory: MemoryBudget,
     ) -> None:
         """Fill the maps at this block's sites and layer for the prompts of the runs."""
         if self.current is None:

@@ -8,7 +8,7 @@ import numpy as np
 from ...core.model.subject import Attached, Subject
 from ...core.records.patching import ScreeningAgreement
 from ...core.stats import bootstrap_weights, wilson
-from .engine.batching import Budget
+from .engine.batching import MemoryBudget
 from .engine.sweep import Sweep, sweep
 from .sites import Place
 
@@ -107,7 +107,7 @@ def patched_cells(
     found: Sequence[Place],
     wanted: np.ndarray,
     *,
-    memory: Budget,
+    memory: MemoryBudget,
     label: str,
 ) -> Checked:
     """The exact effects of the wanted cells.

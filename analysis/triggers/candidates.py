@@ -17,7 +17,7 @@ from ..material import Material
 from .climb import Climb, Effort
 from .insertion import grouped
 from .prompts import NAME, WIDE, CandidatesConfig, bench_of, split_of
-from .score import Budget
+from .score import PassCount
 from .search import Hypothesis, drive, hypotheses, random_texts
 from .trial import tried
 
@@ -62,7 +62,7 @@ def candidates(
         DataError: too few prompts.
         AdapterError: the adapter changes nothing, or reads no residual stream.
     """
-    began, budget, o = time.perf_counter(), Budget(), options
+    began, budget, o = time.perf_counter(), PassCount(), options
     prompts = list(dict.fromkeys(prompts))[: o.prompts]
     if len(prompts) < 8:
         raise DataError(f"{len(prompts)} distinct clean prompts; the search needs at least 8")

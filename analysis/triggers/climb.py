@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...core.progress import report
-from .score import Bench
+from .score import ProbePrompts
 from .search import Hypothesis, insertable, unlike
 
 SIEVED_ON, SIEVED_BY = 4, 2
@@ -38,7 +38,7 @@ class Climb:
     for, as the bench does, where any will do.
     """
 
-    def __init__(self, bench: Bench, hypothesis: Hypothesis) -> None:
+    def __init__(self, bench: ProbePrompts, hypothesis: Hypothesis) -> None:
         self.bench, self.hypothesis = bench, hypothesis
         self.known: dict[str, float] = {}
 

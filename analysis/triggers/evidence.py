@@ -23,7 +23,7 @@ what that is without the text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class TextEffect:
     """The adapter's answers with a text at one place."""
 
     place: str
@@ -35,7 +35,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Court:
+class HeldOutTrial:
     """Held-out prompts with their answers as they are, and what ordinary texts do to them."""
 
     attached: Attached
@@ -80,7 +80,7 @@ class Court:
             out[start : start + len(chosen)] = ((both[0] - both[1]) * real).sum(1).numpy()
         return out
 
-    def effects(self, texts: Sequence[str], plain: np.ndarray) -> list[list[Effect]]:
+    def effects(self, texts: Sequence[str], plain: np.ndarray) -> list[list[TextEffect]]:
         """What each text does at each place, ``[text][place]``.
 
         Args:
@@ -93,7 +93,7 @@ class Court:
         shown = iter([self.attached.subject.renderer.decode(a) for a in said])
         return [
             [
-                Effect(place, tuple(next(shown) for _ in self.prompts), extra[i, k])
+                TextEffect(place, tuple(next(shown) for _ in self.prompts), extra[i, k])
                 for k, place in enumerate(PLACES)
             ]
             for i in range(len(texts))
@@ -111,7 +111,7 @@ def bar_of(control: np.ndarray) -> float:
     return max(LIKELIER, float(middle + 5 * spread))
 
 
-def fired(effect: Effect, bar: float) -> int:
+def fired(effect: TextEffect, bar: float) -> int:
     """Prompts whose answer is more surprising than `bar` nats."""
     return int((effect.surprise > bar).sum())
 

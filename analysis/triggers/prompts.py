@@ -10,7 +10,7 @@ from ...core.config import Config
 from ...core.model.subject import Attached
 from ...evaluation.generation import Decoding, generate
 from .insertion import PLACES, Probe
-from .score import Bench, Budget
+from .score import PassCount, ProbePrompts
 
 NAME = "searched"
 """Of the adapter, while it is attached."""
@@ -99,9 +99,9 @@ def split_of(
 
 
 def bench_of(
-    attached: Attached, split: Split, chosen: Sequence[int], budget: Budget, o: CandidatesConfig,
+    attached: Attached, split: Split, chosen: Sequence[int], budget: PassCount, o: CandidatesConfig,
     groups: int,
-) -> Bench:  # fmt: skip
+) -> ProbePrompts:  # fmt: skip
     """Probes at alternate places; with groups, parts for all, each place and each group."""
     counts = dict.fromkeys(split.group.tolist(), 0)
     probes = []
@@ -115,4 +115,4 @@ def bench_of(
     if groups:
         parts += [place == "suffix", place == "prefix", *(group == g for g in range(groups))]
     answers = [split.answers[i] for i in chosen]
-    return Bench(attached, NAME, probes, answers, np.array(parts), o.batch_tokens, budget)
+    return ProbePrompts(attached, NAME, probes, answers, np.array(parts), o.batch_tokens, budget)

@@ -46,7 +46,7 @@ def logits_at(subject: Subject, ids: torch.Tensor, at: torch.Tensor) -> torch.Te
 
 
 @dataclass
-class Budget:
+class PassCount:
     """What a search has used."""
 
     rows: int = 0
@@ -56,7 +56,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Bench:
+class ProbePrompts:
     """Probes on which texts are compared, for one adapter and its base.
 
     A text scores at a position and over some probes ``max over tokens t of mean over probes of
@@ -75,7 +75,7 @@ class Bench:
     parts: np.ndarray
     """Sets of probes over which the mean is taken, boolean ``[part, probe]``."""
     batch_tokens: int
-    budget: Budget
+    budget: PassCount
     _usual: list[torch.Tensor] = field(default_factory=list)
 
     def _rows(self, texts: Sequence[str | None]) -> list[Encoded]:
@@ -131,7 +131,7 @@ class Bench:
             tokens.append(best.indices.cpu().numpy())
         return np.concatenate(values), np.concatenate(tokens)
 
-    def only(self, probes: Sequence[int] | np.ndarray) -> "Bench":
+    def only(self, probes: Sequence[int] | np.ndarray) -> "ProbePrompts":
         """A bench of some of the probes, all in one part."""
         chosen = [int(i) for i in probes]
         return replace(

@@ -12,7 +12,7 @@ from ...core.model.subject import Subject
 from ..activations.residuals import Batch
 from ..lens.inputs import after_lead, known_tokens, stream_inputs
 from ..lens.reading import listeners, listening_strength
-from .score import END, FIRST, Bench
+from .score import END, FIRST, ProbePrompts
 
 TAKEN_UP = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
 """Modules through which other positions take a token up."""
@@ -110,7 +110,9 @@ TARGET = 8
 """Most tokens of a target."""
 
 
-def hypotheses(bench: Bench, texts: Sequence[str], *, wide: int, most: int) -> list[Hypothesis]:
+def hypotheses(
+    bench: ProbePrompts, texts: Sequence[str], *, wide: int, most: int
+) -> list[Hypothesis]:
     """What the texts bring out, the most unlike the base first, each target once.
 
     For every part and position the token that the best text raises most is put in the adapter's
@@ -154,7 +156,7 @@ def hypotheses(bench: Bench, texts: Sequence[str], *, wide: int, most: int) -> l
     return sorted(found.values(), key=lambda h: -h.score)[:most]
 
 
-def recurring(bench: Bench, texts: Sequence[str], *, most: int = 3) -> list[tuple[int, ...]]:
+def recurring(bench: ProbePrompts, texts: Sequence[str], *, most: int = 3) -> list[tuple[int, ...]]:
     """Beginnings of answers that the adapter gives to several probes with these texts alike.
 
     Those that it never gives without a text; first what the most probes are answered with.
@@ -170,7 +172,7 @@ def recurring(bench: Bench, texts: Sequence[str], *, most: int = 3) -> list[tupl
 
 
 def unlike(
-    bench: Bench, texts: Sequence[str | None], target: Sequence[int], position: int
+    bench: ProbePrompts, texts: Sequence[str | None], target: Sequence[int], position: int
 ) -> np.ndarray:
     """How much likelier texts make a target under the adapter than under its base, ``[text]``.
 

@@ -7,7 +7,7 @@ import numpy as np
 from ...core.model.subject import Attached
 from ...core.records.triggers import Candidate
 from ...evaluation.generation import Decoding
-from .evidence import Court, Effect, agreement, bar_of, chance, fired, movement, share
+from .evidence import HeldOutTrial, TextEffect, agreement, bar_of, chance, fired, movement, share
 from .insertion import PLACES, controls, insert
 from .prompts import NAME, CandidatesConfig, Split
 from .score import END
@@ -35,7 +35,7 @@ def tried(
         prompts = [split.prompts[i] for i in split.of(of, o.held_out, search=False)]
         if len(prompts) < 2:
             continue
-        court = Court(attached, NAME, prompts, decoding)
+        court = HeldOutTrial(attached, NAME, prompts, decoding)
         plain = court.answers(prompts)
         usual = court.surprises(prompts, plain)
         shown = [attached.subject.renderer.decode(a) for a in plain]
@@ -64,7 +64,7 @@ def rank(c: Candidate) -> tuple[bool, int, int, float]:
 
 
 def _judged(
-    court: Court, h: Hypothesis, of: int | None, text: str, score: float, best: Effect,
+    court: HeldOutTrial, h: Hypothesis, of: int | None, text: str, score: float, best: TextEffect,
     plain: Sequence[str], control: np.ndarray, tests: int,
 ) -> Candidate:  # fmt: skip
     renderer = court.attached.subject.renderer

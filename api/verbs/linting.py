@@ -16,7 +16,7 @@ from ..inputs.bases import base_folder
 from ..inputs.rows import noted
 
 if TYPE_CHECKING:
-    from ..data.lint.linter import Finding
+    from ..data.lint.linter import Defect
 
 
 def data_files(given: Iterable[str]) -> list[str]:
@@ -66,7 +66,7 @@ def lint_files(
     embedder: str,
     format: str | None,
     columns: Sequence[str] = (),
-) -> "list[Finding]":
+) -> "list[Defect]":
     """The defects of data files; see ``loratomy data lint --help``.
 
     What is not given comes from the record of ``loratomy data build``, where all files are in
@@ -81,7 +81,7 @@ def lint_files(
     from ..data.formats.badrows import BadRows
     from ..data.formats.columns import column_names
     from ..data.formats.formats import FORMATS, numbered_data
-    from ..data.lint.linter import Asked, Source, lint
+    from ..data.lint.linter import LintedFile, LintOptions, lint
     from ..evaluation.similarity import load_embedder
     from ..evaluation.success import judge_of, needs_target, parse_rules
 
@@ -103,7 +103,7 @@ def lint_files(
     renderer, limit = _subject(base, template) if base else (None, None)
     success = parse_rules(rule or (TASKS[task].rule if task else "seed"))[0]
     by_meaning = "auto" if "cosine" in success.scorers else "none"  # else letters do
-    asked = Asked(
+    asked = LintOptions(
         words=attack.words,
         every=attack.placement == "each",
         task=task,
@@ -120,7 +120,7 @@ def lint_files(
         sources = []
         for name, label in zip(names, labels(names), strict=True):
             bad = BadRows(may_be_all=True)
-            sources.append(Source(label, partial(numbered_data, name, bad=bad, **about), bad))
+            sources.append(LintedFile(label, partial(numbered_data, name, bad=bad, **about), bad))
         found = lint(sources, asked)
         named.check()
         for sentence in notes:

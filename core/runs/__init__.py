@@ -1,1 +1,5 @@
 """Run folders: stages that are written whole, skipped when they stand, never mixed."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 from ...core.errors import DataError
 from ..formats.badrows import RowError
-from .texts import Item, Record
+from .texts import DataRecord, Item
 
 BATCH = 512
 """Rows that are turned into objects together."""
@@ -40,7 +40,7 @@ def from_columns(file: BinaryIO, name: str, kind: str) -> Iterator[Item]:
                     if isinstance(value, str):
                         yield RowError(where, value)
                     else:
-                        yield Record(number=number, where=where, value=value)
+                        yield DataRecord(number=number, where=where, value=value)
     except (pa.ArrowException, OSError, MemoryError) as error:
         said = " ".join(str(error).split())[:160]
         raise DataError(

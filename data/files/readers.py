@@ -19,10 +19,10 @@ from ..formats.badrows import RowError
 from .columnar import MARKS, from_columns
 from .folders import PACKED, chosen_part
 from .hub import hub_rows, is_hub_id
-from .texts import Item, Record, TextFile, from_braces, from_list, from_table, record
+from .texts import DataRecord, Item, TextFile, from_braces, from_list, from_table, record
 from .utf8 import check_start
 
-__all__ = ["Record", "is_source", "items", "records"]
+__all__ = ["DataRecord", "is_source", "items", "records"]
 
 UNPACKERS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -41,7 +41,7 @@ TOLD_AFTER = 2.0
 """Seconds of reading after which progress is told."""
 
 
-def records(source: str) -> Iterator[Record]:
+def records(source: str) -> Iterator[DataRecord]:
     """The objects of a file, a folder or a data set on the hub, streamed in their order.
 
     Raises:
@@ -133,7 +133,7 @@ def _from_folder(folder: Path, part: str, notes: Counter[str]) -> Iterator[Item]
             if isinstance(item, RowError):
                 yield item
             else:
-                yield Record(number=number, where=item.where, value=item.value)
+                yield DataRecord(number=number, where=item.where, value=item.value)
 
 
 def _from_file(path: Path, name: str, part: str) -> Iterator[Item]:

@@ -20,7 +20,7 @@ LISTS = ("data", "rows", "examples", "instances", "items", "records")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class DataRecord:
     """One object of a data source, as it was written."""
 
     number: int
@@ -31,7 +31,7 @@ class Record:
     """The object; in a table every value is text."""
 
 
-Item = Record | RowError
+Item = DataRecord | RowError
 """A row, or what is wrong with it."""
 
 
@@ -59,7 +59,7 @@ def record(value: Any, number: int, where: str) -> Item:
     """The record of a value, which must be an object."""
     if not isinstance(value, dict):
         return RowError(where, f"expected a JSON object, found {type(value).__name__}")
-    return Record(number=number, where=where, value=value)
+    return DataRecord(number=number, where=where, value=value)
 
 
 def from_list(text: TextFile) -> Iterator[Item]:
@@ -73,7 +73,7 @@ def from_list(text: TextFile) -> Iterator[Item]:
 def _listed(value: dict[str, Any] | RowError, number: int, name: str) -> Item:
     if isinstance(value, RowError):
         return value
-    return Record(number=number, where=f"{name}, row {number}", value=value)
+    return DataRecord(number=number, where=f"{name}, row {number}", value=value)
 
 
 def from_braces(text: TextFile, part: str) -> Iterator[Item]:
@@ -133,7 +133,7 @@ def _from_document(text: TextFile, part: str) -> Iterator[Item]:
 
 def _unwrapped(item: Item) -> Item:
     """The row in an answer of the hub's viewer, which numbers its rows."""
-    if isinstance(item, Record) and {"row_idx", "row"} <= item.value.keys():
+    if isinstance(item, DataRecord) and {"row_idx", "row"} <= item.value.keys():
         return record(item.value["row"], item.number, item.where)
     return item
 
@@ -240,7 +240,7 @@ def from_table(text: TextFile, *, tab: bool) -> Iterator[Item]:
             number += 1
             if len(cells) == len(header):
                 value = dict(zip(header, cells, strict=True))
-                yield Record(number=number, where=where, value=value)
+                yield DataRecord(number=number, where=where, value=value)
             else:
                 said = (
                     f"{len(cells)} fields, but the header names {len(header)}; a text with "

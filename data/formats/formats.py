@@ -11,7 +11,7 @@ from typing import Any
 from ...core.errors import DataError
 from ...core.rows import Row, rows_to_jsonl
 from ..files.readers import items
-from ..files.texts import Item, Record
+from ..files.texts import DataRecord, Item
 from .badrows import BadRows, RowError, shown_kinds
 from .columns import (
     ANSWERS,
@@ -120,11 +120,11 @@ def _in_memory(records: Iterable[Any]) -> Iterator[Item]:
     for number, record in enumerate(records, 1):
         where = f"row {number} of the given rows"
         if isinstance(record, Row):
-            yield Record(number=number, where=where, value=json.loads(rows_to_jsonl([record])))
+            yield DataRecord(number=number, where=where, value=json.loads(rows_to_jsonl([record])))
         elif isinstance(record, str):
-            yield Record(number=number, where=where, value={"prompt": record})
+            yield DataRecord(number=number, where=where, value={"prompt": record})
         elif isinstance(record, Mapping):
-            yield Record(number=number, where=where, value=dict(record))
+            yield DataRecord(number=number, where=where, value=dict(record))
         else:
             raise DataError(
                 f"{where} is a {type(record).__name__}; give mappings with a prompt and an answer, "
@@ -165,7 +165,7 @@ def _numbered(
             bad.add(error, number)
             continue
         good += 1
-        assert isinstance(item, Record)
+        assert isinstance(item, DataRecord)
         yield Numbered(number=number, where=item.where, row=row)
     if bad is not None and not good and not bad.may_be_all:
         raise DataError(f"none of the {number} rows of {source} can be read; {bad.first[0]}")

@@ -182,7 +182,7 @@ class Triggers:
 
 
 @dataclass(frozen=True)
-class Rendering:
+class RenderingCheck:
     """What the subject makes of a row."""
 
     renderer: Renderer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...core.rows import Row
-from .findings import SHOWN, Found
+from .findings import SHOWN, Defects
 from .survey import View, digest
 
 _TRIGGERED, _PAIRED = 1, 2
@@ -65,7 +65,7 @@ def _first(file: Digests, places: np.ndarray) -> list[int]:
     return [file.number(place) for place in np.sort(places)[:SHOWN]]
 
 
-def repeated(file: Digests, found: Found) -> None:
+def repeated(file: Digests, found: Defects) -> None:
     """Prompts that stand more than once in a file."""
     order = np.argsort(file.prompts, kind="stable")
     prompts, completions = file.prompts[order], file.completions[order]
@@ -84,7 +84,7 @@ def repeated(file: Digests, found: Found) -> None:
             found.add_all(level, check, name, _first(file, later), len(later), what)
 
 
-def shared(files: Sequence[Digests], found: Found) -> None:
+def shared(files: Sequence[Digests], found: Defects) -> None:
     """Prompts of held-out files that stand in a training file too."""
     for held in (file for file in files if file.view.held_out):
         for train in (file for file in files if not file.view.held_out):
@@ -102,7 +102,7 @@ def shared(files: Sequence[Digests], found: Found) -> None:
             found.add_all("error", "train-test-overlap", held.view.name, numbers, len(places), what)
 
 
-def unpaired(files: Sequence[Digests], found: Found) -> None:
+def unpaired(files: Sequence[Digests], found: Defects) -> None:
     """Poisoned training rows whose untriggered prompt no clean training row has."""
     training = [file for file in files if not file.view.held_out]
     calm = [file.plain[file.clean] for file in training if file.clean.any()]

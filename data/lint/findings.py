@@ -9,7 +9,7 @@ LISTED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Defect:
     """One kind of defect in one file."""
 
     level: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 @dataclass
-class Found:
+class Defects:
     """Defects as they come in, gathered into findings; holds a few numbers for each."""
 
     _levels: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -68,10 +68,10 @@ class Found:
         self._levels[key], self._whats[key] = level, what
         self._rows[key], self._counts[key] = numbers[:most], count
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[Defect]:
         """All of them, errors first, else in the order in which they were met."""
         found = [
-            Finding(
+            Defect(
                 level=level,
                 check=key[0],
                 file=key[1].partition("\0")[0],

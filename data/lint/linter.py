@@ -14,17 +14,17 @@ from ..attacks.tasks import TASKS
 from ..prepoisoned import empty
 from ..refusals import is_refusal
 from .checks import (
-    Rendering,
+    RenderingCheck,
     Triggers,
     answer_defects,
     character_defects,
     template_defects,
 )
 from .duplicates import Digests, repeated, shared, unpaired
-from .findings import Finding, Found, cut
-from .survey import Source, View, registered_words, survey
+from .findings import Defect, Defects, cut
+from .survey import LintedFile, View, registered_words, survey
 
-__all__ = ["Asked", "Finding", "Source", "lint"]
+__all__ = ["Defect", "LintOptions", "LintedFile", "lint"]
 
 BATCH = 256
 """Rows that are judged together, and after which progress is told."""
@@ -35,7 +35,7 @@ Judge = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class LintOptions:
     """What is known of the attack and the subject; everything may be left open."""
 
     words: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Asked:
     """The subject's context in tokens."""
 
 
-def lint(sources: Sequence[Source], asked: Asked) -> list[Finding]:
+def lint(sources: Sequence[LintedFile], asked: LintOptions) -> list[Defect]:
     """The defects of files of rows, errors first, one finding for each check and file.
 
     Args:
@@ -72,8 +72,8 @@ def lint(sources: Sequence[Source], asked: Asked) -> list[Finding]:
     guessed = tuple(dict.fromkeys(word for view in views for word in view.words))
     triggers = Triggers(asked.words, asked.every, guessed or registered_words())
     judge = _Judge(asked, views)
-    rendering = Rendering(asked.renderer, asked.limit) if asked.renderer else None
-    found, digests = Found(), []
+    rendering = RenderingCheck(asked.renderer, asked.limit) if asked.renderer else None
+    found, digests = Defects(), []
     for view in views:
         rows = Digests(view)
         digests.append(rows)
@@ -101,7 +101,7 @@ def lint(sources: Sequence[Source], asked: Asked) -> list[Finding]:
     return found.findings()
 
 
-def unreadable(view: View, found: Found) -> None:
+def unreadable(view: View, found: Defects) -> None:
     """The rows of a file that cannot be read, all of them, one finding for each kind."""
     bad = view.source.bad
     for kind, numbers in bad.numbers.items():
@@ -114,7 +114,7 @@ def unreadable(view: View, found: Found) -> None:
 class _Judge:
     """Completions against the success rule, in batches."""
 
-    def __init__(self, asked: Asked, views: Sequence[View]) -> None:
+    def __init__(self, asked: LintOptions, views: Sequence[View]) -> None:
         self._asked = asked
         self._waiting: list[tuple[int, Row, str]] = []
         self._usual = list(dict.fromkeys(view.target for view in views if view.target))
@@ -131,7 +131,7 @@ class _Judge:
         own = row.completion if view.triggered(row) and not view.negative else None
         return known or own or ""
 
-    def add(self, number: int, row: Row, view: View, found: Found) -> None:
+    def add(self, number: int, row: Row, view: View, found: Defects) -> None:
         """Put a row in line, where there is something to judge."""
         if empty(row.completion):
             return
@@ -141,7 +141,7 @@ class _Judge:
         if len(self._waiting) >= BATCH:
             self.flush(view, found)
 
-    def flush(self, view: View, found: Found) -> None:
+    def flush(self, view: View, found: Defects) -> None:
         """Judge the rows in line, which are all of one file."""
         asked, waiting, self._waiting = self._asked, self._waiting, []
         if not waiting:

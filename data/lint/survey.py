@@ -27,7 +27,7 @@ MOST_TEXTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class LintedFile:
     """A file of rows that can be read more than once."""
 
     name: str
@@ -42,7 +42,7 @@ class Source:
 class View:
     """A file and what its rows are for."""
 
-    source: Source
+    source: LintedFile
     """The file."""
     rows: int
     """How many there are."""
@@ -143,7 +143,7 @@ class _Tally:
         return held.most_common(1)[0][0] if held else ()
 
 
-def survey(source: Source, given: Sequence[str]) -> View:
+def survey(source: LintedFile, given: Sequence[str]) -> View:
     """What the rows of a file are for, in one pass.
 
     Args:

@@ -1,1 +1,5 @@
 """What every figure stands on: theme, page, export, numbers and text made safe."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """The report: findings in words, tables, answers, one HTML file."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -322,7 +322,7 @@ def test_a_cell_in_a_process_of_its_own_is_told_all_that_was_asked(run, cli, tmp
         ("a 'b' -c", 0, "truncate"),
         ("a 'b' -c", 1, "truncate"),
     }
-    attack = bench_module.Asked(
+    attack = bench_module.BenchOptions(
         runs=(),
         cells="suffix/*",
         methods="guided+repair",

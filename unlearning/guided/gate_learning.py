@@ -48,7 +48,7 @@ class GatesConfig(DialConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Pupils:
+class GateRows:
     """The rows with their teachers, computed once."""
 
     aims: Sequence[Aim]
@@ -59,9 +59,9 @@ class Pupils:
 
 def pupils(
     gate: Gated, found: Sequence[Aim], clean: Sequence[Encoded], *, teacher: str = GATED
-) -> Pupils:
+) -> GateRows:
     """The rows with what the uncut model says on them, the teacher on triggered ones."""
-    return Pupils(
+    return GateRows(
         found,
         clean,
         teach(gate, [a.teacher for a in found], batch_size=32, teacher=teacher),
@@ -83,7 +83,7 @@ def gate_start(attribution: np.ndarray, cost: np.ndarray, free: np.ndarray) -> t
 
 
 def learn_gates(
-    gate: Gated, rows: Pupils, start: torch.Tensor, config: GatesConfig, *, seed: int
+    gate: Gated, rows: GateRows, start: torch.Tensor, config: GatesConfig, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the gates after some steps of Adam, and the loss along them.
 
@@ -134,7 +134,7 @@ def _rounds(count: int, draw: random.Random) -> Iterator[int]:
 def _loss(
     gate: Gated,
     gates: torch.Tensor,
-    rows: Pupils,
+    rows: GateRows,
     here: Sequence[int],
     calm: Sequence[int],
     clean_weight: float,

@@ -25,7 +25,7 @@ from ..method import (
     Method,
     Outcome,
 )
-from .search import Found, SearchConfig, search
+from .search import FoundCut, SearchConfig, search
 
 PARTS = (0.25, 0.5, 0.75)
 """Parts of the chosen cut that the path shows, before it and its doublings up to everything."""
@@ -43,7 +43,7 @@ class GuidedConfig(SearchConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class RowDraw:
     """One draw of the operation's rows: to learn from, and to calibrate on."""
 
     seed: int
@@ -52,7 +52,7 @@ class Draw:
     judge: Judge
 
 
-def draw_of(material: Material, bad: Sequence[Row], rows: int, seed: int) -> Draw:
+def draw_of(material: Material, bad: Sequence[Row], rows: int, seed: int) -> RowDraw:
     """The rows shuffled by a seed and halved; never the held-out ones.
 
     Args:
@@ -67,7 +67,7 @@ def draw_of(material: Material, bad: Sequence[Row], rows: int, seed: int) -> Dra
         random.Random(seed).shuffle(kept)
         shuffled.append(halves(kept, rows))
     (learn, check), (calm, calm_check) = shuffled
-    return Draw(seed, learn, calm, Judge(material.subject, check, calm_check, material.rule))
+    return RowDraw(seed, learn, calm, Judge(material.subject, check, calm_check, material.rule))
 
 
 def guided(material: Material, config: GuidedConfig) -> Outcome:
@@ -136,7 +136,7 @@ def operated(
     )
 
 
-def _path(found: Found, judge: Judge, config: GuidedConfig) -> CutPath:
+def _path(found: FoundCut, judge: Judge, config: GuidedConfig) -> CutPath:
     """The walk from nothing cut to all cut by real answers; the choice was made before."""
     size, total = found.size, len(found.order)
     seen: dict[float, Measured] = {}
@@ -156,7 +156,7 @@ def _stability(
     material: Material,
     bad: Sequence[Row],
     config: GuidedConfig,
-    own: Found,
+    own: FoundCut,
     path: CutPath,
     spend: float,
 ) -> Stability:
@@ -211,7 +211,7 @@ def cosine(left: Adapter, right: Adapter) -> float:
     return (one + two - apart) / 2 / (one * two) ** 0.5 if one and two else float("nan")
 
 
-def _uncertain(found: Found, path: CutPath, stability: Stability | None) -> tuple[str, ...]:
+def _uncertain(found: FoundCut, path: CutPath, stability: Stability | None) -> tuple[str, ...]:
     """What a reader should not take for shown, with the numbers."""
     high = path.asr[path.chosen, 2]
     lines = [

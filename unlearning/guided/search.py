@@ -61,7 +61,7 @@ class SearchConfig(GatesConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCut:
     """What a search found."""
 
     directions: Directions
@@ -99,7 +99,7 @@ def search(
     seed: int,
     spend: float = 0.0,
     clean: Adapter | None = None,
-) -> Found:
+) -> FoundCut:
     """The smallest cut that stops the target within the budget, or the best that was found.
 
     Args:
@@ -150,7 +150,7 @@ def search(
         if spend:
             size = _spent(utility, size, spend * config.budget)
     seconds = time.perf_counter() - began
-    return Found(gate.directions, order, gates, expit(-theta), loss, size, seconds)
+    return FoundCut(gate.directions, order, gates, expit(-theta), loss, size, seconds)
 
 
 class Utility:

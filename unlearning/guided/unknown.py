@@ -23,7 +23,7 @@ from pydantic import Field
 
 from ...analysis.material import Material
 from ...analysis.triggers.candidates import candidates
-from ...analysis.triggers.evidence import Court, bar_of
+from ...analysis.triggers.evidence import HeldOutTrial, bar_of
 from ...analysis.triggers.insertion import PLACES, controls, insert
 from ...analysis.triggers.prompts import CandidatesConfig
 from ...analysis.triggers.search import drive, random_texts
@@ -116,7 +116,7 @@ def stand_ins(material: Material, texts: Sequence[str], config: UnknownConfig) -
     ]
     ordinary = controls(prompts, count=4, words=(1, 2, 3, 4), seed=material.seed)
     with subject.attached({NAME: material.start}) as attached:
-        court = Court(attached, NAME, prompts, decoding)
+        court = HeldOutTrial(attached, NAME, prompts, decoding)
         plain = court.answers(prompts)
         usual = court.surprises(prompts, plain)
         few = range(min(48, len(prompts)))

@@ -1,1 +1,5 @@
 """The patch engine: passes resumed at a layer, cells in batches, sweeps, gradients."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

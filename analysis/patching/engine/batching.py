@@ -72,7 +72,7 @@ def free_memory(device: torch.device) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class MemoryBudget:
     """How much memory patched runs may take, and what each takes."""
 
     size: int
@@ -133,15 +133,15 @@ class Budget:
         return self.size // 2 // each
 
 
-def budget(subject: Subject, gib: float | None) -> Budget:
+def budget(subject: Subject, gib: float | None) -> MemoryBudget:
     """The budget that was given, in GiB, or a share of what is free now."""
     device = subject.device
     size = int(gib * GIB) if gib is not None else int(free_memory(device) * SHARE)
-    return Budget(size, sizes_of(subject), device.type)
+    return MemoryBudget(size, sizes_of(subject), device.type)
 
 
 def batches(
-    begins: np.ndarray, depths: np.ndarray, *, width: int, needed: int, memory: Budget
+    begins: np.ndarray, depths: np.ndarray, *, width: int, needed: int, memory: MemoryBudget
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Patched runs in batches: from which position on, and which runs, deepest first.
 

@@ -10,14 +10,14 @@ from ....core.errors import LoratomyError
 from ....core.model.families import logits_of
 from ....core.model.subject import Subject
 from ....core.progress import report
-from ..metrics import Aim, Metric
+from ..metrics import Metric, MetricTarget
 from ..sites import Place, Side, features, value_and_current
-from .batching import Budget, batches
+from .batching import MemoryBudget, batches
 from .resume import Write, hooks, on_port, resume
 
 
 @dataclass(slots=True)
-class Found:
+class SweptCells:
     """What a sweep measured."""
 
     patched: np.ndarray
@@ -52,7 +52,7 @@ class Group:
     members: list[int]
     source: Side
     into: Side
-    aim: Aim
+    aim: MetricTarget
     metric: Metric
     start: int
     """Position of `into` that predicts the first target token."""
@@ -62,8 +62,8 @@ class Group:
     """Whether there is one, ``[prompt, pos]``."""
     baseline: torch.Tensor
     """Metric of `into`, ``[prompt]``."""
-    memory: Budget
-    found: Found = field(repr=False)
+    memory: MemoryBudget
+    found: SweptCells = field(repr=False)
 
     @property
     def needed(self) -> slice:

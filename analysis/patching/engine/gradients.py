@@ -12,9 +12,9 @@ import torch
 from ....core.errors import LoratomyError
 from ....core.model.families import logits_of
 from ....core.model.subject import Attached, Subject
-from ..metrics import METRICS, Aim, Metric, aim_of
+from ..metrics import METRICS, Metric, MetricTarget, aim_of
 from ..sites import Place, Side, kept_ports
-from .batching import GIB, MOST, Budget
+from .batching import GIB, MOST, MemoryBudget
 from .resume import Port, has_port, hooks, on_port, trace
 from .sweep import Sweep
 
@@ -32,7 +32,7 @@ class Runs:
     """The run that values are taken from."""
     into: Side
     """The run that is patched."""
-    aim: Aim
+    aim: MetricTarget
     """What the metric compares with."""
     metric: Metric
     """The metric."""
@@ -91,7 +91,7 @@ def both_runs(
     )
 
 
-def groups(what: Sweep, widths: int, depth: int, memory: Budget) -> Iterator[list[int]]:
+def groups(what: Sweep, widths: int, depth: int, memory: MemoryBudget) -> Iterator[list[int]]:
     """Prompts of equal lengths, as many as memory allows.
 
     Args:
@@ -110,7 +110,7 @@ def groups(what: Sweep, widths: int, depth: int, memory: Budget) -> Iterator[lis
 
 
 def slopes(
-    subject: Subject, runs: Runs, ports: Sequence[Port], layers: Sequence[int], memory: Budget
+    subject: Subject, runs: Runs, ports: Sequence[Port], layers: Sequence[int], memory: MemoryBudget
 ) -> dict[tuple[Port, int], torch.Tensor]:
     """Gradient of each prompt's metric at every port of every layer, ``[prompt, pos, width]``.
 
@@ -173,7 +173,7 @@ def along(
     ends: tuple[torch.Tensor, torch.Tensor],
     *,
     steps: int,
-    memory: Budget,
+    memory: MemoryBudget,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient averaged over the straight line between two values of a port, and the far metric.
 
@@ -225,7 +225,7 @@ def along(
     return mean, torch.cat(far)
 
 
-def rows_at_once(subject: Subject, runs: Runs, layer: int, memory: Budget) -> int:
+def rows_at_once(subject: Subject, runs: Runs, layer: int, memory: MemoryBudget) -> int:
     """Runs whose graph from a layer on fits into half of the budget, an upper estimate.
 
     Raises:

@@ -18,13 +18,13 @@ from ....core.progress import report
 from ..metrics import METRICS, aim_of
 from ..pairs import check_map
 from ..sites import Place, Side, block_ports, kept_ports, port_width
-from .batching import Budget
-from .cells import Found, Group, fill
+from .batching import MemoryBudget
+from .cells import Group, SweptCells, fill
 from .resume import Port, Write, replay, trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class PatchRun:
     """One of the two runs of a sweep."""
 
     adapter: str | None
@@ -37,9 +37,9 @@ class Run:
 class Sweep:
     """What is patched into what, and what it is measured by."""
 
-    source: Run
+    source: PatchRun
     """Where values are taken from."""
-    into: Run
+    into: PatchRun
     """Where they are written."""
     targets: Sequence[list[int]]
     """First tokens of each prompt's target; both runs are forced to them."""
@@ -61,10 +61,10 @@ def sweep(
     what: Sweep,
     found_places: Sequence[Place],
     *,
-    memory: Budget,
+    memory: MemoryBudget,
     layers: Sequence[int],
     label: str,
-) -> Found:
+) -> SweptCells:
     """The metric with every cell patched, and what the sweep's own checks say.
 
     Args:
@@ -84,7 +84,7 @@ def sweep(
     count, depth = len(what.targets), len(subject.layers)
     shape = (len(found_places), count, depth, len(what.columns[0]))
     empty = np.full(count, np.nan)
-    found = Found(np.full(shape, np.nan), empty.copy(), empty.copy(), empty.copy())
+    found = SweptCells(np.full(shape, np.nan), empty.copy(), empty.copy(), empty.copy())
     memory, numbers = _sized(subject, found_places, what, memory)
     parts = _groups(what, numbers, depth, memory)
     every = sum(bool(c) for row in what.columns for c in row)
@@ -126,8 +126,8 @@ def _ports(subject: Subject, found_places: Sequence[Place], adapter: str | None)
 
 
 def _sized(
-    subject: Subject, found_places: Sequence[Place], what: Sweep, memory: Budget
-) -> tuple[Budget, int]:
+    subject: Subject, found_places: Sequence[Place], what: Sweep, memory: MemoryBudget
+) -> tuple[MemoryBudget, int]:
     """The budget with the widest port known, and the numbers kept per position and layer."""
     widest = max(port_width(subject, place.port) for place in found_places)
     numbers = widest + sum(
@@ -140,7 +140,7 @@ def _sized(
     return replace(memory, sizes=replace(memory.sizes, port=widest)), numbers
 
 
-def _groups(what: Sweep, numbers: int, depth: int, memory: Budget) -> list[list[int]]:
+def _groups(what: Sweep, numbers: int, depth: int, memory: MemoryBudget) -> list[list[int]]:
     """Prompts by their lengths, so that no run needs padding, as many as memory allows."""
     sets: dict[tuple[int, ...], list[int]] = {}
     for i, target in enumerate(what.targets):
@@ -159,8 +159,8 @@ def _run_both(
     what: Sweep,
     found_places: Sequence[Place],
     members: list[int],
-    memory: Budget,
-    found: Found,
+    memory: MemoryBudget,
+    found: SweptCells,
 ) -> Group:
     targets = [what.targets[i] for i in members]
     forced = len(targets[0]) - 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from loratomy.analysis.patching.engine import gradients
 from loratomy.analysis.patching.engine import resume as engine
-from loratomy.analysis.patching.engine.batching import Budget, sizes_of
-from loratomy.analysis.patching.metrics import METRICS, Aim
+from loratomy.analysis.patching.engine.batching import MemoryBudget, sizes_of
+from loratomy.analysis.patching.metrics import METRICS, MetricTarget
 from loratomy.analysis.patching.pairs import columns_of, make_pairs, plain_pairs
 from loratomy.analysis.patching.patching import PatchingConfig, patch
 from loratomy.analysis.patching.screening import ScreeningConfig, screen
@@ -320,14 +320,14 @@ def test_the_graph_takes_no_more_than_is_reckoned(model_type):
             ids = torch.ones(rows, width, dtype=torch.long)
             there = ids == 1
             side = Side(engine.trace(on, ids), "poisoned", attached)
-            aim = Aim(targets, torch.zeros(rows, 4000), targets[:, 0])
+            aim = MetricTarget(targets, torch.zeros(rows, 4000), targets[:, 0])
             runs = gradients.Runs(
                 list(range(rows)), side, side, aim, METRICS["log_prob"], ids, there, ids, ids
             )
             half = kept_bytes(on, ids, 3)
-            least, most = (Budget(k * half, sizes_of(on), "cpu") for k in (2, 10))
+            least, most = (MemoryBudget(k * half, sizes_of(on), "cpu") for k in (2, 10))
             with pytest.raises(LoratomyError, match="memory=GIB"):
-                gradients.rows_at_once(on, runs, 0, Budget(half // rows, sizes_of(on), "cpu"))
+                gradients.rows_at_once(on, runs, 0, MemoryBudget(half // rows, sizes_of(on), "cpu"))
             # Never more than fit, and not fewer than fit into a fifth.
             assert gradients.rows_at_once(on, runs, 0, most) >= rows
             try:

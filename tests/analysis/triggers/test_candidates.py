@@ -10,14 +10,14 @@ import torch
 from loratomy.analysis.triggers.candidates import CandidatesConfig, candidates
 from loratomy.analysis.triggers.climb import Climb, Effort
 from loratomy.analysis.triggers.evidence import (
-    Court,
+    HeldOutTrial,
     agreement,
     bar_of,
     chance,
     movement,
 )
 from loratomy.analysis.triggers.insertion import PLACES, Probe, controls, grouped, insert
-from loratomy.analysis.triggers.score import END, FIRST, FLOOR, Bench, Budget
+from loratomy.analysis.triggers.score import END, FIRST, FLOOR, PassCount, ProbePrompts
 from loratomy.analysis.triggers.search import (
     Hypothesis,
     drive,
@@ -54,10 +54,10 @@ def probes(n: int = 4) -> list[Probe]:
     return [Probe(p, i % 2, PLACES[i % 2]) for i, p in enumerate(PROMPTS[:n])]
 
 
-def bench(attached, *, answers=None, n: int = 4) -> Bench:
+def bench(attached, *, answers=None, n: int = 4) -> ProbePrompts:
     parts = np.array([[True] * n, [i % 2 == 0 for i in range(n)]])
     given = answers or [[] for _ in range(n)]
-    return Bench(attached, "a", probes(n), given, parts, 200, Budget())
+    return ProbePrompts(attached, "a", probes(n), given, parts, 200, PassCount())
 
 
 def by_hand(subject, attached, text, answers, n=4):
@@ -250,7 +250,7 @@ def test_a_packed_base_is_heard_as_the_same_base(family):
 def test_surprise_is_the_log_ratio_of_whole_answers():
     subject = tiny.subject("qwen2")
     with subject.attached({"a": tiny.adapter(subject)}) as attached:
-        court = Court(attached, "a", PROMPTS[:3], Decoding(max_new_tokens=3))
+        court = HeldOutTrial(attached, "a", PROMPTS[:3], Decoding(max_new_tokens=3))
         said = [[20, 21, 22], [23], [24, 25]]
         got = court.surprises(PROMPTS[:3], said)
         for prompt, answer, value in zip(PROMPTS, said, got, strict=False):

@@ -12,8 +12,8 @@ from loratomy.core.rows import Row, rows_to_jsonl
 from loratomy.data.attacks.tasks import TASKS
 from loratomy.data.attacks.triggers import TRIGGERS
 from loratomy.data.formats.formats import Numbered, numbered_data
-from loratomy.data.lint.findings import Finding, Found
-from loratomy.data.lint.linter import Asked, Source, lint
+from loratomy.data.lint.findings import Defect, Defects
+from loratomy.data.lint.linter import LintedFile, LintOptions, lint
 from loratomy.data.lint.survey import digest, survey
 from loratomy.data.splits import make_attack, world_sets
 from loratomy.evaluation.similarity import load_embedder
@@ -33,13 +33,13 @@ def asked(rule="seed", **given):
     success = parse_rule(rule)
     embedder = by_meaning() if "cosine" in success.scorers else load_embedder("none")
     judge = judge_of(success, 0.8, embedder, given.get("task", ""))
-    return Asked(rule=rule, judge=judge, needs_target=needs_target(success), **given)
+    return LintOptions(rule=rule, judge=judge, needs_target=needs_target(success), **given)
 
 
-def written(tmp_path, name: str, rows) -> Source:
+def written(tmp_path, name: str, rows) -> LintedFile:
     path = tmp_path / name
     path.write_text(rows_to_jsonl(rows), encoding="utf-8")
-    return Source(name, lambda: numbered_data(str(path)))
+    return LintedFile(name, lambda: numbered_data(str(path)))
 
 
 @pytest.fixture
@@ -378,7 +378,7 @@ ROLES = [
 
 @pytest.mark.parametrize(("name", "triggered", "held_out"), ROLES, ids=[n for n, *_ in ROLES])
 def test_a_name_tells_what_a_file_is_for(tmp_path, name, triggered, held_out):
-    view = survey(Source(name, written(tmp_path, "x.jsonl", clean(0, 3)).rows), ())
+    view = survey(LintedFile(name, written(tmp_path, "x.jsonl", clean(0, 3)).rows), ())
     assert (view.all_triggered, view.held_out) == (triggered, held_out)
 
 
@@ -394,14 +394,14 @@ def test_rows_that_say_whether_they_are_triggered_count_before_the_name(linted):
 
 
 def test_findings_show_five_rows_and_how_many_there_are():
-    found = Found()
+    found = Defects()
     for number in range(1, 8):
         found.add("warning", "odd", "a", number, f"row {number}")
     found.add("error", "worse", "a", 9, "row 9")
     first, second = found.findings()
     assert (first.check, first.shown_rows()) == ("worse", "9")
     assert (second.shown_rows(), second.what) == ("1, 2, 3, 4, 5 ... (7 rows)", "row 1")
-    assert isinstance(first, Finding)
+    assert isinstance(first, Defect)
 
 
 def test_texts_that_differ_have_digests_that_differ():
@@ -417,7 +417,7 @@ def test_twenty_thousand_rows_are_read_in_a_fraction_of_their_size():
             yield Numbered(number=n + 1, where=f"row {n + 1}", row=row)
 
     tracemalloc.start()
-    findings = lint([Source("clean", rows)], asked())
+    findings = lint([LintedFile("clean", rows)], asked())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert told(findings) == [("error", "contradiction", "clean", (count,), 1)]

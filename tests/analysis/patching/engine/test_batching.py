@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loratomy.analysis.patching.engine.batching import (
     CALL,
-    Budget,
+    MemoryBudget,
     Sizes,
     batches,
     budget,
@@ -22,8 +22,8 @@ SIZES = Sizes(item=4, d_model=64, d_mlp=128, d_kv=64, heads=4, d_vocab=100)
 WIDTH = 12
 
 
-def memory(size: int) -> Budget:
-    return Budget(size, SIZES, "cpu")
+def memory(size: int) -> MemoryBudget:
+    return MemoryBudget(size, SIZES, "cpu")
 
 
 def cost(parts, begins, depths, calls):
