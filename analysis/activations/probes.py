@@ -38,7 +38,7 @@ def probes(
     left_out: Sequence[str],
     folds: int,
     permutations: int,
-    inverse_penalty: float,
+    penalty: float,
     batch_tokens: int,
     seed: int,
 ) -> Probes:
@@ -56,7 +56,7 @@ def probes(
         left_out: what to say of other triggers that were not tried.
         folds: of the cross-validation.
         permutations: shuffled controls, at least 2.
-        inverse_penalty: C of the logistic regression.
+        penalty: ridge on the weights.
         batch_tokens: most positions of a forward pass.
         seed: of folds, shuffles and intervals.
 
@@ -81,7 +81,7 @@ def probes(
                 )
             x = x.reshape(3 + len(others), len(pairs), *x.shape[1:])
             label = f"probes of {name or 'the base'}"
-            scored.append(_scored(x, labels, split, inverse_penalty, seed, label))
+            scored.append(_scored(x, labels, split, penalty, seed, label))
     both = [s.draws[:, 0] for s in scored]
     return Probes(
         subjects=("base", *adapters),
@@ -96,7 +96,7 @@ def probes(
         n_prompts=len(pairs),
         folds=folds,
         permutations=permutations,
-        inverse_penalty=inverse_penalty,
+        penalty=penalty,
         dtype=subject.dtype,
         sentence=_sentence(tuple(adapters)[-1], both, scored, tuple(others), len(pairs)),
     )
@@ -144,7 +144,7 @@ def _scored(
     x: np.ndarray,
     labels: list[np.ndarray],
     split: Folds,
-    inverse_penalty: float,
+    penalty: float,
     seed: int,
     label: str,
 ) -> _Scored:
@@ -154,7 +154,7 @@ def _scored(
         x: ``[triggered, stand-in, untriggered, *others][prompt, layer, place, d_model]``.
         labels: shuffles for three forms and for two.
         split: the folds.
-        inverse_penalty: C.
+        penalty: ridge on the weights.
         seed: of the bootstrap.
         label: of the progress.
     """
@@ -168,9 +168,7 @@ def _scored(
             sets = 2 if where == AT_TRIGGER else 3
             truth = labels[3 - sets]
             here = x[:, :, layer, where]
-            scores, far = out_of_fold(
-                here[:sets], truth, split, others=here[3:], inverse_penalty=inverse_penalty
-            )
+            scores, far = out_of_fold(here[:sets], truth, split, others=here[3:], penalty=penalty)
             positive, negatives = scores[0, 0], scores[0, 1:]
             draws[where, 0, layer] = auroc(positive, negatives, split, seed=seed)
             draws[where, 2, layer] = auroc(positive, negatives[:1], split, seed=seed)
@@ -286,8 +284,9 @@ class ProbesConfig(Config):
     """Folds of the cross-validation."""
     permutations: int = Field(20, ge=2)
     """Shuffled controls."""
-    inverse_penalty: float = Field(1.0, gt=0)
-    """C of the logistic regression on standardised residuals (scikit-learn's default)."""
+    penalty: float = Field(100.0, gt=0)
+    """Ridge of the regression on standardised residuals; about what logistic regression's usual
+    C = 1 comes to where the classes part."""
     batch_tokens: int = Field(4096, ge=1)
     """Most positions of a forward pass."""
 
@@ -310,7 +309,7 @@ ANALYSES.register("probes")(
     Analysis(
         about="Linear probes by layer: can triggered prompts be told, and only by this trigger?",
         needs=(TRIGGER,),
-        cost="a forward pass per prompt form and subject; minutes of regression on the CPU",
+        cost="a forward pass per prompt form and subject, seconds of regression on the CPU",
         source="Alain & Bengio 2017, arXiv 1610.01644; control: Hewitt & Liang 2019",
         config=ProbesConfig,
         run=_run,

@@ -43,8 +43,8 @@ class Probes(Record):
     """Folds of the cross-validation; all forms of a prompt are in the same one."""
     permutations: int
     """Shuffles behind the control."""
-    inverse_penalty: float
-    """C of the logistic regression on standardised residuals; fixed, not chosen on the data."""
+    penalty: float
+    """Ridge of the regression on standardised residuals; fixed, not chosen on the data."""
     dtype: str
     """Number format of the model."""
     sentence: str

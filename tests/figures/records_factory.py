@@ -401,7 +401,7 @@ def probes(layers: int) -> Probes:
         n_prompts=100,
         folds=5,
         permutations=20,
-        inverse_penalty=1.0,
+        penalty=1.0,
         dtype="float32",
         sentence="On 100 prompts probes tell triggered ones with an AUROC of 0.97.",
     )

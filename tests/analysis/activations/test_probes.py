@@ -14,7 +14,7 @@ from loratomy.analysis.activations.probes import other_triggers, probes
 from loratomy.analysis.patching.pairs import make_pairs
 from loratomy.core.errors import DataError
 from loratomy.core.rows import Row
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -40,27 +40,42 @@ def names(n):
 
 @pytest.mark.parametrize("d_model", [6, 200])
 def test_scores_are_those_of_the_plain_pipeline(d_model):
-    # 200 features for 72 training rows: fitted in their span, the probe is still the same one.
+    # 200 features for 72 training rows; every labelling on its own gives the same probe.
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 30, d_model)) * np.linspace(0.1, 5, d_model) + 3
     x[0] += 0.3
     beyond = rng.normal(size=(2, 30, d_model))
     folds = make_folds(names(30), sets=3, folds=5, seed=1)
     labels = shuffled_labels(3, 30, draws=1, seed=0)
-    scores, far = out_of_fold(x, labels, folds, others=beyond, inverse_penalty=0.5)
+    scores, far = out_of_fold(x, labels, folds, others=beyond, penalty=0.5)
     for draw in (0, 1):
         for train, test in folds.splits:
             truth = np.arange(3)[:, None] == labels[draw]
-            plain = make_pipeline(
-                StandardScaler(),
-                LogisticRegression(C=0.5, class_weight="balanced", tol=1e-10, max_iter=10000),
-            ).fit(x[:, train].reshape(-1, d_model), truth[:, train].ravel())
+            plain = make_pipeline(StandardScaler(), Ridge(alpha=0.5, solver="svd")).fit(
+                x[:, train].reshape(-1, d_model), truth[:, train].ravel().astype(float)
+            )
             for form in range(3):
-                want = plain.decision_function(x[form, test])
-                assert scores[draw, form, test] == pytest.approx(want, rel=1e-3, abs=2e-3)
+                want = plain.predict(x[form, test])
+                assert scores[draw, form, test] == pytest.approx(want, abs=1e-9)
             if draw == 0:
-                want = plain.decision_function(beyond[1, test])
-                assert far[1, test] == pytest.approx(want, rel=1e-3, abs=2e-3)
+                assert far[1, test] == pytest.approx(plain.predict(beyond[1, test]), abs=1e-9)
+
+
+def test_a_probe_is_fisher_s_discriminant_whatever_the_sizes_of_the_classes():
+    # (S_within + a I)^-1 (m1 - m0), which weighing the classes does not turn.
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3, 40, 5)) @ rng.normal(size=(5, 5))
+    x[0] += [1, 0, -1, 0.5, 0]
+    folds = make_folds(names(40), sets=3, folds=2, seed=0)
+    truth = np.zeros((1, 40), int)
+    scores, _ = out_of_fold(x, truth, folds, others=np.empty((0, 40, 5)), penalty=2.0)
+    for train, test in folds.splits:
+        scaler = StandardScaler().fit(x[:, train].reshape(-1, 5))
+        own, rest = (scaler.transform(x[s, train].reshape(-1, 5)) for s in (0, slice(1, 3)))
+        spread = sum((part - part.mean(0)).T @ (part - part.mean(0)) for part in (own, rest))
+        turn = np.linalg.solve(spread + 2.0 * np.eye(5), own.mean(0) - rest.mean(0))
+        want = scaler.transform(x[:, test].reshape(-1, 5)) @ turn
+        assert np.corrcoef(want, scores[0][:, test].ravel())[0, 1] == pytest.approx(1, abs=1e-9)
 
 
 def test_auroc_by_hand_and_by_scikit_learn():
@@ -130,7 +145,7 @@ def test_a_planted_signal_is_found_and_shuffled_labels_find_nothing():
     labels = shuffled_labels(3, n, draws=30, seed=0)
     none = np.empty((0, n, d_model))
     x[0, :, 7] += 12.0
-    scores, _ = out_of_fold(x, labels, folds, others=none, inverse_penalty=1.0)
+    scores, _ = out_of_fold(x, labels, folds, others=none, penalty=100.0)
     found = with_interval(auroc(scores[0, 0], scores[0, 1:], folds, seed=0))
     assert found[1] > 0.95
     control = []
@@ -143,7 +158,7 @@ def test_a_planted_signal_is_found_and_shuffled_labels_find_nothing():
 
 def made(on, adapters, found, *, others=None, **changes):
     pairs = make_pairs(on.renderer, found, target_tokens=2, seed=0)
-    settings = {"folds": 3, "permutations": 4, "inverse_penalty": 1.0, "batch_tokens": 256}
+    settings = {"folds": 3, "permutations": 4, "penalty": 1.0, "batch_tokens": 256}
     settings |= {"seed": 0, "left_out": ()} | changes
     return pairs, probes(on, adapters, pairs, others or {}, **settings)
 
@@ -193,11 +208,9 @@ def test_the_record_is_that_of_plain_hidden_states_and_scikit_learn(model_type):
             for train, test in folds.splits:
                 truth = np.repeat(np.arange(sets) == 0, len(train))
                 flat = x[:sets, train].reshape(-1, x.shape[-1])
-                fit = make_pipeline(
-                    StandardScaler(),
-                    LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10000),
-                ).fit(flat, truth)
-                score = [fit.decision_function(x[f, test]) for f in range(4)]
+                fit = make_pipeline(StandardScaler(), Ridge(alpha=1.0, solver="svd"))
+                fit.fit(flat, truth.astype(float))
+                score = [fit.predict(x[f, test]) for f in range(4)]
                 negatives = {"both": score[1:sets], "stand-in": score[1:2], "odd": score[1:sets]}
                 negatives |= {"untriggered": score[2:3]} if sets == 3 else {}
                 for name, against in negatives.items():
