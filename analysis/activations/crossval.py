@@ -123,11 +123,7 @@ def auroc(positive: np.ndarray, negatives: np.ndarray, folds: Folds, *, seed: in
         folds: who was tested together.
         seed: of the resampling.
     """
-    together = folds.fold[:, None] == folds.fold
-    above = positive[:, None] > negatives[:, None, :]
-    equal = positive[:, None] == negatives[:, None, :]
-    wins = (above + 0.5 * equal).sum(0) * together
-    counts = len(negatives) * together.astype(float)
+    wins, counts = _compared(positive, negatives, folds)
     n = int(folds.groups.max()) + 1
     times = np.vstack([np.ones(n), n * bootstrap_weights(n, seed=seed)])[:, folds.groups]
     same = folds.groups[:, None] == folds.groups
@@ -137,6 +133,23 @@ def auroc(positive: np.ndarray, negatives: np.ndarray, folds: Folds, *, seed: in
         ((times @ (m * ~same)) * times).sum(1) + own @ (m * same).sum(1) for m in (wins, counts)
     )
     return won / every
+
+
+def area(positive: np.ndarray, negatives: np.ndarray, folds: Folds) -> float:
+    """`auroc` of the sample alone."""
+    wins, counts = _compared(positive, negatives, folds)
+    return float(wins.sum() / counts.sum())
+
+
+def _compared(
+    positive: np.ndarray, negatives: np.ndarray, folds: Folds
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wins of each prompt's positive over each prompt's negatives, and comparisons, ``[prompt,
+    prompt]``; 0 where the two were not tested together."""
+    together = folds.fold[:, None] == folds.fold
+    above = positive[:, None] > negatives[:, None, :]
+    equal = positive[:, None] == negatives[:, None, :]
+    return (above + 0.5 * equal).sum(0) * together, len(negatives) * together.astype(float)
 
 
 def with_interval(draws: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from ...data.attacks.triggers import TRIGGERS, Trigger, place
 from ..analyses import ANALYSES, TRIGGER, Analysis
 from ..material import Material
 from ..patching.pairs import Pair, differing, make_pairs, trigger_positions
-from .crossval import Folds, auroc, make_folds, out_of_fold, shuffled_labels, with_interval
+from .crossval import Folds, area, auroc, make_folds, out_of_fold, shuffled_labels, with_interval
 from .residuals import adapters_of, residuals
 
 PLACES = ("last", "mean", "trigger")
@@ -192,7 +192,7 @@ def _control(scores: np.ndarray, truth: np.ndarray, split: Folds) -> float:
     sets, n = scores.shape
     order = (truth + np.arange(sets)[:, None]) % sets
     moved = scores[order, np.arange(n)]
-    return float(auroc(moved[0], moved[1:], split, seed=0)[0])
+    return area(moved[0], moved[1:], split)
 
 
 def _sentence(

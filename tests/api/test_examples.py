@@ -39,6 +39,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # the notebook runs the same lines
 def test_the_script_runs_as_it_stands(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     runpy.run_path(str(SCRIPT), run_name="__main__")

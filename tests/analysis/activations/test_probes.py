@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from loratomy.analysis.activations.crossval import (
+    area,
     auroc,
     make_folds,
     out_of_fold,
@@ -97,6 +98,7 @@ def test_auroc_by_hand_and_by_scikit_learn():
     ]
     draws = auroc(positive, negatives, folds, seed=0)
     assert draws[0] == pytest.approx(np.mean(parts))  # folds of equal size
+    assert area(positive, negatives, folds) == pytest.approx(draws[0], rel=1e-12)
     value, low, high = with_interval(draws)
     assert low < value < high and high - low < 0.3
 
