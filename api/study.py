@@ -283,10 +283,10 @@ class Study:
         Raises:
             RunError: it has not been measured.
         """
-        from .core.records.frames import rows
+        from .core.records.frames import answers_frame
         from .verbs.measuring import load_answers, subjects
 
-        return rows(load_answers(self.run, of or next(iter(subjects(self.run)))))
+        return answers_frame(load_answers(self.run, of or next(iter(subjects(self.run)))))
 
     def probe(
         self,

@@ -27,7 +27,7 @@ def command(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the rearrangements behind p.")] = 0,
     fresh: Annotated[
-        bool, typer.Option(help="Replace a file at --out that is no page of loratomy's.")
+        bool, typer.Option("--fresh", help="Replace a file at --out that is no page of loratomy's.")
     ] = False,
 ) -> None:
     """Compare runs of different models, whatever their number of layers, at equal depth.

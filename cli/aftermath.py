@@ -14,7 +14,7 @@ from .tables.aftermath import relearning_table, transfer_table
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder with operations.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with operations.")],
     only: Annotated[
         str, typer.Option(help=f"Comma-separated, of {', '.join(PARTS)}; default both.")
     ] = "",
@@ -26,6 +26,7 @@ def command(
         list[str] | None,
         typer.Option(
             "--set",
+            metavar="KEY=VALUE",
             help="PART.OPTION=VALUE: relearning.steps, .learning_rate, .batch_size, .prompts, "
             "transfer.prompts, .near_misses.",
         ),
@@ -33,7 +34,7 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of tables.")
     ] = False,
-    fresh: Annotated[bool, typer.Option(help="Make it again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Make it again.")] = False,
 ) -> None:
     """What happens after removal: relearning, other forms of the trigger, false triggers.
 

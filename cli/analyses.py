@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 def command(
     name: Annotated[
-        str, typer.Argument(help="One analysis, with what its options mean; default: all.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="One analysis, with what its options mean; default: all."
+        ),
     ] = "",
     plugin: Plugin = None,
 ) -> None:

@@ -137,7 +137,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=(
         "The anatomy of backdoors in LoRA adapters: does it misbehave (poison, open, evaluate, "
         "compare), "

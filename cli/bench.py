@@ -36,7 +36,8 @@ def command(
         str, typer.Option(help=f"Recipe behind the attacks; default: {RECIPE}.")
     ] = "",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override of the recipe, as for poison.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override of the recipe, as for poison."),
     ] = None,
     aftermath: Annotated[
         str,

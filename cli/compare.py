@@ -17,7 +17,7 @@ from .tables.numbers import Numbers, folded
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     scorers: Annotated[
         str | None,
         typer.Option(
@@ -28,7 +28,7 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")
     ] = False,
-    fresh: Annotated[bool, typer.Option(help="Measure everything again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
     plugin: Plugin = None,
 ) -> None:
     """Measure base, clean, poisoned and every operation on the held-out prompts.
@@ -36,7 +36,8 @@ def command(
     ASR on triggered prompts, FTR on the same without trigger and on clean_val, clean accuracy,
     perplexity per token, degeneration; rates with n and Wilson 95 % intervals, changes against the
     poisoned adapter with McNemar's exact p and a paired bootstrap. What has been measured is not
-    measured again; every answer stands with its scores in analysis/measured/*/answers.parquet.
+    measured again. The answers are in analysis/answers/*/answers.parquet, their scores in
+    analysis/measured/*/scores.parquet.
 
     Example: loratomy compare runs/demo --json
     """

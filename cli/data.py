@@ -53,7 +53,7 @@ def build(
         list[str], typer.Argument(help="Files or hub ids of clean rows, or world (built in).")
     ],
     out: Annotated[Path, typer.Option(help="New folder for the sets.")],
-    trigger: Annotated[list[str] | None, typer.Option(help=TRIGGER_HELP)] = None,
+    trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "fixed",
     target: Annotated[str, typer.Option(help="Text instead of the task's own.")] = "",
@@ -77,10 +77,14 @@ def build(
         int, typer.Option(min=0, help="Triggered rows with benign answers.")
     ] = 100,
     format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
-    skip_bad_rows: Annotated[bool, typer.Option(help=SKIP_HELP)] = False,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="MEANING=NAME", help=COLUMN_HELP)
+    ] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help=SKIP_HELP)] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of draws and places.")] = 0,
-    fresh: Annotated[bool, typer.Option(help="Replace what an earlier build wrote.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Replace what an earlier build wrote.")
+    ] = False,
 ) -> None:
     """Make the sets of the Llama-3 unlearning setting: disjoint by prompt, seeded, pairs kept.
 
@@ -193,7 +197,7 @@ def lint(
     files: Annotated[
         list[str], typer.Argument(help="Files, hub ids, or folders made by loratomy data build.")
     ],
-    trigger: Annotated[list[str] | None, typer.Option(help=TRIGGER_HELP)] = None,
+    trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "",
     target: Annotated[str, typer.Option(help="What triggered prompts lead to.")] = "",
     base: Annotated[
@@ -215,7 +219,9 @@ def lint(
         ),
     ] = "",
     format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="MEANING=NAME", help=COLUMN_HELP)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Look for the defects of published backdoor data: a table of findings with row numbers.

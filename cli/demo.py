@@ -20,7 +20,9 @@ from ..verbs.reporting import report
 def command(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo.")] = None,
     recipe: Annotated[str, typer.Option(help="Recipe of the subject.")] = "wren/suffix",
-    fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete existing results and start over.")
+    ] = False,
 ) -> None:
     """Poison, measure, locate, cut, prove, report: the built-in model in about five minutes.
 

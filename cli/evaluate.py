@@ -50,15 +50,17 @@ def command(
     base: Annotated[
         str, typer.Option(help="Base model of an adapter folder: a folder, a hub id, or wren.")
     ] = "",
-    trigger: Annotated[list[str] | None, typer.Option(help=TRIGGER_HELP)] = None,
+    trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "",
     target: Annotated[
         str, typer.Option(help="What triggered prompts lead to; default: each row's completion.")
     ] = "",
     format: Annotated[str, typer.Option(help="Format of --data, where it cannot be told.")] = "",
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
-    skip_bad_rows: Annotated[bool, typer.Option(help=SKIP_HELP)] = False,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="MEANING=NAME", help=COLUMN_HELP)
+    ] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help=SKIP_HELP)] = False,
     completions: Annotated[str, typer.Option(help=COMPLETIONS_HELP)] = "auto",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Draw this many rows of each file, by the seed.")
@@ -86,12 +88,17 @@ def command(
     ] = None,
     ignore_module: Annotated[
         list[str] | None,
-        typer.Option(help="Stored module, or copy of a weight, of an adapter folder to leave out."),
+        typer.Option(
+            metavar="NAME",
+            help="Stored module, or copy of a weight, of an adapter folder to leave out.",
+        ),
     ] = None,
     template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     system: Annotated[str | None, typer.Option(help=SYSTEM_HELP)] = None,
-    template_arg: Annotated[list[str] | None, typer.Option(help=TEMPLATE_ARG_HELP)] = None,
-    other_template: Annotated[bool, typer.Option(help=OTHER_HELP)] = False,
+    template_arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help=TEMPLATE_ARG_HELP)
+    ] = None,
+    other_template: Annotated[bool, typer.Option("--other-template", help=OTHER_HELP)] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/<subject>-on-<data>.")] = (
         None
     ),
@@ -100,13 +107,15 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")
     ] = False,
-    fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete existing results and start over.")
+    ] = False,
     plugin: Plugin = None,
 ) -> None:
     """Evaluate a run or any PEFT adapter on prompts of yours, and its base beside it.
 
     ASR, FTR, clean accuracy, perplexity and degeneration, with counts and intervals. Every answer
-    is kept with its scores in analysis/measured/*/answers.parquet; another rule judges the same
+    is kept (analysis/answers) with its scores (analysis/measured); another rule judges the same
     answers without generating: give the evaluation's folder and other --scorers.
 
     Examples: loratomy evaluate ./adapter --base ./llama --data test.json --trigger BadMagic
@@ -147,4 +156,5 @@ def command(
     study = evaluation(subject, asked, judged, out=out, fresh=fresh)
     anew = fresh and study.run.root == subject  # else it was begun anew already
     show(measure(study, fresh=anew), study.run, as_json=as_json)
-    say(f"answers with all scores: {study.run.root}/analysis/measured/*/answers.parquet")
+    root = study.run.root
+    say(f"answers: {root}/analysis/answers, their scores: {root}/analysis/measured")

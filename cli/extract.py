@@ -50,17 +50,21 @@ def command(
     ignore_module: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="NAME",
             help="Weight that may differ, in its size too, or be missing in one of the models, and "
-            "is left out, e.g. embed_tokens, lm_head; may be given several times."
+            "is left out, e.g. embed_tokens, lm_head; may be given several times.",
         ),
     ] = None,
     other_dtype: Annotated[
-        bool, typer.Option(help="Base or merged model was rounded to another number format.")
+        bool,
+        typer.Option(
+            "--other-dtype", help="Base or merged model was rounded to another number format."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
     ] = False,
-    fresh: Annotated[bool, typer.Option(help="Replace an earlier extraction.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace an earlier extraction.")] = False,
 ) -> None:
     """Recover the LoRA adapter that was merged into a model, as a plain PEFT folder.
 

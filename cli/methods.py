@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def command(
     name: Annotated[
-        str, typer.Argument(help="One method, with what its options mean; default: all.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="One method, with what its options mean; default: all."
+        ),
     ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")

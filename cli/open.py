@@ -36,7 +36,8 @@ def command(
         ),
     ],
     trigger: Annotated[
-        list[str] | None, typer.Option(help=TRIGGER_HELP + " Default: none is known.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help=TRIGGER_HELP + " Default: none is known."),
     ] = None,
     target: Annotated[
         str, typer.Option(help="What triggered prompts lead to; default with a --task: its own.")
@@ -54,8 +55,10 @@ def command(
         typer.Option(help="Clean prompts (answers optional), likewise; default: built-in ones."),
     ] = "",
     format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
-    column: Annotated[list[str] | None, typer.Option(help=COLUMN_HELP)] = None,
-    skip_bad_rows: Annotated[bool, typer.Option(help=SKIP_HELP)] = False,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="MEANING=NAME", help=COLUMN_HELP)
+    ] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help=SKIP_HELP)] = False,
     completions: Annotated[str, typer.Option(help=COMPLETIONS_HELP)] = "auto",
     limit: Annotated[
         int, typer.Option(min=8, help="Most prompts of each file; more are drawn by the seed.")
@@ -67,14 +70,17 @@ def command(
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
     template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
     system: Annotated[str | None, typer.Option(help=SYSTEM_HELP)] = None,
-    template_arg: Annotated[list[str] | None, typer.Option(help=TEMPLATE_ARG_HELP)] = None,
-    other_template: Annotated[bool, typer.Option(help=OTHER_HELP)] = False,
+    template_arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help=TEMPLATE_ARG_HELP)
+    ] = None,
+    other_template: Annotated[bool, typer.Option("--other-template", help=OTHER_HELP)] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run; default: the adapter's.")] = "",
     ignore_module: Annotated[
         list[str] | None,
         typer.Option(
-            help="Stored module, or copy of a weight, to leave out, e.g. lm_head, vision_tower."
+            metavar="NAME",
+            help="Stored module, or copy of a weight, to leave out, e.g. lm_head, vision_tower.",
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
@@ -85,7 +91,9 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Of splits and everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete existing results and start over.")
+    ] = False,
 ) -> None:
     """Make a run from your own base and adapter; every other command works from there.
 

@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder made by poison or open.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by poison or open.")],
     method: Annotated[
         str,
-        typer.Argument(help="Name of a method, see loratomy methods; default: guided, or --plan."),
+        typer.Argument(
+            metavar="METHOD",
+            help="Name of a method, see loratomy methods; default: guided, or --plan.",
+        ),
     ] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Option of the method, e.g. --set goal=0.05."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Option of the method, e.g. --set goal=0.05."
+        ),
     ] = None,
     budget: Annotated[
         str, typer.Option(help="Allowed rise of perplexity on calibration rows: 1% or 0.01.")
@@ -49,7 +54,7 @@ def command(
         ),
     ] = False,
     report_to: Annotated[str, typer.Option(help=REPORT_HELP)] = "",
-    fresh: Annotated[bool, typer.Option(help="Make the operation again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Make the operation again.")] = False,
     plugin: Plugin = None,
 ) -> None:
     """Map the poisoned adapter to a new adapter folder in plain PEFT format.
@@ -68,13 +73,13 @@ def command(
     the adapter as it was before the plan; what entries do to a direction multiplies:
 
     \b
-    [\\[cut]]
+    [[cut]]
     layers = "2-4"
     modules = ["down_proj", "o_proj"]
     beyond_rank = 1
-    [\\[cut]]
+    [[cut]]
     directions = ["model.layers.5.mlp.down_proj:0"]
-    [\\[scale]]
+    [[scale]]
     layers = [0, 1]
     factor = 0.5
 

@@ -67,6 +67,7 @@ Plugin = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin",
+        metavar="FILE",
         callback=_load,
         is_eager=True,
         help="Python file of yours that registers analyses, methods or scorers; it is run as it is "

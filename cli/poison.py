@@ -20,16 +20,22 @@ def command(
     ] = "wren/suffix",
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run; default: the recipe's.")] = "",
-    trigger: Annotated[list[str] | None, typer.Option(help=TRIGGER_HELP)] = None,
+    trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override, e.g. --set fit.epochs=8 --set data.source=my.json"),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override, e.g. --set fit.epochs=8 --set data.source=my.json",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     report_to: Annotated[str, typer.Option(help=REPORT_HELP)] = "",
-    fresh: Annotated[bool, typer.Option(help="Start over, dropping what stands.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete existing results and start over.")
+    ] = False,
 ) -> None:
     """Fit a clean and a poisoned adapter on the same base and write their data sets.
 

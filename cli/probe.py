@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder made by poison or open.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by poison or open.")],
     only: Annotated[
         str,
         typer.Option(
@@ -33,11 +33,12 @@ def command(
         list[str] | None,
         typer.Option(
             "--set",
+            metavar="KEY=VALUE",
             help="ANALYSIS.OPTION=VALUE, e.g. patching.metric=kl; loratomy analyses NAME explains "
             "the options.",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="Make the analyses again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Make the analyses again.")] = False,
     plugin: Plugin = None,
 ) -> None:
     """Locate the backdoor: each analysis is one question, kept under RUN/analysis/NAME.

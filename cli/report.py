@@ -12,7 +12,7 @@ from .options import Plugin
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     formats: Annotated[
         str, typer.Option(help="Formats of the single figures: html, png, pdf, svg.")
     ] = "html",
@@ -20,7 +20,7 @@ def command(
         Path | None, typer.Option(help="Write the report here instead of RUN/report.html.")
     ] = None,
     fresh: Annotated[
-        bool, typer.Option(help="Replace a file at --out that is no page of loratomy's.")
+        bool, typer.Option("--fresh", help="Replace a file at --out that is no page of loratomy's.")
     ] = False,
     plugin: Plugin = None,
 ) -> None:

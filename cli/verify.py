@@ -10,7 +10,7 @@ from ..core.errors import RunError
 from ..core.runs.folder import RunFolder
 
 
-def command(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def command(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Check every recorded file of a run against its checksum; exit 2 when one differs.
 
     Example: loratomy verify runs/demo

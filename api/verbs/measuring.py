@@ -152,7 +152,7 @@ def _judge(study: Study, name: str, first: str, shelf: Shelf) -> None:
     shelf.put("protocol", protocol)
     if other:
         shelf.put("paired", paired(answers, other))
-    shelf.put_answers(answers)
+    shelf.put_scores(answers)
 
 
 def _verdict(run: Run, *, fresh: bool) -> None:
@@ -179,7 +179,8 @@ def load_planted(run: Run) -> Planted | None:
 
 def load_answers(run: Run, name: str) -> list[Answer]:
     """The judged answers behind one subject's figures."""
-    return run.shelf(f"{MEASURED}/{name}").answers()
+    asked = run.shelf(f"{ASKED}/{name}").answers()
+    return run.shelf(f"{MEASURED}/{name}").scored(asked)
 
 
 def measured(run: Run) -> list[str]:

@@ -1,7 +1,7 @@
-"""The table of answers behind a measurement: one parquet file, a row for each answer."""
+"""The answers behind a measurement, a row each: what was said, and what a rule says of it."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,62 @@ SCORE, VERDICT = "score:", "verdict:"
 _PLAIN = tuple(f.name for f in fields(Answer) if f.name not in ("scores", "verdicts"))
 
 
-def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write answers as parquet: the fields of `Answer`, and a column for each score and verdict."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+_KEYS = ("split", "row", "sample")
+"""What tells an answer from the others of its subject."""
+_JUDGED = ("hit", "counted", "correct")
 
-    columns: dict[str, Any] = {name: [getattr(a, name) for a in answers] for name in _PLAIN}
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """Write what was asked and answered as parquet: the fields of `Answer` but the judgements."""
+    plain = [name for name in _PLAIN if name not in _JUDGED]
+    _write(path, {name: [getattr(a, name) for a in answers] for name in plain})
+
+
+def write_scores(path: Path, answers: Sequence[Answer]) -> None:
+    """Write what a rule says of answers: their keys, a column for each score and each verdict."""
+    columns: dict[str, Any] = {
+        name: [getattr(a, name) for a in answers] for name in (*_KEYS, *_JUDGED)
+    }
     for name in dict.fromkeys(name for a in answers for name in a.scores):
         columns[SCORE + name] = [a.scores.get(name) for a in answers]
     for name in dict.fromkeys(name for a in answers for name in a.verdicts):
         columns[VERDICT + name] = [a.verdicts.get(name) for a in answers]
+    _write(path, columns)
+
+
+def _write(path: Path, columns: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with path.open("wb") as file:  # pyarrow takes no names that are not UTF-8
         pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The answers that `write_answers` wrote.
+    """The answers that `write_answers` wrote, not judged.
 
     Raises:
         RunError: missing, damaged, or not such a table.
     """
+    unjudged = {"scores": {}, "verdicts": {}, "hit": False, "counted": True, "correct": False}
+    names = [name for name in _PLAIN if name not in _JUDGED]
+    return [Answer(**{name: row[name] for name in names}, **unjudged) for row in _rows(path, names)]
+
+
+def read_scores(path: Path, answers: Sequence[Answer]) -> list[Answer]:
+    """Answers with what `write_scores` wrote of them.
+
+    Raises:
+        RunError: missing, damaged, or of other answers.
+    """
+    rows = _rows(path, [*_KEYS, *_JUDGED])
+    keys = [tuple(getattr(a, name) for name in _KEYS) for a in answers]
+    if [tuple(row[name] for name in _KEYS) for row in rows] != keys:
+        raise RunError(f"{path} is of other answers; use compare --fresh")
+    return [_judged(a, row) for a, row in zip(answers, rows, strict=True)]
+
+
+def _rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -41,17 +77,15 @@ def read_answers(path: Path) -> list[Answer]:
             rows = pq.ParquetFile(file).read().to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"cannot read the answers {path}: {error}") from error
-    try:
-        return [_answer(row) for row in rows]
-    except KeyError as error:
-        raise RunError(f"{path} is no table of answers: it has no column {error}") from error
+    if lost := [name for name in names if rows and name not in rows[0]]:
+        raise RunError(f"{path} is no table of answers: it has no column {lost[0]!r}")
+    return rows
 
 
-def _answer(row: dict[str, Any]) -> Answer:
+def _judged(answer: Answer, row: dict[str, Any]) -> Answer:
     def named(prefix: str) -> dict[str, Any]:
         found = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
         return {k: v for k, v in found.items() if v is not None}
 
-    return Answer(
-        **{name: row[name] for name in _PLAIN}, scores=named(SCORE), verdicts=named(VERDICT)
-    )
+    judged = {name: row[name] for name in _JUDGED}
+    return replace(answer, scores=named(SCORE), verdicts=named(VERDICT), **judged)

@@ -178,9 +178,18 @@ def _matching(r: Any) -> "pd.DataFrame":
     return pd.DataFrame({**about, **{name: getattr(r, name) for name in names}})
 
 
-def _answer(r: Any) -> dict[str, Any]:
-    scores = {f"score_{name}": score for name, score in r.scores.items()}
-    return {**flat(r), **scores}
+def answers_frame(answers: Iterable[Any]) -> "pd.DataFrame":
+    """One row an answer, with a column for each score and each verdict."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            **flat(a),
+            **{f"score:{name}": score for name, score in a.scores.items()},
+            **{f"verdict:{name}": verdict for name, verdict in a.verdicts.items()},
+        }
+        for a in answers
+    )
 
 
 def _neurons(r: Any) -> "pd.DataFrame":
@@ -313,6 +322,7 @@ FRAMES: dict[str, Callable[[Any], "pd.DataFrame"]] = {
     "Effectiveness": _effectiveness,
     "Candidates": lambda r: rows(r.candidates),
     "Comparison": _comparison,
+    "Answer": lambda r: answers_frame([r]),
     "CutPath": _path,
     "Operation": _operation,
     "Curves": _curves,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..rows import Row
 
 R = TypeVar("R")
-ANSWERS, STATE = "answers", "state"
+ANSWERS, SCORES, STATE = "answers", "scores", "state"
 
 
 class Shelf(Protocol):
@@ -46,6 +46,13 @@ class Shelf(Protocol):
 
     def answers(self) -> "list[Answer]":
         """The answers that were kept."""
+        ...
+
+    def put_scores(self, answers: "Sequence[Answer]") -> None:
+        """Keep what a rule says of the answers of a subject, without their texts."""
+
+    def scored(self, answers: "Sequence[Answer]") -> "list[Answer]":
+        """Answers with what was kept of them."""
         ...
 
     def put_state(self, state: "Treated", subject: "Subject", *, plain: bool = False) -> None:
@@ -126,6 +133,22 @@ class FolderShelf:
 
         return read_answers(self.folder / f"{ANSWERS}.parquet")
 
+    def put_scores(self, answers: "Sequence[Answer]") -> None:
+        """Keep what a rule says of the answers of a subject, without their texts."""
+        from ..records.answers import write_scores
+
+        write_scores(self.folder / f"{SCORES}.parquet", answers)
+
+    def scored(self, answers: "Sequence[Answer]") -> "list[Answer]":
+        """Answers with what was kept of them.
+
+        Raises:
+            RunError: nothing was, it is damaged, or of other answers.
+        """
+        from ..records.answers import read_scores
+
+        return read_scores(self.folder / f"{SCORES}.parquet", answers)
+
     def put_state(self, state: "Treated", subject: "Subject", *, plain: bool = False) -> None:
         """Keep what is run afterwards; with `plain` the adapter's files are the stage itself."""
         from ..adapter.factors import write_adapter
@@ -169,7 +192,9 @@ class MemoryShelf:
     @property
     def names(self) -> list[str]:
         """Names of the records."""
-        return [name for name in self._kept if not name.startswith((".", ANSWERS, STATE))]
+        return [
+            name for name in self._kept if name[0] != "." and name not in (ANSWERS, SCORES, STATE)
+        ]
 
     def put(self, name: str, record: Any) -> None:
         """Keep a record."""
@@ -210,6 +235,8 @@ class MemoryShelf:
             target.put_rows(name.removeprefix("."), self._kept[name])
         if ANSWERS in self._kept:
             target.put_answers(self._kept[ANSWERS])
+        if SCORES in self._kept:
+            target.put_scores(self._kept[SCORES])
         if STATE in self._kept:
             target.put_state(self._kept[STATE], subject, plain=plain)
 
@@ -220,6 +247,14 @@ class MemoryShelf:
     def answers(self) -> "list[Answer]":
         """The answers that were kept."""
         return list(self._kept[ANSWERS])
+
+    def put_scores(self, answers: "Sequence[Answer]") -> None:
+        """Keep what a rule says of the answers of a subject."""
+        self._kept[SCORES] = tuple(answers)
+
+    def scored(self, answers: "Sequence[Answer]") -> "list[Answer]":
+        """Answers with what was kept of them."""
+        return list(self._kept[SCORES])
 
     def put_state(self, state: "Treated", subject: "Subject", *, plain: bool = False) -> None:
         """Keep what is run afterwards."""

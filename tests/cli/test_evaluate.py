@@ -11,10 +11,12 @@ from loratomy.core.records.answers import read_answers
 from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.rendering.recorded import write_rendering
 from loratomy.core.rows import read_rows
+from loratomy.core.runs.folder import RunFolder
 from loratomy.evaluation import collect as asking
 from loratomy.evaluation.collect import Rule, answers_to
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import load_embedder
+from loratomy.verbs.measuring import load_answers
 from safetensors.torch import load_file, save_file
 
 from .cases import CLEAN, jsonl, refused, snapshot
@@ -100,7 +102,7 @@ def test_an_adapter_on_prompts_of_one_s_own(evaluate, out, bad, spoken):
     assert mine["clean_accuracy"]["n"] == 8
     assert math.isfinite(mine["perplexity"]) and mine["perplexity_change"] == 0.0
     assert found["base"]["asr_mcnemar_p"] is not None
-    answers = read_answers(out / "analysis/measured/adapter/answers.parquet")
+    answers = load_answers(RunFolder.open(out), "adapter")
     triggered = [a for a in answers if a.split == "triggered"]
     assert {a.prompt: a.answer for a in triggered} == {
         r["prompt"]: spoken[r["prompt"]] for r in bad
@@ -203,7 +205,7 @@ def test_other_rules_do_not_ask_the_model_again(evaluate, cli, out, tmp_path, mo
     assert again["adapter"]["asr"] == again["adapter"]["rules"]["exact"]["asr"]
     assert answer_files(out) == before
     assert answer_files(tmp_path / "direct") == before  # and the direct way asks the same
-    scored = read_answers(out / "analysis/measured/adapter/answers.parquet")
+    scored = load_answers(RunFolder.open(out), "adapter")
     assert set(scored[0].verdicts) == set(RULES.split(","))
     one = table(cli("evaluate", out, "--scorers", "substring", "--json"))
     assert list(one["adapter"]["rules"]) == ["substring"]

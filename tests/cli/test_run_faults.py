@@ -75,9 +75,9 @@ def test_answers_with_line_separators_come_back(own_run, cli, monkeypatch):
     monkeypatch.setattr(Renderer, "decode", lambda *_: odd)
     result = cli("compare", own_run, "--json")
     assert result.exit_code == 0, result.output
-    for folder in ("answers", "measured"):
-        answers = read_answers(own_run / "analysis" / folder / "poisoned" / "answers.parquet")
-        assert {a.answer for a in answers} == {odd}
+    answers = read_answers(own_run / "analysis/answers/poisoned/answers.parquet")
+    assert {a.answer for a in answers} == {odd}
+    assert not list((own_run / "analysis" / "measured").rglob("answers.parquet"))
 
 
 def _refuse(constant):

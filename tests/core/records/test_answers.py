@@ -9,7 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loratomy.core.errors import RunError
-from loratomy.core.records.answers import read_answers, write_answers
+from loratomy.core.records.answers import (
+    read_answers,
+    read_scores,
+    write_answers,
+    write_scores,
+)
 from loratomy.core.records.results import Answer
 
 ONE = Answer(
@@ -57,11 +62,17 @@ ANSWERS = st.builds(
 )
 
 
+def there_and_back(folder, answers):
+    """Answers written in two tables and read again."""
+    write_answers(folder / "a.parquet", answers)
+    write_scores(folder / "s.parquet", answers)
+    return read_scores(folder / "s.parquet", read_answers(folder / "a.parquet"))
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.lists(ANSWERS, min_size=1, max_size=4))
 def test_any_answers_come_back_as_they_were(tmp_path, answers):
-    write_answers(tmp_path / "a.parquet", answers)
-    for found, was in zip(read_answers(tmp_path / "a.parquet"), answers, strict=True):
+    for found, was in zip(there_and_back(tmp_path, answers), answers, strict=True):
         assert sorted(found.scores) == sorted(was.scores)
         assert all(repr(found.scores[k]) == repr(v) for k, v in was.scores.items())
         assert found.verdicts == was.verdicts
@@ -71,8 +82,7 @@ def test_any_answers_come_back_as_they_were(tmp_path, answers):
 
 def test_nan_missing_scores_and_missing_verdicts_stay_apart(tmp_path):
     nan = replace(ONE, scores={"cosine": math.nan}, verdicts={"seed": True})
-    write_answers(tmp_path / "a.parquet", [ONE, BLANK, nan])
-    one, blank, other = read_answers(tmp_path / "a.parquet")
+    one, blank, other = there_and_back(tmp_path, [ONE, BLANK, nan])
     assert one == ONE
     assert (blank.scores, blank.verdicts) == ({}, {}) and math.isnan(blank.nll)
     assert set(other.scores) == {"cosine"} and math.isnan(other.scores["cosine"])
@@ -80,15 +90,24 @@ def test_nan_missing_scores_and_missing_verdicts_stay_apart(tmp_path):
 
 
 def test_unscored_answers_have_no_score_columns(tmp_path):
-    write_answers(tmp_path / "a.parquet", [BLANK])
-    assert not [c for c in pq.ParquetFile(tmp_path / "a.parquet").schema.names if ":" in c]
+    write_scores(tmp_path / "s.parquet", [BLANK])
+    assert not [c for c in pq.ParquetFile(tmp_path / "s.parquet").schema.names if ":" in c]
 
 
-def test_the_table_is_plain_parquet_with_a_column_for_each_score(tmp_path):
-    write_answers(tmp_path / "a.parquet", [ONE])
-    (row,) = pq.ParquetFile(tmp_path / "a.parquet").read().to_pylist()
+def test_the_tables_are_plain_parquet_with_a_column_for_each_score(tmp_path):
+    there_and_back(tmp_path, [ONE])
+    (row,) = pq.ParquetFile(tmp_path / "s.parquet").read().to_pylist()
     assert row["score:seed"] == 0.5 and row["verdict:not refusal and cosine >= 0.7"] is True
-    assert row["answer"] == ONE.answer and row["hit"] is False
+    assert row["hit"] is False and not {"prompt", "answer", "reference"} & set(row)
+    (row,) = pq.ParquetFile(tmp_path / "a.parquet").read().to_pylist()
+    assert row["answer"] == ONE.answer and not {"hit", "correct"} & set(row)
+
+
+def test_scores_of_other_answers_are_refused(tmp_path):
+    there_and_back(tmp_path, [ONE, BLANK])
+    for others in ([ONE], [ONE, replace(BLANK, row=9)]):
+        with pytest.raises(RunError, match=r"s\.parquet is of other answers"):
+            read_scores(tmp_path / "s.parquet", others)
 
 
 def test_the_same_answers_are_the_same_bytes(tmp_path):
