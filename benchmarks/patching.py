@@ -24,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from loratomy.analysis.patching.engine.batching import GIB, budget
-from loratomy.analysis.patching.engine.sweep import Found, PatchRun, Sweep, sweep
+from loratomy.analysis.patching.engine.sweep import PatchRun, Sweep, SweptCells, sweep
 from loratomy.analysis.patching.sites import places
 from loratomy.core.model.families import FAMILIES
 from loratomy.core.model.subject import Attached, Subject
@@ -76,7 +76,9 @@ def prompts(vocab: int, count: int, width: int, differ: range) -> tuple[Any, Any
     return corrupted, clean
 
 
-def ours(subject: Subject, attached: Attached, corrupted: Any, clean: Any, target: int) -> Found:
+def ours(
+    subject: Subject, attached: Attached, corrupted: Any, clean: Any, target: int
+) -> SweptCells:
     """Our sweep over every position of resid_pre; the metric is one token's log-probability."""
     count, width = corrupted.shape
     what = Sweep(

@@ -120,7 +120,7 @@ def spoken(monkeypatch):
 
     def put(**table):
         Spoken.table, Spoken.asked = table, []
-        monkeypatch.setattr(unknown, "Court", Spoken)
+        monkeypatch.setattr(unknown, "HeldOutTrial", Spoken)
 
     return put
 
