@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .inputs.plugins import load_installed
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -10,6 +12,7 @@ def analyses() -> "pd.DataFrame":
     """The analyses: name, what each answers, what it needs, its cost and source."""
     from .analysis.catalogue import ANALYSES
 
+    load_installed()
     return _frame(
         {"name": name, "about": a.about, "needs": ", ".join(a.needs), "cost": a.cost,
          "source": a.source, "options": ", ".join(a.config.model_fields)}
@@ -21,6 +24,7 @@ def methods() -> "pd.DataFrame":
     """The methods: name, kind, what each does, what it needs, and its source."""
     from .unlearning import METHODS
 
+    load_installed()
     return _frame(
         {"name": name, "kind": m.kind, "about": m.about, "needs": ", ".join(m.needs),
          "source": m.source, "options": ", ".join(m.config.model_fields)}
@@ -45,6 +49,7 @@ def scorers() -> "pd.DataFrame":
     """The scorers: name, what each compares, and its source."""
     from .evaluation.scorers import SCORERS
 
+    load_installed()
     return _frame(
         {"name": n, "about": s.about, "graded": s.graded, "needs_target": s.needs_target,
          "source": s.source}

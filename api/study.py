@@ -170,7 +170,9 @@ class Study:
         """What counts as target behaviour: as asked now, as the study says, or as the task does."""
         from .data.attacks.tasks import TASKS
         from .evaluation.success import parse_rules
+        from .inputs.plugins import load_installed
 
+        load_installed()
         known = self.settings.measure.scorers
         return parse_rules(self.judged.scorers or known or TASKS[self.settings.task].rule)
 
@@ -311,9 +313,11 @@ class Study:
             LoratomyError: an unknown analysis or option, or one that needs what the study lacks.
         """
         from .analysis.catalogue import ANALYSES
+        from .inputs.plugins import load_installed
         from .results import Results
         from .verbs.probing import STAGE, probe
 
+        load_installed()
         asked = listed(ANALYSES[name].config, options)
         given = {f"{name}.{option}": value for option, value in asked.items()}
         sizes = {"prompts": prompts, "target_tokens": target_tokens}
@@ -354,12 +358,14 @@ class Study:
         Raises:
             LoratomyError: an unknown method or option, or one that needs what the study lacks.
         """
+        from .inputs.plugins import load_installed
         from .results import Operated
         from .unlearning import METHODS
         from .verbs.operating import operate
         from .verbs.options import grouped
 
         before = after if isinstance(after, str) else after.name
+        load_installed()
         given = grouped(listed(METHODS[method].config, options))
         return Operated(self, operate(self, method, given, after=before, name=name, fresh=fresh))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ..rows import Row
 
 
-class Run:
+class Run(ABC):
     """Stages by name, each with the inputs that it was made from."""
 
     root: Path
@@ -33,22 +34,23 @@ class Run:
         """Names of the finished stages, in the order in which they were made."""
         return list(self.manifest["stages"])
 
+    @abstractmethod
     def has(self, stage: str) -> bool:
         """Whether a stage is recorded as finished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, stage: str) -> None:
         """Raise unless a stage is finished and as it was made."""
-        raise NotImplementedError
 
     def intact(self, stage: str) -> bool:
         """Whether a stage is finished and as it was made."""
         return self.has(stage)
 
+    @abstractmethod
     def shelf(self, stage: str) -> Shelf:
         """What a finished stage holds, as it was made."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(
         self,
         stage: str,
@@ -65,29 +67,28 @@ class Run:
             fill: puts the result on the shelf that it is given.
             fresh: make it even when it stands.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def make_rows(
         self, stage: str, inputs: Mapping[str, Any], make: "Callable[[], Sequence[Row]]"
     ) -> bool:
         """The same for a stage that is one set of rows, e.g. ``data/negative_set.jsonl``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, stage: str) -> "list[Row]":
         """The rows of a finished stage that is one set of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def partial(self, stage: str, inputs: Mapping[str, Any], *, fresh: bool = False) -> Path:
         """A folder for checkpoints of an unfinished stage, kept until the stage is done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def locked(self, *, fresh: bool = False, wait: float = 0) -> "AbstractContextManager[Run]":
         """Hold the run for this process; with `fresh`, start it over from nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where(self, stage: str) -> str:
         """Where a stage is, in words."""
-        raise NotImplementedError
 
     def inputs(self, stage: str) -> dict[str, Any]:
         """What a finished stage was made from."""

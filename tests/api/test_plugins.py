@@ -93,15 +93,16 @@ def test_what_is_wrong_with_a_plugin_is_said_in_a_line(plugin, cli, run, text, s
     assert said in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
 
 
-def test_packages_register_by_entry_point(monkeypatch, plugin):
+def test_packages_register_by_entry_point(monkeypatch, plugin, opened):
     class Point:
         name, value, dist = "mine", "mine_package", None
 
         def load(self):
             plugins.load_file(plugin)
 
+    study = opened()
     plugins.load_installed.cache_clear()
     monkeypatch.setattr(plugins, "entry_points", lambda group: [Point()] if group else [])
-    plugins.load_installed()
-    assert "soften" in METHODS
+    assert study.operate("soften", factor=0.5).name == "soften"
+    assert "soften" in set(lt.methods()["name"])  # loaded by the first call that needs it
     plugins.load_installed.cache_clear()
