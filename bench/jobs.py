@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.stopping import GRACE
 from .cells import Cell
 
 LOGS = "logs"
-LOOK, GRACE = 0.2, 20.0
-"""Seconds between looks at the processes, and seconds that they have to end in."""
+LOOK = 0.2
+"""Seconds between looks at the processes."""
 
 
 @dataclass
@@ -67,7 +68,7 @@ def run_cells_apart(
 
 
 def _start(cell: Cell, command: Sequence[str], log: Path) -> _Job:
-    """Its standard input is a pipe that closes with this process, see `ending.end_with_parent`."""
+    """Its standard input is a pipe that closes with this process, see `stopping.end_with`."""
     threads = {"OMP_NUM_THREADS": "1", **os.environ}
     with log.open("ab") as file:
         process = subprocess.Popen(

@@ -1,16 +1,18 @@
 """`loratomy demo`: the whole loop on the built-in model."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..core.console import say
+from ..core.console import progress, say
+from ..core.lanes import cores
 from ..core.records.results import Comparison
 from ..core.runs.folder import run_path
 from ..study import Study
-from ..verbs.measuring import measure
+from ..verbs.measuring import load_comparison, measure
 from ..verbs.operating import operate
 from ..verbs.poisoning import make_poisoned
 from ..verbs.probing import probe
@@ -20,6 +22,15 @@ from ..verbs.reporting import report
 def command(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo.")] = None,
     recipe: Annotated[str, typer.Option(help="Recipe of the subject.")] = "wren/suffix",
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Stages made at a time, each in a process of its own on one core; default: a "
+            "core each, 1 where processes cannot be forked (not Linux).",
+            show_default=False,
+        ),
+    ] = cores(),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete existing results and start over.")
     ] = False,
@@ -33,18 +44,28 @@ def command(
     began = time.perf_counter()
     folder = run_path("demo", out)
     say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
-    study = make_poisoned(load_recipe(recipe), folder, fresh=fresh)
-    say("2/5 probe: where does the backdoor live?")
-    # Screening is for grids too large to patch whole; here every cell is patched.
-    probe(study, leave_out=["screening"])
-    say("3/5 operate: guided surgery, repair, negative fine-tuning, and the controls")
-    operate_all(study)
-    say("4/5 compare: everybody on the same held-out prompts")
-    comparison = measure(study)
+    study = make_poisoned(load_recipe(recipe), folder, fresh=fresh, jobs=jobs)
+    with study.run.locked(), progress():
+        study.run.side_by_side([partial(locate, study), partial(cut, study)], jobs=jobs)
+    comparison = load_comparison(study.run)
     say("5/5 report")
     path = report(study, formats=["html"])
     say(summary(comparison))
     say(f"done in {time.perf_counter() - began:.0f} s: open {path}")
+
+
+def locate(study: Study) -> None:
+    """The analyses, but for screening: here every cell is patched."""
+    say("2/5 probe: where does the backdoor live?")
+    probe(study, leave_out=["screening"])
+
+
+def cut(study: Study) -> None:
+    """The operations, and all of them measured."""
+    say("3/5 operate: guided surgery, repair, negative fine-tuning, and the controls")
+    operate_all(study)
+    say("4/5 compare: everybody on the same held-out prompts")
+    measure(study)
 
 
 def operate_all(study: Study) -> None:

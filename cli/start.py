@@ -10,9 +10,9 @@ def main() -> None:
     """Run the command line."""
     try:
         if BENCH_CELL in sys.argv:  # before the imports, which take seconds
-            from .ending import end_with_parent
+            from ..core.stopping import end_with
 
-            end_with_parent()
+            end_with()
         from .app import main as run
 
         run()

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.progress import (
 from rich.segment import Segment
 
 from . import processes
-from .progress import reporting
+from .progress import listened, reporting
 from .records.io import dumps
 from .text import one_line, visible
 
@@ -45,9 +46,25 @@ QUIET_SECONDS = 20.0
 """Without a terminal, a line of progress at most this often."""
 
 
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
 def say(line: str) -> None:
     """A line about what happens, on stderr; brackets in it are text, long parts are cut."""
-    err.print(escape(one_line(line)), soft_wrap=True)
+    if (listener := _listener.get()) is not None:
+        listener(line)
+    else:
+        err.print(escape(one_line(line)), soft_wrap=True)
+
+
+@contextmanager
+def relayed(listener: Callable[[str], None]) -> Iterator[None]:
+    """Pass the lines of `say` inside the block to `listener` instead of printing them."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def cell(text: str) -> str:
@@ -83,7 +100,13 @@ class _Lines:
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Show progress of everything inside the block, with time left where there is a terminal."""
+    """Show progress of everything inside the block, with time left where there is a terminal.
+
+    Inside another such block, or where something else listens, that one goes on.
+    """
+    if listened():
+        yield
+        return
     if not err.is_terminal:
         with reporting(_Lines()):
             yield

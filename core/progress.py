@@ -26,6 +26,11 @@ def tracked(items: Sequence[T], label: str) -> Iterator[T]:
         report(label, done, len(items))
 
 
+def listened() -> bool:
+    """Whether anybody listens to progress."""
+    return _reporter.get() is not None
+
+
 @contextmanager
 def reporting(listener: Reporter) -> Iterator[None]:
     """Let `listener` hear of all progress made inside the block."""

@@ -1,6 +1,8 @@
 """Ending early on a signal: at once, or in a fit after the checkpoint of the step at hand."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +11,9 @@ NEAR_END = getattr(signal, "SIGUSR1", None)
 """Sent by schedulers some time before the wall time is over."""
 CODES = {signal.SIGTERM: 143, **({NEAR_END: 75} if NEAR_END else {})}
 """Signal -> exit code; 75 (EX_TEMPFAIL) says that the same command goes on when it is run again."""
+
+WITHIN, GRACE = 1.5, 20.0
+"""Seconds after which the system ends a process that does not let go; that other processes get."""
 
 
 class Stopped(BaseException):
@@ -67,3 +72,21 @@ def stop_if_wanted() -> None:
     if _Asked.number:
         number, _Asked.number = _Asked.number, 0
         raise Stopped(number)
+
+
+def end_with(pipe: int = 0) -> None:
+    """End this process, as by SIGTERM, when nobody holds the other end of a pipe any more.
+
+    What it writes appears whole or not at all, so that it may be cut short at any moment.
+
+    Args:
+        pipe: the file descriptor to read from; by default standard input.
+    """
+
+    def watch() -> None:
+        while os.read(pipe, 4096):
+            pass
+        signal.setitimer(signal.ITIMER_REAL, WITHIN)  # SIGALRM ends a process that waits in C too
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..training.recipe import Recipe
     from ..training.tracking import Tracking
 
+ADAPTERS = ("clean", "poisoned")
 WORLD = "world"
 """Name of the built-in source of rows."""
 
@@ -101,6 +102,7 @@ def make_poisoned(
     dtype: str = "auto",
     trackers: tuple[str, ...] = (),
     fresh: bool = False,
+    jobs: int = 1,
 ) -> Study:
     """The stages of `poison`: data, clean adapter, poisoned adapter, negative set, verdict."""
     source = "" if recipe.data.source == WORLD else recipe.data.source
@@ -138,8 +140,8 @@ def make_poisoned(
     with run.locked(fresh=fresh), progress():
         made = run.make("data", asked, partial(_put_sets, sets))
         done(run, "data", made)
-        for name in ("clean", "poisoned"):
-            _fit_stage(study, recipe, sets, name, trackers)
+        fits = [partial(_fit_stage, study, recipe, sets, n, trackers) for n in ADAPTERS]
+        run.side_by_side(fits, jobs=jobs)
         inputs = study.origin("data", "adapters/clean")
         made = run.make_rows(NEGATIVE, inputs, lambda: negative_set(study))
         done(run, NEGATIVE, made)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .. import processes
+from .. import lanes, processes
 from ..errors import RunError
 from ..files.atomic import (
     TEMPORARY,
@@ -73,6 +73,7 @@ class RunFolder(Run):
     def __init__(self, root: Path, manifest: dict[str, Any]) -> None:
         self.root = root
         self.manifest = manifest
+        self._holding = False
 
     @classmethod
     def create(cls, root: Path, *, asked: Mapping[str, Any], fresh: bool = False) -> "RunFolder":
@@ -155,7 +156,8 @@ class RunFolder(Run):
     def locked(self, *, fresh: bool = False, wait: float = 0) -> Iterator["RunFolder"]:
         """Hold the run for this process; with `fresh`, start it over from nothing.
 
-        Of processes that work together the first holds it for all.
+        Of processes that work together the first holds it for all; inside a block that holds it,
+        and in the processes that `side_by_side` started there, it is held already.
 
         Args:
             fresh: remove all that the run holds.
@@ -164,9 +166,36 @@ class RunFolder(Run):
         Raises:
             RunError: another process holds it (named), or has made another run there meanwhile.
         """
+        if self._holding:
+            yield self
+            return
         with ExitStack() as stack:
             self.manifest = processes.agreed(lambda: self._hold(stack, fresh, wait))
+            self._holding = True
+            stack.callback(self._let_go)
             yield self
+
+    def _let_go(self) -> None:
+        self._holding = False
+
+    def side_by_side(self, pieces: Sequence[Callable[[], Any]], *, jobs: int) -> None:
+        """Make stages side by side, see `lanes.side_by_side`; the run must be held."""
+        lanes.side_by_side(pieces, jobs=jobs)
+        self.manifest = read_manifest(self.root)
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """The manifest, to be changed and written; of processes side by side one at a time."""
+        if not lanes.inside():
+            yield self.manifest
+            self.save()
+            return
+        from filelock import FileLock
+
+        with FileLock(self.root / ".lock.manifest"):
+            self.manifest = read_manifest(self.root)
+            yield self.manifest
+            self.save()
 
     def _hold(self, stack: ExitStack, fresh: bool, wait: float) -> dict[str, Any]:
         """Take the lock, to be released by `stack`; returns the manifest as it now stands."""
@@ -210,8 +239,8 @@ class RunFolder(Run):
     def wrote(self, paths: Collection[Path]) -> None:
         """Remember files that are no stage's, e.g. of a report, as written by this program."""
         names = {path.relative_to(self.root).as_posix() for path in paths}
-        self.manifest["outputs"] = sorted({*self.manifest.get("outputs", ()), *names})
-        self.save()
+        with self._changing() as manifest:
+            manifest["outputs"] = sorted({*manifest.get("outputs", ()), *names})
 
     def path(self, stage: str) -> Path:
         """Where a stage is or would be.
@@ -335,23 +364,23 @@ class RunFolder(Run):
 
     def _about_to_write(self, stage: str, files: dict[str, str]) -> None:
         """Note whose files these are, should this process be killed before they are recorded."""
-        self.manifest.setdefault("making", {})[stage] = files
-        self.save()
+        with self._changing() as manifest:
+            manifest.setdefault("making", {})[stage] = files
         self.path(stage)  # a link made meanwhile is an error before anything is replaced
 
     def _record(
         self, stage: str, inputs: Mapping[str, Any], files: dict[str, str], seconds: float
     ) -> None:
         def written() -> dict[str, Any]:
-            self.manifest["stages"][stage] = {
-                "inputs": jsonable(dict(inputs)),
-                "files": files,
-                "seconds": round(seconds, 2),
-                "code": code_digest(),
-                "versions": versions(),
-            }
-            self.manifest.get("making", {}).pop(stage, None)
-            self.save()
+            with self._changing() as manifest:
+                manifest["stages"][stage] = {
+                    "inputs": jsonable(dict(inputs)),
+                    "files": files,
+                    "seconds": round(seconds, 2),
+                    "code": code_digest(),
+                    "versions": versions(),
+                }
+                manifest.get("making", {}).pop(stage, None)
             shutil.rmtree(self.path(f"{PARTIAL}/{stage}"), ignore_errors=True)
             return self.manifest
 

@@ -86,6 +86,16 @@ class Run(ABC):
     def locked(self, *, fresh: bool = False, wait: float = 0) -> "AbstractContextManager[Run]":
         """Hold the run for this process; with `fresh`, start it over from nothing."""
 
+    def side_by_side(self, pieces: Sequence[Callable[[], Any]], *, jobs: int) -> None:
+        """Make stages, `jobs` at a time where each can have a process of its own.
+
+        Args:
+            pieces: functions that make them, none of which needs what another one makes.
+            jobs: how many at a time.
+        """
+        for piece in pieces:
+            piece()
+
     @abstractmethod
     def where(self, stage: str) -> str:
         """Where a stage is, in words."""

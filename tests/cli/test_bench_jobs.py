@@ -112,8 +112,8 @@ def test_an_exception_ends_all_processes(tmp_path):
 
 def test_a_process_whose_bench_was_killed_ends_itself():
     code = (
-        "from loratomy.cli.ending import end_with_parent; import time\n"
-        "end_with_parent(); print('on', flush=True); time.sleep(60)"
+        "from loratomy.core.stopping import end_with; import time\n"
+        "end_with(); print('on', flush=True); time.sleep(60)"
     )
     pipe = subprocess.PIPE
     child = subprocess.Popen(python(code), stdin=pipe, stdout=pipe)

@@ -152,10 +152,10 @@ def test_tables_and_json_neither(cli):
 def test_a_process_of_a_killed_bench_ends_within_two_seconds():
     """Even one that does not let go: here it ignores SIGTERM and waits in C."""
     code = (
-        "from loratomy.cli.ending import end_with_parent\n"
+        "from loratomy.core.stopping import end_with\n"
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "end_with_parent(); print('on', flush=True)\n"
+        "end_with(); print('on', flush=True)\n"
         "while True: time.sleep(60)\n"
     )
     pipe = subprocess.PIPE

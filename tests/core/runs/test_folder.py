@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -360,3 +361,23 @@ def test_a_nan_among_the_inputs_does_not_unmake_a_stage(tmp_path):
     again = RunFolder.create(tmp_path, asked={"x": math.nan})
     with again.locked():
         assert not again.stage("data", {"x": math.nan}, boom)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
+def test_stages_made_side_by_side_are_all_recorded(tmp_path):
+    run = RunFolder.create(tmp_path / "r", asked={"kind": "test"})
+
+    def make(name: str) -> None:
+        with run.locked():  # held already
+            for i in range(8):
+                run.stage(f"data/{name}{i}", {"i": i}, write(f"{name}{i}"))
+
+    with run.locked():
+        run.side_by_side([partial(make, "a"), partial(make, "b")], jobs=2)
+        names = {f"data/{n}{i}" for n in "ab" for i in range(8)}
+        assert set(run.stages) == names and not run.manifest.get("making")
+        assert not run.stage("data/a0", {"i": 0}, write("again"))
+    again = RunFolder.open(run.root)
+    assert set(again.stages) == names and again.verify() == []
+    with again.locked():
+        pass
