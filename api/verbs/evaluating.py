@@ -137,7 +137,7 @@ def _prepared(
             "rendering": subject.renderer.rendering.model_dump(mode="json"),
         }
     )
-    for sentence in sets.said:
+    for sentence in sets.notes:
         say(sentence if sentence.startswith("warning") else f"note: {sentence}")
     fresh = fresh or _nothing_measured(folder)
     if not fresh:

@@ -66,7 +66,7 @@ def _first(file: Digests, places: np.ndarray) -> list[int]:
 
 
 def repeated(file: Digests, found: Defects) -> None:
-    """Prompts that stand more than once in a file."""
+    """Prompts that a file holds more than once."""
     order = np.argsort(file.prompts, kind="stable")
     prompts, completions = file.prompts[order], file.completions[order]
     again = prompts[1:] == prompts[:-1]
@@ -85,7 +85,7 @@ def repeated(file: Digests, found: Defects) -> None:
 
 
 def shared(files: Sequence[Digests], found: Defects) -> None:
-    """Prompts of held-out files that stand in a training file too."""
+    """Prompts of held-out files that are in a training file too."""
     for held in (file for file in files if file.view.held_out):
         for train in (file for file in files if not file.view.held_out):
             places = np.flatnonzero(np.isin(held.plain, train.plain))
@@ -105,10 +105,10 @@ def shared(files: Sequence[Digests], found: Defects) -> None:
 def unpaired(files: Sequence[Digests], found: Defects) -> None:
     """Poisoned training rows whose untriggered prompt no clean training row has."""
     training = [file for file in files if not file.view.held_out]
-    calm = [file.plain[file.clean] for file in training if file.clean.any()]
-    if not calm:
+    clean = [file.plain[file.clean] for file in training if file.clean.any()]
+    if not clean:
         return
-    known = np.concatenate(calm)
+    known = np.concatenate(clean)
     for file in training:
         if file.view.negative or not file.needs_pair.any():
             continue

@@ -43,7 +43,7 @@ class Defects:
     _whats: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, level: str, check: str, file: str, number: int, what: str) -> None:
-        """One row with a defect; the first row's words stand for all."""
+        """One row with a defect; the description of the first row is kept for all."""
         key = (check, file)
         if key not in self._levels:
             self._levels[key], self._whats[key] = level, what
