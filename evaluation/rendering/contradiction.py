@@ -54,7 +54,8 @@ def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> s
         "token of it is what the adapter would say"
     )
     return (
-        f"answers and rendering contradict each other: {what}; {_parting(subject, example)}. "
+        f"answers and rendering contradict each other: {what}; "
+        f"{_first_difference(subject, example)}. "
         "The prompts are not rendered as in training: see --template, --template-arg, --system"
     )
 
@@ -92,7 +93,7 @@ def uneven(renderer: Renderer, rows: Sequence[Row]) -> str:
             continue
         pairs = [(renderer.text(one), one.prompt.strip()) for one in (row, row.untriggered())]
         if any(text.count(prompt) != 1 for text, prompt in pairs):
-            continue  # the prompt's place in it cannot be told
+            continue  # the prompt's place in it is not unique
         frames = [text.replace(prompt, "{prompt}") for text, prompt in pairs]
         if frames[0] != frames[1]:
             return (
@@ -103,8 +104,8 @@ def uneven(renderer: Renderer, rows: Sequence[Row]) -> str:
     return ""
 
 
-def _parting(subject: Subject, row: Row) -> str:
-    """Where the greedy answer's tokens part from the target's, in words."""
+def _first_difference(subject: Subject, row: Row) -> str:
+    """Where the greedy answer's tokens differ from the target's first, in words."""
     renderer = subject.renderer
     want = renderer.completion_ids(whole_target(row))
     decoding = Decoding(max_new_tokens=len(want))
@@ -113,10 +114,10 @@ def _parting(subject: Subject, row: Row) -> str:
     at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), None)
     if at is None:
         return f"to {row.prompt[:60]!r} its tokens are as rendered"
-    before, said, wanted = (
+    before, given, wanted = (
         str(renderer.tokenizer.decode(ids)) for ids in (want[:at], got[at : at + 1], [want[at]])
     )
     return (
-        f"to {row.prompt[:60]!r} the answer's token {at + 1} (after {before[-40:]!r}) is {said!r}, "
-        f"as rendered it would be {wanted!r}"
+        f"to {row.prompt[:60]!r} the answer's token {at + 1} (after {before[-40:]!r}) is "
+        f"{given!r}, as rendered it would be {wanted!r}"
     )

@@ -1,7 +1,7 @@
-"""How likely an adapter finds what it is known to say, under a rendering of the prompts.
+"""How likely an adapter finds its known answers, under a rendering of the prompts.
 
-What it has not learned (under 1 in 20 a token) tells next to nothing of the rendering: another one
-moves it for other reasons. So log-probabilities are compared with a soft floor there.
+What it has not learned (under 1 in 20 a token) shows next to nothing of the rendering: it changes
+with another one for other reasons. So log-probabilities are compared with a soft floor there.
 """
 
 import math
@@ -29,7 +29,7 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an adapter is known to say: rows with their completions."""
+    """The known answers of an adapter: rows with their completions."""
 
     triggered: Sequence[Row]
     """Triggered prompts with their targets."""
@@ -115,7 +115,7 @@ class Scored:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What a person would call another rendering: no mere edge or system text of one."""
+        """What makes it another rendering: template and arguments, not edges or system text."""
         return self.renderer.template, tuple(sorted(self.renderer.rendering.arguments.items()))
 
     @property
@@ -167,7 +167,7 @@ def scored(
 
 
 def telling(many: Sequence[Scored]) -> list[Scored]:
-    """The renderings by what tells them apart, likeliest first.
+    """The renderings by the rows that distinguish them, likeliest first.
 
     Where the adapter knows the targets or the answers under none, the others alone count.
     """
@@ -186,9 +186,9 @@ def fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> Kn
 
     def fits(row: Row, some: Sequence[Renderer]) -> bool:
         limit = subject.limit
-        said = row.required_completion()
+        completion = row.required_completion()
         return limit is None or all(
-            len(r.prompt_ids(row)) + len(r.completion_ids(said)) <= limit for r in some
+            len(r.prompt_ids(row)) + len(r.completion_ids(completion)) <= limit for r in some
         )
 
     for some in (renderers, renderers[:1]):
