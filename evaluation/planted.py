@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from ..core.records.results import Answer, Behaviour, Paired, Planted, Rate, Shortcoming
+from ..core.records.planted import Planted, Shortcoming
+from ..core.records.results import Answer, Behaviour, Paired, Rate
 from ..core.stats import wilson
 from .paired import discordant, mcnemar, paired
 

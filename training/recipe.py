@@ -131,7 +131,7 @@ class Recipe(Config):
     """``chat`` for the tokenizer's chat template, a published form's name, a Jinja file, or a plain
     text with ``{prompt}``."""
     template_args: dict[str, Any] = Field(default_factory=dict)
-    """What the chat template is told, e.g. ``enable_thinking = false``."""
+    """Variables of the chat template, e.g. ``enable_thinking = false``."""
     system: str | None = None
     """System text of prompts that have none of their own."""
     attack: AttackPart = AttackPart()  # pyright: ignore[reportCallIssue]
@@ -230,12 +230,12 @@ def validated(model: type[Any], raw: dict[str, Any], what: str) -> Any:
         if first["type"] == "missing":
             about = _about(model, [str(p) for p in first["loc"]])
             raise LoratomyError(f"{what}: {where} has to be given{about}") from error
-        told = f"{first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r})"
-        raise LoratomyError(": ".join(part for part in (what, where, told) if part)) from error
+        message = f"{first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r})"
+        raise LoratomyError(": ".join(part for part in (what, where, message) if part)) from error
 
 
 def _about(model: Any, keys: list[str]) -> str:
-    """What an option means, where its config says so, in brackets."""
+    """The description of an option in brackets, where its config has one."""
     for parent in keys[:-1]:
         field = getattr(model, "model_fields", {}).get(parent)
         model = field.annotation if field else None

@@ -290,7 +290,7 @@ def _opened(
         make_pairs(subject.renderer, sets["poison_train"][:16], target_tokens=1, seed=0)
     run: Run
     if folder is not None:
-        run = RunFolder.create(folder, asked=asked, fresh=fresh)
+        run = RunFolder.create(folder, request=asked, fresh=fresh)
         study = Study(run)
     else:
         run = MemoryRun(asked, name=given.base)
