@@ -192,8 +192,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise LoratomyError(f"--set {override[:60]!r}: {parent} is not a table")
-    kind = _field_type(parents, last)
-    text = kind is str or (kind is Words and not value.startswith("["))
+    kind = _field_type([*parents, last])
+    text = kind is str or (kind == Words and not value.startswith("["))
     try:
         place[last] = value if text else parsed_toml(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
@@ -202,18 +202,20 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise LoratomyError(f"--set {override[:60]!r}: {why_not(error)}") from error
 
 
-def _field_type(parents: list[str], last: str) -> Any:
-    model: Any = Recipe
-    for parent in parents:
-        field = model.model_fields.get(parent)
+def _field(model: Any, keys: list[str]) -> Any:
+    """The field of a config at a path of keys; None where there is none."""
+    field = None
+    for key in keys:
+        field = getattr(model, "model_fields", {}).get(key)
         model = field.annotation if field else None
-        if model is None or not hasattr(model, "model_fields"):
-            return None
-    field = model.model_fields.get(last)
+    return field
+
+
+def _field_type(keys: list[str]) -> Any:
+    field = _field(Recipe, keys)
     annotation = field.annotation if field else None
-    if model is AttackPart and last == "words":
-        return Words
-    return str if get_args(annotation)[:1] in ((str,), (Text,)) or annotation is str else annotation
+    kind = next(iter(get_args(annotation)), annotation)
+    return Words if kind == Words else str if kind in (str, Text) else annotation
 
 
 def validated(model: type[Any], raw: dict[str, Any], what: str) -> Any:
@@ -236,18 +238,11 @@ def validated(model: type[Any], raw: dict[str, Any], what: str) -> Any:
 
 def _about(model: Any, keys: list[str]) -> str:
     """The description of an option in brackets, where its config has one."""
-    for parent in keys[:-1]:
-        field = getattr(model, "model_fields", {}).get(parent)
-        model = field.annotation if field else None
-    field = getattr(model, "model_fields", {}).get(keys[-1])
-    return (
-        f" ({' '.join(field.description.replace('`', '').split())})"
-        if field and field.description
-        else ""
-    )
+    field = _field(model, keys)
+    about = field.description if field else None
+    return f" ({' '.join(about.replace('`', '').split())})" if about else ""
 
 
 def _known_keys(model: Any, parents: list[str]) -> list[str]:
-    for parent in parents:
-        model = model.model_fields[parent].annotation
-    return list(model.model_fields)
+    field = _field(model, parents)
+    return list((field.annotation if field else model).model_fields)
