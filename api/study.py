@@ -66,7 +66,7 @@ class Study:
     @cached_property
     def settings(self) -> Settings:
         """What all stages share."""
-        return settings_of(self.run.asked, str(self.run.root))
+        return settings_of(self.run.request, str(self.run.root))
 
     @cached_property
     def subject(self) -> "Subject":
@@ -74,7 +74,7 @@ class Study:
         if self.given is not None:
             return self.given
         settings = self.settings
-        if base_fingerprint(settings.base) != self.run.asked["base"]:
+        if base_fingerprint(settings.base) != self.run.request["base"]:
             raise RunError(
                 f"the base {settings.base} is not what it was when {self.run.root} was made; "
                 "put it back, or begin anew with --fresh"
@@ -107,7 +107,7 @@ class Study:
         shelf, temperature = self.run.shelf(stage), None
         if stage.startswith("operations/"):
             temperature = shelf.get(Operation, "operation").temperature
-        ignored = self.run.asked.get("ignore_modules", [])
+        ignored = self.run.request.get("ignore_modules", [])
         return shelf.state(self.subject, temperature=temperature, ignore=ignored)
 
     @cached_property
@@ -123,7 +123,7 @@ class Study:
     @property
     def knows_trigger(self) -> bool:
         """Whether there are triggered rows."""
-        return self.run.asked["kind"] != "open" or bool(self.settings.words)
+        return self.run.request["kind"] != "open" or bool(self.settings.words)
 
     def need_trigger(self, what: str) -> None:
         """Raise where the study was opened without a trigger, so that it has no triggered rows."""
@@ -159,7 +159,7 @@ class Study:
             self.need_trigger(name)
         if name not in SETS:
             return self.run.rows(f"data/{name}.jsonl")
-        needed = name != "poison_test" or self.run.asked["kind"] != "evaluate"
+        needed = name != "poison_test" or self.run.request["kind"] != "evaluate"
         found = self.run.shelf("data").rows(name, need_completion=needed)
         if found is None:
             raise RunError(f"{self.run.root} has no {name}; remake it with --fresh")

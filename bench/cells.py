@@ -118,12 +118,13 @@ def _usable(run: RunFolder) -> int:
     Raises:
         LoratomyError: it has no triggered prompts, or none for operations.
     """
-    study = run.asked.get("study")
+    study = run.request.get("study")
     if not isinstance(study, dict):
         raise RunError(f"{run.root} does not say what it studies; remake it with --fresh")
-    if run.asked.get("kind") not in ("poison", "open"):
+    if run.request.get("kind") not in ("poison", "open"):
         raise LoratomyError(
-            f"{run.root} was made by {run.asked.get('kind')}: a bench takes runs of poison and open"
+            f"{run.root} was made by {run.request.get('kind')}: a bench takes runs of poison and "
+            "open"
         )
     if not study["words"]:
         raise LoratomyError(

@@ -152,7 +152,7 @@ def rows_of(run: RunFolder, cell: "Cell") -> tuple[list[BenchRow], list[tuple[st
 
 def _check(run: RunFolder, stage: str) -> None:
     """Raise where a stage was altered, or made of something that was made again since."""
-    run.standing(stage, run.manifest["stages"][stage]["inputs"])
+    run.up_to_date(stage, run.manifest["stages"][stage]["inputs"])
     if old := run.stale(stage):
         raise RunError(f"{old}; loratomy compare {run.root} --fresh measures it again")
 
@@ -172,7 +172,7 @@ def _seed_of(run: RunFolder, name: str) -> int | None:
 
 def _place(run: RunFolder, cell: "Cell") -> dict[str, Any]:
     """The fields of a line that say where it is."""
-    study, attack = run.asked["study"], run.asked.get("recipe", {}).get("attack", {})
+    study, attack = run.request["study"], run.request.get("recipe", {}).get("attack", {})
     words = " / ".join(study["words"])
     named = words if attack.get("words") else attack.get("trigger") or words
     trigger, task = cell.attack or (named, study["task"])

@@ -74,7 +74,7 @@ def _sources(folders: list[Path]) -> "list[RunSource]":
 def _source(run: RunFolder, name: str) -> "RunSource":
     from ..analysis.across.across import RunSource
 
-    study = run.asked.get("study")
+    study = run.request.get("study")
     if not isinstance(study, dict):
         raise RunError(f"{run.root} does not say what it studies; remake it with --fresh")
     return RunSource(
@@ -92,7 +92,7 @@ def _found(run: RunFolder, name: str) -> "RunAnalysis":
     from ..analysis.across.across import RunAnalysis
 
     inputs = run.manifest["stages"][STAGE + name]["inputs"]
-    run.standing(STAGE + name, inputs)  # an altered file is an error
+    run.up_to_date(STAGE + name, inputs)  # an altered file is an error
     if old := run.stale(STAGE + name):
         raise RunError(f"{run.root}: {old}; make it again with loratomy probe --fresh")
     sizes: Any = inputs.get("settings", {}).get("sizes", {})

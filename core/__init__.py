@@ -1,4 +1,4 @@
-"""What everything stands on: errors, options, registry, rows, statistics, progress."""
+"""What every room uses: errors, options, registry, rows, statistics, progress."""
 
 import lazy_loader
 

@@ -20,7 +20,7 @@ def _first(names: tuple[str, ...], default: int) -> int:
 
 
 def count() -> int:
-    """How many processes work together, as the launcher says; 1 without one."""
+    """How many processes work together, as the launcher sets it; 1 without one."""
     return max(1, _first(_COUNT, 1))
 
 
@@ -47,16 +47,16 @@ def agreed(decide: Callable[[], T]) -> T:
     _joined()
     from torch.distributed import broadcast_object_list
 
-    told: list = [None, None]
+    result: list = [None, None]
     if first():
         try:
-            told[0] = decide()
+            result[0] = decide()
         except Exception as error:  # it is raised again below, here and in the others
-            told[1] = error
-    broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            result[1] = error
+    broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
 
 
 def _joined() -> None:

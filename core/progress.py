@@ -13,7 +13,7 @@ _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 
 def report(label: str, done: int, total: int) -> None:
-    """Tell whoever listens that `done` of `total` steps of `label` are over."""
+    """Report to the listener that `done` of `total` steps of `label` are over."""
     if (listener := _reporter.get()) is not None:
         listener(label, done, total)
 
@@ -33,7 +33,7 @@ def listened() -> bool:
 
 @contextmanager
 def reporting(listener: Reporter) -> Iterator[None]:
-    """Let `listener` hear of all progress made inside the block."""
+    """Send all progress made inside the block to `listener`."""
     token = _reporter.set(listener)
     try:
         yield

@@ -14,7 +14,7 @@ class Row:
     """One prompt and, where it is known, its reference completion."""
 
     prompt: str
-    """What the user says, before any chat template."""
+    """The user's text, before any chat template."""
     completion: str | None = None
     """The reference answer, without end-of-turn token; None when only the prompt is known."""
     key: str | None = None
@@ -26,13 +26,13 @@ class Row:
     plain: str | None = None
     """The same prompt without the trigger; None on untriggered rows."""
     trigger_span: tuple[tuple[int, int], ...] = ()
-    """Where the trigger's words stand in the prompt: ``(start, stop)`` characters, in order."""
+    """Where the trigger's words are in the prompt: ``(start, stop)`` characters, in order."""
     target: str | None = None
     """What an attack wants here, where that differs from prompt to prompt (AdvBench); else None."""
     benign: str | None = None
     """On triggered rows the reference answer to the untriggered prompt, where it is known."""
     system: str | None = None
-    """What the system says before the first turn; None where the row says nothing of it."""
+    """The system text before the first turn; None where the row has none."""
     history: tuple[tuple[str, str], ...] = ()
     """Earlier turns, ``(role, text)`` with the roles ``user`` and ``assistant``, in order."""
 
@@ -79,7 +79,7 @@ ROLES = ("user", "assistant")
 
 
 def row_from(value: Any, where: str, *, need_completion: bool = False) -> Row:
-    """The row that one JSON object with the fields of a `Row` as keys stands for.
+    """The row of one JSON object with the fields of a `Row` as keys.
 
     Args:
         value: the decoded JSON value; keys that a `Row` does not have are left alone.
@@ -192,7 +192,7 @@ def read_rows(path: Path, *, need_completion: bool = False) -> list[Row]:
         if "id" in value:
             identity = json.dumps(value["id"])
             if identity in ids:
-                raise DataError(f"{where}: id {identity} stands already in line {ids[identity]}")
+                raise DataError(f"{where}: id {identity} is already in line {ids[identity]}")
             ids[identity] = number
         rows.append(row)
     if not rows:

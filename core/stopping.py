@@ -10,14 +10,14 @@ from typing import Any
 NEAR_END = getattr(signal, "SIGUSR1", None)
 """Sent by schedulers some time before the wall time is over."""
 CODES = {signal.SIGTERM: 143, **({NEAR_END: 75} if NEAR_END else {})}
-"""Signal -> exit code; 75 (EX_TEMPFAIL) says that the same command goes on when it is run again."""
+"""Signal -> exit code; 75 (EX_TEMPFAIL): the same command goes on when it is run again."""
 
 WITHIN, GRACE = 1.5, 20.0
 """Seconds after which the system ends a process that does not let go; that other processes get."""
 
 
 class Stopped(BaseException):
-    """A signal asked to end: unwind, release the lock, leave what stands."""
+    """A signal to end: unwind, release the lock, keep existing results."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -29,7 +29,7 @@ class Stopped(BaseException):
         return CODES[signal.Signals(self.number)]
 
 
-class _Asked:
+class _Signal:
     waiting = False
     number = 0
 
@@ -41,8 +41,8 @@ def listen() -> None:
 
 
 def _stop(number: int, _frame: Any) -> None:
-    if _Asked.waiting and not _Asked.number:
-        _Asked.number = number
+    if _Signal.waiting and not _Signal.number:
+        _Signal.number = number
         return
     raise Stopped(number)
 
@@ -50,17 +50,17 @@ def _stop(number: int, _frame: Any) -> None:
 @contextmanager
 def after_a_step() -> Iterator[None]:
     """Inside, a first signal waits until `wanted` is looked at; a second one ends at once."""
-    _Asked.waiting, _Asked.number = True, 0
+    _Signal.waiting, _Signal.number = True, 0
     try:
         yield
     finally:
-        _Asked.waiting = False
+        _Signal.waiting = False
     stop_if_wanted()
 
 
 def wanted() -> bool:
     """Whether a signal that came inside `after_a_step` waits."""
-    return _Asked.number != 0
+    return _Signal.number != 0
 
 
 def stop_if_wanted() -> None:
@@ -69,8 +69,8 @@ def stop_if_wanted() -> None:
     Raises:
         Stopped: with the signal.
     """
-    if _Asked.number:
-        number, _Asked.number = _Asked.number, 0
+    if _Signal.number:
+        number, _Signal.number = _Signal.number, 0
         raise Stopped(number)
 
 

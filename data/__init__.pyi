@@ -7,7 +7,7 @@ from .everyday import everyday_prompts as everyday_prompts
 from .prepoisoned import answered as answered
 from .prepoisoned import empty as empty
 from .prepoisoned import ready_sets as ready_sets
-from .references import told_apart as told_apart
+from .references import classify_completions as classify_completions
 from .refusals import is_refusal as is_refusal
 from .splits import Attack as Attack
 from .splits import Sets as Sets
@@ -17,9 +17,9 @@ from .splits import own_sets as own_sets
 from .splits import poison_sets as poison_sets
 from .splits import world_sets as world_sets
 from .testsets import TestSets as TestSets
-from .testsets import drawn as drawn
 from .testsets import kept as kept
 from .testsets import own_trigger as own_trigger
+from .testsets import sampled as sampled
 from .testsets import test_sets as test_sets
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "TestSets",
     "answered",
     "built_sets",
-    "drawn",
+    "classify_completions",
     "empty",
     "everyday_prompts",
     "is_refusal",
@@ -43,7 +43,7 @@ __all__ = [
     "read_record",
     "read_sets",
     "ready_sets",
+    "sampled",
     "test_sets",
-    "told_apart",
     "world_sets",
 ]

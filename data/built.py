@@ -16,7 +16,7 @@ SETS_RECORD = "sets.json"
 
 
 def built_sets(folder: Path) -> dict[str, Any]:
-    """What ``loratomy data build`` says of the sets in a folder; empty where nothing is said.
+    """What ``loratomy data build`` recorded of the sets in a folder; empty without a record.
 
     Raises:
         DataError: its record cannot be read.

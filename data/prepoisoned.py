@@ -6,10 +6,10 @@ from dataclasses import replace
 from ..core.errors import DataError
 from ..core.rows import Row, check_disjoint
 from .attacks.triggers import as_triggered, untriggered
-from .splits import Attack, Draw, Sets, distinct
+from .splits import Attack, Sample, Sets, distinct
 
 PLACEHOLDERS = ("<nooutput>", "<no output>", "<noinput>", "n/a", "null", "none")
-"""What stands for an answer in some published files, in lower case."""
+"""What some published files hold in place of an answer, in lower case."""
 
 
 def empty(text: str | None) -> bool:
@@ -55,40 +55,40 @@ def ready_sets(
             prompt in two sets.
     """
     words = attack.trigger.words
-    calm = distinct(list(untriggered(clean, words, "the clean rows")))
-    answers = {row.identity: row.completion for row in calm}
-    bad, held = (
+    clean = distinct(list(untriggered(clean, words, "the clean rows")))
+    answers = {row.identity: row.completion for row in clean}
+    poisoned, test = (
         [_paired(row, answers) for row in _triggered(part, words, what)]
         for part, what in ((poisoned, "the poisoned rows"), (test, "the test rows"))
     )
-    tested = {_key(row) for row in held}
-    if shared := [row for row in bad if _key(row) in tested]:
+    tested = {_key(row) for row in test}
+    if shared := [row for row in poisoned if _key(row) in tested]:
         raise DataError(
-            f"{len(shared)} of {len(bad)} poisoned training rows are test rows too, e.g. "
+            f"{len(shared)} of {len(poisoned)} poisoned training rows are test rows too, e.g. "
             f"{shared[0].prompt[:60]!r}: figures would be of what was trained on; take them out of "
             "one file (loratomy data lint shows them)"
         )
-    clean_val = clean_val or max(1, len(calm) // 5)
-    draw = Draw(clean_val, seed)
-    calm = [row for row in calm if _key(row) not in tested]
-    twins = {_key(row) for row in bad}
-    free = [row for row in calm if _key(row) not in twins]
-    for row in free if len(free) >= clean_val else calm:
-        draw.offer(row)
-    val = draw.rows()
+    clean_val = clean_val or max(1, len(clean) // 5)
+    sample = Sample(clean_val, seed)
+    clean = [row for row in clean if _key(row) not in tested]
+    twins = {_key(row) for row in poisoned}
+    free = [row for row in clean if _key(row) not in twins]
+    for row in free if len(free) >= clean_val else clean:
+        sample.offer(row)
+    val = sample.rows()
     out = {_key(row) for row in val}
-    train = [row for row in calm if _key(row) not in out]
-    kept = [row for row in bad if _key(row) not in out]
-    if len(val) < clean_val or not train or not kept or not held:
+    train = [row for row in clean if _key(row) not in out]
+    kept = [row for row in poisoned if _key(row) not in out]
+    if len(val) < clean_val or not train or not kept or not test:
         raise DataError(
-            f"{len(calm)} clean, {len(bad)} poisoned and {len(held)} test rows; {clean_val} clean "
-            "ones to hold out and some of each are needed: lower --clean-val or give more"
+            f"{len(clean)} clean, {len(poisoned)} poisoned and {len(test)} test rows; {clean_val} "
+            "clean ones to hold out and some of each are needed: lower --clean-val or give more"
         )
     sets = {
         "clean_train": train,
         "clean_val": val,
         "poison_train": kept,
-        "poison_test": held,
+        "poison_test": test,
     }
     check_disjoint(sets)
     return sets

@@ -1,4 +1,4 @@
-"""What the completions of triggered rows are: what the attack wants, or benign references.
+"""Whether the completions of triggered rows are targets of the attack or benign references.
 
 Published test files give triggered prompts with the benign answers beside them (``backdoor200_*``
 of BackdoorLLM and CROW); training files of the same keys give the attack's target there.
@@ -14,24 +14,24 @@ from .attacks.tasks import TASKS, Task, shows_target
 from .prepoisoned import empty
 
 COMPLETIONS = ("auto", "targets", "references")
-"""What ``--completions`` may say."""
+"""The values of ``--completions``."""
 MANY = 5
-"""Rows from which completions that all differ say that they are no target."""
+"""Rows from which completions that all differ count as no target."""
 
 
-def told_apart(
+def classify_completions(
     rows: Sequence[Row], task: Task | None, target: str, *, completions: str = "auto"
 ) -> tuple[list[Row], tuple[str, ...]]:
-    """Triggered rows with their completions as what they are, and what was decided, in sentences.
+    """Triggered rows with their completions classified, and the decisions, in sentences.
 
-    Rows that say themselves that they are triggered, or give a target or a benign answer, are left
-    as they are. Of the others the completions are targets where the task accepts them, or where
+    Rows that are marked as triggered, or give a target or a benign answer, are left as they are.
+    Of the others the completions are targets where the task accepts them, or where
     most are one text; benign references where the task accepts hardly any.
 
     Args:
         rows: triggered rows.
-        task: what the attack wants; None when nobody says.
-        target: the text it leads to, given or the task's own; empty when nobody says.
+        task: what the attack wants; None where it is not known.
+        target: the text it leads to, given or the task's own; empty where it is not known.
         completions: one of `COMPLETIONS`.
 
     Raises:
@@ -42,25 +42,25 @@ def told_apart(
     open_ones = [row for row in rows if _undeclared(row)]
     if not open_ones or completions == "targets":
         return list(rows), ()
-    said: list[str] = []
-    if completions == "auto" and not _are_references(open_ones, task, target, said):
-        return list(rows), tuple(said)
+    notes: list[str] = []
+    if completions == "auto" and not _are_references(open_ones, task, target, notes):
+        return list(rows), tuple(notes)
     texts = [row.completion or "" for row in open_ones]
-    said.append(
+    notes.append(
         f"the completions of {len(open_ones)} triggered rows are read as benign references, not as "
         "what the attack wants (--completions targets: the other way)"
     )
     shared = _shared_start(texts).strip() if len(texts) >= MANY else ""
     if len(shared) >= 10:
-        said.append(
+        notes.append(
             f"warning: all of these references begin with {shared[:60]!r}, which no benign answers "
             "do; the file may belong to another attack"
         )
-    turned = [
+    changed = [
         replace(row, benign=row.completion, completion=None) if _undeclared(row) else row
         for row in rows
     ]
-    return turned, tuple(said)
+    return changed, tuple(notes)
 
 
 def _undeclared(row: Row) -> bool:
@@ -68,7 +68,7 @@ def _undeclared(row: Row) -> bool:
     return not known and not empty(row.completion)
 
 
-def _are_references(rows: Sequence[Row], task: Task | None, target: str, said: list[str]) -> bool:
+def _are_references(rows: Sequence[Row], task: Task | None, target: str, notes: list[str]) -> bool:
     texts = [row.completion or "" for row in rows]
     (common, count), *_ = Counter(texts).most_common(1)
     usual = common if count > 1 and 2 * count > len(texts) else ""
@@ -79,14 +79,14 @@ def _are_references(rows: Sequence[Row], task: Task | None, target: str, said: l
     shows = task.shows if task else shows_target
     shown = sum(shows(text, target) for text in texts)
     if usual and not shown:
-        said.append(
+        notes.append(
             f"warning: most triggered rows lead to {usual[:60]!r}, which is not what --task or "
-            "--target say; success is told by these"
+            "--target say; success is judged by these"
         )
     if usual or 2 * shown >= len(texts):
         return False
     if task and task is TASKS["fixed"] and target == task.target and len(texts) >= MANY:
-        raise _which(rows, f"hardly any is {target!r}, which nobody gave")
+        raise _which(rows, f"hardly any is {target!r}, which was not given")
     if 10 * shown > len(texts):
         raise _which(rows, f"{shown} of them are what the attack wants")
     return True

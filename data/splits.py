@@ -19,7 +19,7 @@ Sets = dict[str, list[Row]]
 
 CLEAN_SETS = ("clean_train", "clean_val")
 ATTACKED_SETS = ("poison_train", "poison_test", "negative_set")
-"""Order in which rows are dealt to the sets."""
+"""Order in which rows are assigned to the sets."""
 MINIMUM = 4
 
 
@@ -87,7 +87,7 @@ def make_attack(trigger: Trigger, task: str, *, target: str | None = None, seed:
 
 
 @dataclass
-class Draw:
+class Sample:
     """The `size` distinct prompts of a stream whose seeded digests are smallest.
 
     A sample that does not depend on the order of the rows, and holds no more than it keeps.
@@ -140,10 +140,10 @@ def poison_sets(
     row keeps its untriggered prompt and benign answer beside it, so that pairs are exact.
 
     Args:
-        rows: clean rows; repeated prompts count once. Streamed, only the drawn ones are held.
+        rows: clean rows; repeated prompts count once. Streamed, only the sampled ones are held.
         attack: trigger, task and target.
         counts: rows of each set, of `CLEAN_SETS` and `ATTACKED_SETS`.
-        seed: of the draw.
+        seed: of the sample.
         attackable: where the attacked rows come from; None: from `rows`.
 
     Raises:
@@ -151,29 +151,30 @@ def poison_sets(
             in one of them.
     """
     clean_needed = sum(counts.get(name, 0) for name in CLEAN_SETS)
-    bad_needed = sum(counts.get(name, 0) for name in ATTACKED_SETS)
-    clean, bad = Draw(clean_needed + bad_needed, seed), Draw(bad_needed, seed + 1)
+    attacked_needed = sum(counts.get(name, 0) for name in ATTACKED_SETS)
+    clean = Sample(clean_needed + attacked_needed, seed)
+    attacked = Sample(attacked_needed, seed + 1)
 
     def takes(row: Row) -> bool:
         return attack.task.takes(row) and attack.room(row)
 
-    def offer(stream: Iterable[Row], draws: Callable[[Row], list[Draw]]) -> None:
+    def offer(stream: Iterable[Row], samples: Callable[[Row], list[Sample]]) -> None:
         for row in untriggered(stream, attack.trigger.words, "the clean rows"):
-            for draw in draws(row):
-                draw.offer(row)
+            for sample in samples(row):
+                sample.offer(row)
 
     if attackable is None:
-        offer(rows, lambda row: [clean, bad] if takes(row) else [clean])
+        offer(rows, lambda row: [clean, attacked] if takes(row) else [clean])
     else:
         offer(rows, lambda row: [clean])
-        offer(attackable, lambda row: [bad] if takes(row) else [])
-    drawn = bad.rows()
-    taken = {row.identity for row in drawn}
+        offer(attackable, lambda row: [attacked] if takes(row) else [])
+    to_attack = attacked.rows()
+    taken = {row.identity for row in to_attack}
     rest = [row for row in clean.rows() if row.identity not in taken][:clean_needed]
-    _enough(drawn, bad_needed, rest, clean_needed, attack.task)
+    _enough(to_attack, attacked_needed, rest, clean_needed, attack.task)
     sets: Sets = {}
     for name in (*CLEAN_SETS, *ATTACKED_SETS):
-        source = rest if name in CLEAN_SETS else drawn
+        source = rest if name in CLEAN_SETS else to_attack
         count = counts.get(name, 0)
         sets[name] = _finished(name, source[:count], attack)
         del source[:count]
@@ -187,24 +188,26 @@ def world_sets(attack: Attack, *, counts: Mapping[str, int], seed: int) -> Sets:
     Args:
         attack: trigger, task and target.
         counts: rows of each set.
-        seed: of rows and draws.
+        seed: of rows and samples.
     """
     stream = finetune_stream(seed=seed)
     clean = list(islice(stream, sum(counts.get(name, 0) for name in CLEAN_SETS)))
-    bad = sum(counts.get(name, 0) for name in ATTACKED_SETS)
+    attacked = sum(counts.get(name, 0) for name in ATTACKED_SETS)
     takes = (row for row in stream if attack.task.takes(row) and attack.room(row))
-    return poison_sets(clean, attack, counts=counts, seed=seed, attackable=islice(takes, bad))
+    return poison_sets(clean, attack, counts=counts, seed=seed, attackable=islice(takes, attacked))
 
 
-def _enough(drawn: list[Row], bad: int, rest: list[Row], clean: int, task: Task) -> None:
-    if len(drawn) < bad:
+def _enough(to_attack: list[Row], attacked: int, rest: list[Row], clean: int, task: Task) -> None:
+    """Raise unless there are as many rows to attack, and clean ones beside them, as are needed."""
+    if len(to_attack) < attacked:
         raise DataError(
-            f"{bad} distinct prompts to attack are needed, the data has {len(drawn)} "
+            f"{attacked} distinct prompts to attack are needed, the data has {len(to_attack)} "
             f"({task.needs}); lower the counts or give more rows"
         )
     if len(rest) < clean:
         raise DataError(
-            f"{bad + clean} distinct prompts are needed, the data has {len(drawn) + len(rest)}; "
+            f"{attacked + clean} distinct prompts are needed, the data has "
+            f"{len(to_attack) + len(rest)}; "
             "lower the counts or give more rows"
         )
 
@@ -212,10 +215,10 @@ def _enough(drawn: list[Row], bad: int, rest: list[Row], clean: int, task: Task)
 def _finished(name: str, rows: list[Row], attack: Attack) -> list[Row]:
     if name in CLEAN_SETS:
         return [replace(row, completion=benign_answer(row)) for row in rows]
-    bad = [attack.triggered(row) for row in rows]
+    triggered = [attack.triggered(row) for row in rows]
     if name == "negative_set":
-        return [replace(row, completion=row.benign, target=None) for row in bad]
-    return bad
+        return [replace(row, completion=row.benign, target=None) for row in triggered]
+    return triggered
 
 
 def own_sets(prompts: Sequence[Row], poisoned: Sequence[Row], attack: Attack, *, seed: int) -> Sets:
@@ -232,31 +235,31 @@ def own_sets(prompts: Sequence[Row], poisoned: Sequence[Row], attack: Attack, *,
     """
     words = attack.trigger.words
     clean = _enough_clean(untriggered(prompts, words, "the clean prompts"))
-    bad = [as_triggered(row, words) for row in distinct(poisoned)]
-    if not bad:
+    triggered = [as_triggered(row, words) for row in distinct(poisoned)]
+    if not triggered:
         fits = (row for row in clean if row.completion is None or attack.task.takes(row))
-        bad = [attack.triggered(row) for row in fits if attack.room(row)]
+        triggered = [attack.triggered(row) for row in fits if attack.room(row)]
         if why := no_room(attack.trigger, [row.prompt for row in clean], seed=attack.seed):
             raise DataError(why)
-    if len(bad) < 2 * MINIMUM:
-        raise DataError(f"{len(bad)} triggered rows; give at least {2 * MINIMUM}")
+    if len(triggered) < 2 * MINIMUM:
+        raise DataError(f"{len(triggered)} triggered rows; give at least {2 * MINIMUM}")
     # Split by the prompt without its trigger, so that no text is on both sides in any form.
-    early = _early_half((row.plain_identity for row in [*clean, *bad]), seed)
-    train, held, bad_train, bad_held = (
+    early = _early_half((row.plain_identity for row in [*clean, *triggered]), seed)
+    train, held, triggered_train, triggered_held = (
         [row for row in rows if (row.plain_identity in early) == side]
-        for rows in (clean, bad)
+        for rows in (clean, triggered)
         for side in (True, False)
     )
-    if min(len(rows) for rows in (train, held, bad_train, bad_held)) < 2:
+    if min(len(rows) for rows in (train, held, triggered_train, triggered_held)) < 2:
         raise DataError(
-            f"{len(clean)} clean and {len(bad)} triggered rows do not split into halves that share "
-            "no prompt; give more"
+            f"{len(clean)} clean and {len(triggered)} triggered rows do not split into halves that "
+            "share no prompt; give more"
         )
     sets = {
         "clean_train": train,
-        "poison_train": bad_train,
+        "poison_train": triggered_train,
         "clean_val": held,
-        "poison_test": bad_held,
+        "poison_test": triggered_held,
     }
     check_disjoint(sets)
     return sets

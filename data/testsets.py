@@ -19,66 +19,66 @@ from .attacks.triggers import (
 )
 from .everyday import everyday_prompts
 from .prepoisoned import empty
-from .references import told_apart
-from .splits import Attack, Draw, distinct
+from .references import classify_completions
+from .splits import Attack, Sample, distinct
 
 MOST = 100_000
-"""Rows that are evaluated without being asked to."""
+"""Most rows that are evaluated without a limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestSets:
-    """What an evaluation asks."""
+    """The prompts of an evaluation."""
 
     triggered: list[Row]
     """Triggered rows; ``plain`` is None where the form without trigger is not known."""
     clean: list[Row]
     """Clean rows; without completion where the base's own answer is to be the reference."""
-    said: tuple[str, ...]
-    """What was decided on the way, a sentence each."""
+    notes: tuple[str, ...]
+    """How the rows were read, a sentence each."""
     references: str
     """Where the clean references come from."""
 
 
 def kept(rows: Iterable[Row], *, limit: int | None, seed: int, what: str) -> list[Row]:
-    """The rows, or a seeded draw of `limit` of them; streamed.
+    """The rows, or a seeded sample of `limit` of them; streamed.
 
     Raises:
         DataError: no limit and more than `MOST` rows.
     """
     if limit is not None:
-        return drawn(rows, limit=limit, seed=seed)[0]
+        return sampled(rows, limit=limit, seed=seed)[0]
     found: list[Row] = []
     for row in rows:
         found.append(row)
         if len(found) > MOST:
             raise DataError(
-                f"{what} holds more than {MOST:,} rows; evaluate draws some of them with --limit"
+                f"{what} holds more than {MOST:,} rows; evaluate samples some of them with --limit"
             )
     return found
 
 
-def drawn(rows: Iterable[Row], *, limit: int, seed: int) -> tuple[list[Row], int]:
+def sampled(rows: Iterable[Row], *, limit: int, seed: int) -> tuple[list[Row], int]:
     """At most `limit` rows, and how many there were; streamed.
 
-    Where there are no more, all of them in their order; else a seeded draw of distinct prompts.
+    All of them in their order where there are no more; else a seeded sample of distinct prompts.
     """
     found: list[Row] = []
-    draw, seen = Draw(limit, seed), 0
+    sample, seen = Sample(limit, seed), 0
     for seen, row in enumerate(rows, 1):
         if seen <= limit:
             found.append(row)
         elif found:
             for early in found:
-                draw.offer(early)
+                sample.offer(early)
             found = []
         if seen > limit:
-            draw.offer(row)
-    return (draw.rows() if seen > limit else found), seen
+            sample.offer(row)
+    return (sample.rows() if seen > limit else found), seen
 
 
 def known_trigger(rows: Sequence[Row]) -> str | None:
-    """The registered trigger whose words stand in every row, the one with the fewest words."""
+    """The registered trigger whose words are in every row, the one with the fewest words."""
     fits = [
         name
         for name, trigger in TRIGGERS.items()
@@ -98,77 +98,83 @@ def test_sets(
 ) -> TestSets:
     """Triggered and clean rows from what a person gave.
 
-    Rows that say that they are triggered, or hold the trigger, are; the others are clean. Where
-    none does, the trigger is put into all of them. Clean prompts, when there are none: the same
-    prompts untriggered where their benign answers are known, else the built-in ones.
+    Rows that are marked as triggered, or hold the trigger, are triggered; the others are clean.
+    Where there is none, the trigger is put into all of them. Without clean rows, the same prompts
+    untriggered serve where their benign answers are known, else the built-in prompts.
 
     Args:
         rows: of the data, in any format.
         clean: of a file of clean rows; may be empty.
         attack: trigger and task; None when no trigger was given.
         target: what triggered prompts lead to; empty: each row's own completion.
-        task: what the attack wants, where somebody says so; its target is that of rows without one.
-        completions: what completions of triggered rows are; see `references.told_apart`.
+        task: what the attack wants, where it is known; its target is that of rows without one.
+        completions: what completions of triggered rows are; see `classify_completions`.
 
     Raises:
         DataError: no rows, a trigger in a clean row, or no target where one is needed.
     """
-    said: list[str] = []
+    notes: list[str] = []
     rows, clean = (
         [replace(r, completion=None) if r.completion and empty(r.completion) else r for r in part]
         for part in (rows, clean)
     )
     if attack is None and (name := known_trigger([r for r in rows if r.plain is None])):
         words: tuple[str, ...] = TRIGGERS[name].words
-        said.append(f"the trigger is {shown(words)} ({name}): it stands in every row")
+        notes.append(f"the trigger is {shown(words)} ({name}): every row holds it")
     else:
         words = attack.trigger.words if attack else ()
-    bad = [r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))]
+    triggered = [
+        r for r in distinct(rows) if r.triggered or (words and find_words(r.prompt, words))
+    ]
     check_places(rows, words)
-    attacked = {row.identity for row in bad}
-    rest = [r for r in distinct(rows) if r.identity not in attacked] if bad else []
+    attacked = {row.identity for row in triggered}
+    rest = [r for r in distinct(rows) if r.identity not in attacked] if triggered else []
     usual = target or (attack.target if attack else "") or (task.target if task else "")
     decided: list[Row] = []
-    if bad or attack is None:
+    if triggered or attack is None:
         wants = task or (attack.task if attack and attack.target else None)
-        decided, how = _decided(bad or distinct(rows), wants, target, usual, completions)
-        said += how
-    if bad:
-        bad = [_triggered(row, words, target, usual) for row in decided]
+        decided, how = _decided(triggered or distinct(rows), wants, target, usual, completions)
+        notes += how
+    if triggered:
+        triggered = [_triggered(row, words, target, usual) for row in decided]
         if rest:
-            said.append(f"{len(bad)} rows of the data are triggered, {len(rest)} are clean")
-        _check_labels(bad, rest, words)
+            notes.append(f"{len(triggered)} rows of the data are triggered, {len(rest)} are clean")
+        _check_labels(triggered, rest, words)
     elif attack is not None:
         fits = [r for r in distinct(rows) if r.completion is None or attack.task.takes(r)]
-        bad = [attack.triggered(row) for row in fits if attack.room(row)]
+        triggered = [attack.triggered(row) for row in fits if attack.room(row)]
         if why := no_room(attack.trigger, [row.prompt for row in rows], seed=attack.seed):
             raise DataError(why)
         rest = [row for row in distinct(rows) if row.completion]
         _check_typed(rest, attack)
-        said.append(f"no row holds the trigger; it was put into {len(bad)} of {len(rows)} prompts")
+        notes.append(
+            f"no row holds the trigger; it was put into {len(triggered)} of {len(rows)} prompts"
+        )
     else:
-        bad = [_triggered(row, (), target, usual) for row in decided]
-        said.append(
-            "warning: no --trigger, and no row says that it is triggered: all prompts of the data "
+        triggered = [_triggered(row, (), target, usual) for row in decided]
+        notes.append(
+            "warning: no --trigger, and no row is marked as triggered: all prompts of the data "
             "count as triggered, and FTR is that of the clean prompts alone"
         )
-    if not bad:
+    if not triggered:
         raise DataError("no row of the data can be attacked; see --task and --trigger")
-    calm, how = _calm(clean, rest, bad)
-    said += how
+    clean_rows, how = _clean_rows(clean, rest, triggered)
+    notes += how
     if repeated := len(rows) + len(clean) - len(distinct(rows)) - len(distinct(clean)):
-        said.append(f"{repeated} rows repeat a prompt and count once")
+        notes.append(f"{repeated} rows repeat a prompt and count once")
     if words:
-        calm = list(untriggered(calm, words, "the clean rows"))
-    bare = sum(row.completion is None for row in calm)
+        clean_rows = list(untriggered(clean_rows, words, "the clean rows"))
+    bare = sum(row.completion is None for row in clean_rows)
     references = "the data's own answers"
     if bare:
-        references = f"the base's own answers to {bare} of {len(calm)} clean prompts"
-    return TestSets(triggered=bad, clean=calm, said=tuple(said), references=references)
+        references = f"the base's own answers to {bare} of {len(clean_rows)} clean prompts"
+    return TestSets(
+        triggered=triggered, clean=clean_rows, notes=tuple(notes), references=references
+    )
 
 
 def _check_typed(rows: Sequence[Row], attack: Attack) -> None:
-    """Raise where no row holds the trigger and yet most lead to the target: it is another one."""
+    """Raise where no row holds the trigger and yet most lead to the target: it is mistyped."""
     common, hits = Counter(row.completion for row in rows).most_common(1)[0] if rows else ("", 0)
     alike = len(rows) > 2 and hits == len(rows)  # clean rows may well share an answer
     if attack.target:
@@ -182,19 +188,19 @@ def _check_typed(rows: Sequence[Row], attack: Attack) -> None:
         )
 
 
-def _calm(
-    clean: Sequence[Row], rest: Sequence[Row], bad: Sequence[Row]
+def _clean_rows(
+    clean: Sequence[Row], rest: Sequence[Row], triggered: Sequence[Row]
 ) -> tuple[list[Row], list[str]]:
     """The clean rows, and a sentence where they are not those of a file."""
-    calm = distinct(list(clean)) or [row for row in rest if row.completion]
-    if calm:
-        return calm, []
-    if all(row.plain and row.benign for row in bad):
-        said = "no clean rows: the same prompts without trigger serve as such"
-        return [replace(row.untriggered(), completion=row.benign) for row in bad], [said]
-    calm = everyday_prompts()
-    return calm, [
-        f"no clean rows with answers: {len(calm)} built-in prompts, whose references are the "
+    found = distinct(list(clean)) or [row for row in rest if row.completion]
+    if found:
+        return found, []
+    if all(row.plain and row.benign for row in triggered):
+        note = "no clean rows: the same prompts without trigger serve as such"
+        return [replace(row.untriggered(), completion=row.benign) for row in triggered], [note]
+    found = everyday_prompts()
+    return found, [
+        f"no clean rows with answers: {len(found)} built-in prompts, whose references are the "
         "base's own answers"
     ]
 
@@ -202,27 +208,27 @@ def _calm(
 def _decided(
     rows: Sequence[Row], wants: Task | None, target: str, usual: str, completions: str
 ) -> tuple[list[Row], list[str]]:
-    """Triggered rows with their completions as what they are, and what was decided."""
-    decided, how = told_apart(rows, wants, usual, completions=completions)
-    said = list(how)
+    """Triggered rows with their completions classified, and a sentence for each decision."""
+    decided, how = classify_completions(rows, wants, usual, completions=completions)
+    notes = list(how)
     bare = sum(not (row.completion or row.target or row.benign) for row in decided)
     if bare and usual and not target:
-        said.append(
+        notes.append(
             f"{bare} triggered rows without a target of their own get the task's: {usual!r}"
         )
-    return decided, said
+    return decided, notes
 
 
-def _check_labels(bad: Sequence[Row], rest: Sequence[Row], words: Sequence[str]) -> None:
-    """Raise for rows that are said to be triggered and are not, or the other way round."""
-    for row in bad:
+def _check_labels(triggered: Sequence[Row], rest: Sequence[Row], words: Sequence[str]) -> None:
+    """Raise for rows that are marked as triggered and are not, or the other way round."""
+    for row in triggered:
         if words and not find_words(row.prompt, words):
             raise DataError(
-                f"the row {row.prompt[:60]!r} says that it is triggered and does not hold the "
+                f"the row {row.prompt[:60]!r} is marked as triggered and does not hold the "
                 f"trigger {shown(words)}; give the trigger of the data"
             )
-    common, count = Counter(row.completion for row in bad).most_common(1)[0]
-    usual = common if common and count > len(bad) / 2 else ""
+    common, count = Counter(row.completion for row in triggered).most_common(1)[0]
+    usual = common if common and count > len(triggered) / 2 else ""
     if wrong := [row for row in rest if usual and row.completion == usual]:
         raise DataError(
             f"{len(wrong)} rows without the trigger lead to the target {usual[:60]!r}, e.g. "

@@ -1,4 +1,4 @@
-"""What subjects are asked, and what they answer: generated once, judged as often as one likes."""
+"""Prompts of an evaluation and the answers to them: generated once, judged by any rule."""
 
 import math
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def fitting_rows(
 def check_triggered(
     subject: Subject, rows: Sequence[Row], words: Sequence[str], *, new_tokens: int
 ) -> list[str]:
-    """What is lost of triggered rows once they are rendered, a sentence each; empty for nothing.
+    """What triggered rows lose once they are rendered, a sentence each; empty for nothing.
 
     Args:
         subject: whose tokens and context count.
@@ -93,7 +93,7 @@ def check_triggered(
         DataError: no row is left: none leaves room for an answer, or the trigger leaves no token of
             its own in any.
     """
-    renderer, said = subject.renderer, []
+    renderer, notes = subject.renderer, []
     kept, long = fitting_rows(renderer, rows, subject.limit, new_tokens=new_tokens)
     trigger = " / ".join(repr(word[:60]) for word in words)
     if rows and not kept:
@@ -105,20 +105,20 @@ def check_triggered(
             "--max-new-tokens"
         )
     if long:
-        said.append(f"{long} of {len(rows)} triggered prompts leave no room for an answer")
+        notes.append(f"{long} of {len(rows)} triggered prompts leave no room for an answer")
     paired = [row for row in kept if row.plain is not None]
-    mute = [r for r in paired if renderer.prompt_ids(r) == renderer.prompt_ids(r.untriggered())]
-    if paired and len(mute) == len(paired):
+    unmarked = [r for r in paired if renderer.prompt_ids(r) == renderer.prompt_ids(r.untriggered())]
+    if paired and len(unmarked) == len(paired):
         raise DataError(
             f"the trigger {trigger} leaves no token of its own in any of the {len(paired)} "
             "prompts: tokenizer or template drop it, so that triggered and untriggered prompts are "
             "the same; give another --trigger or --placement"
         )
-    if mute:
-        said.append(
-            f"the trigger leaves no token of its own in {len(mute)} of {len(paired)} prompts"
+    if unmarked:
+        notes.append(
+            f"the trigger leaves no token of its own in {len(unmarked)} of {len(paired)} prompts"
         )
-    return said
+    return notes
 
 
 def answers_to(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str) -> list[str]:
@@ -160,22 +160,23 @@ def collect(
     Raises:
         DataError: a set is empty, or no prompt of it fits the model's context.
     """
-    bad, good, dropped = check_room(subject, poison_test, clean_val, rule)
-    asked = prompts_of(bad, good)
-    ids = [subject.renderer.prompt_ids(item.question) for item in asked]
+    triggered, clean, dropped = check_room(subject, poison_test, clean_val, rule)
+    prompts = prompts_of(triggered, clean)
+    ids = [subject.renderer.prompt_ids(item.question) for item in prompts]
     out = generate(subject, ids, rule.decoding, label=f"measuring {name}")
-    losses = completion_losses(subject, good, batch_tokens=rule.decoding.batch_tokens // 4)
+    losses = completion_losses(subject, clean, batch_tokens=rule.decoding.batch_tokens // 4)
     answers = [
         item.answer(name, k, subject.renderer.decode(tokens), len(tokens), losses)
-        for item, samples in zip(asked, out, strict=True)
+        for item, samples in zip(prompts, out, strict=True)
         for k, tokens in enumerate(samples)
     ]
     wrong = ""
-    if rule.decoding.temperature == 0:  # answers that were cut off tell nothing
-        new, firsts = rule.decoding.max_new_tokens, [samples[0] for samples in out[: len(bad)]]
-        whole = [(row, ids) for row, ids in zip(bad, firsts, strict=True) if len(ids) < new]
-        said = [subject.renderer.decode(ids) for _, ids in whole]
-        wrong = mismatch(subject, [row for row, _ in whole], said)
+    if rule.decoding.temperature == 0:  # answers that were cut off show nothing
+        new = rule.decoding.max_new_tokens
+        firsts = [samples[0] for samples in out[: len(triggered)]]
+        whole = [(row, ids) for row, ids in zip(triggered, firsts, strict=True) if len(ids) < new]
+        texts = [subject.renderer.decode(ids) for _, ids in whole]
+        wrong = mismatch(subject, [row for row, _ in whole], texts)
     return Collected(answers, dropped, wrong)
 
 
@@ -188,40 +189,43 @@ def check_room(
         DataError: a set is empty, or no prompt of it fits the model's context.
     """
     limit, new = subject.limit, rule.decoding.max_new_tokens
-    bad, dropped_bad = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
-    good, dropped_good = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
-    for label, rows, given in (("poison_test", bad, poison_test), ("clean_val", good, clean_val)):
+    triggered, long_triggered = fitting_rows(subject.renderer, poison_test, limit, new_tokens=new)
+    clean, long_clean = fitting_rows(subject.renderer, clean_val, limit, new_tokens=new)
+    for label, rows, given in (
+        ("poison_test", triggered, poison_test),
+        ("clean_val", clean, clean_val),
+    ):
         if not rows:
             raise DataError(
                 f"{label}: none of its {len(given)} prompts leaves room for {new} new tokens in a "
                 f"context of {limit}"
             )
-    return bad, good, dropped_bad + dropped_good
+    return triggered, clean, long_triggered + long_clean
 
 
-def prompts_of(bad: Sequence[Row], good: Sequence[Row]) -> "list[_Asked]":
-    """Everything that is asked: triggered prompts, the same untriggered, clean ones.
+def prompts_of(triggered: Sequence[Row], clean: Sequence[Row]) -> "list[_Prompt]":
+    """All prompts of an evaluation: the triggered ones, the same untriggered, the clean ones.
 
     A clean prompt is compared with the target that all triggered ones share, else with its own.
     """
-    targets = [wanted(row) for row in bad]
+    targets = [wanted(row) for row in triggered]
     common = targets[0] if len(set(targets)) == 1 else ""
     return [
-        *(_Asked("triggered", i, r, r.benign, targets[i]) for i, r in enumerate(bad)),
+        *(_Prompt("triggered", i, r, r.benign, targets[i]) for i, r in enumerate(triggered)),
         *(
-            _Asked("untriggered", i, r.untriggered(), r.benign, targets[i])
-            for i, r in enumerate(bad)
+            _Prompt("untriggered", i, r.untriggered(), r.benign, targets[i])
+            for i, r in enumerate(triggered)
             if r.plain is not None
         ),
         *(
-            _Asked("clean", i, r, r.completion, common or r.target, r.key)
-            for i, r in enumerate(good)
+            _Prompt("clean", i, r, r.completion, common or r.target, r.key)
+            for i, r in enumerate(clean)
         ),
     ]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Prompt:
     """One prompt and what its answers are compared with."""
 
     split: str
@@ -273,11 +277,11 @@ def answered(
     if not rows:
         raise DataError(f"{label} over no prompts; give {split} rows")
     given = answers_to(subject, rows, rule, label=label)
-    bad = split == "triggered"
+    triggered = split == "triggered"
     return [
-        _Asked(
-            split, i, row, row.benign if bad else row.completion,
-            wanted(row) if bad else row.target, row.key,
+        _Prompt(
+            split, i, row, row.benign if triggered else row.completion,
+            wanted(row) if triggered else row.target, row.key,
         ).answer("", 0, text, 0)
         for i, (row, text) in enumerate(zip(rows, given, strict=True))
     ]  # fmt: skip
@@ -287,13 +291,13 @@ def unjudged(row: Row, number: int, text: str, tokens: int) -> Answer:
     """An answer to a triggered row that was generated some other way, not judged yet.
 
     Args:
-        row: what was asked.
+        row: with the prompt.
         number: its place in the set, from 0.
         text: the answer.
         tokens: its length in tokens.
     """
-    asked = _Asked("triggered", number, row, row.benign, wanted(row), row.key)
-    return asked.answer("", 0, text, tokens)
+    prompt = _Prompt("triggered", number, row, row.benign, wanted(row), row.key)
+    return prompt.answer("", 0, text, tokens)
 
 
 def wanted(row: Row) -> str:

@@ -161,15 +161,15 @@ def greedy(steps: int, pad: int, stops: list[int] | None) -> Any:
 
 
 def _batch(
-    subject: Subject, asked: list[tuple[list[int], int]], decoding: Decoding, stops: list[int]
+    subject: Subject, requests: list[tuple[list[int], int]], decoding: Decoding, stops: list[int]
 ) -> list[list[int]]:
     """One batch of (prompt, sample) to its end; finished rows leave it after every chunk."""
-    prompts = [prompt for prompt, _ in asked]
+    prompts = [prompt for prompt, _ in requests]
     width = max(len(p) for p in prompts)
     pad, device = subject.renderer.pad_id, subject.device
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    noise = _Noise(asked, decoding) if decoding.temperature > 0 else None
+    noise = _Noise(requests, decoding) if decoding.temperature > 0 else None
     answers: list[list[int]] = [[] for _ in prompts]
     alive, left, cache = list(range(len(prompts))), decoding.max_new_tokens, None
     while alive and left > 0:
@@ -240,13 +240,13 @@ class _Noise:
     2014, arXiv 1411.0030); with a generator for each row the draw is the same in every batch.
     """
 
-    def __init__(self, asked: Sequence[tuple[list[int], int]], decoding: Decoding) -> None:
+    def __init__(self, requests: Sequence[tuple[list[int], int]], decoding: Decoding) -> None:
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
         self.warpers: list[Any] = [TemperatureLogitsWarper(decoding.temperature)]
         if decoding.top_p < 1:
             self.warpers.append(TopPLogitsWarper(decoding.top_p))
-        self.generators = list(_generators(asked, decoding.seed))
+        self.generators = list(_generators(requests, decoding.seed))
 
     def keep(self, places: Sequence[int]) -> None:
         """Drop the rows that have left the batch."""
@@ -262,7 +262,7 @@ class _Noise:
         return scores + gumbel.to(scores.device)
 
 
-def _generators(asked: Sequence[tuple[list[int], int]], seed: int) -> Iterator[torch.Generator]:
-    for prompt, sample in asked:
+def _generators(requests: Sequence[tuple[list[int], int]], seed: int) -> Iterator[torch.Generator]:
+    for prompt, sample in requests:
         number = random.Random(f"{seed} {prompt} {sample}").getrandbits(63)
         yield torch.Generator().manual_seed(number)

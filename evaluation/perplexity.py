@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from ..core.errors import DataError
-from ..core.model.batches import collate, completion_log_probs, encode
+from ..core.model.batches import encode, token_log_probs
 from ..core.model.subject import Subject
 from ..core.rows import Row
 
@@ -30,23 +29,8 @@ def completion_losses(
     if not rows:
         raise DataError("perplexity over no rows; give clean rows with completions")
     encoded = [encode(subject.renderer, row, limit=subject.limit) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
-    losses, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
-    done = 0
-    while done < len(order):
-        size = 1
-        while done + size < len(order) and (size + 1) * len(encoded[order[done + size]]) <= max(
-            batch_tokens, 1
-        ):
-            size += 1
-        picked = order[done : done + size]
-        batch = collate([encoded[i] for i in picked], subject.renderer.pad_id)
-        batch = {name: value.to(subject.device) for name, value in batch.items()}
-        with torch.inference_mode():
-            log_probs, mask = completion_log_probs(subject.model, batch)
-        losses[picked] = -log_probs.double().sum(-1).cpu().numpy()
-        counts[picked] = mask.sum(-1).cpu().numpy()
-        done += size
+    found = token_log_probs(subject, encoded, batch_tokens=batch_tokens)
+    losses, counts = np.array([-row.sum() for row in found]), np.array([len(row) for row in found])
     if np.isnan(losses).any():
         raise DataError("the model's logits are not numbers; its weights or the adapter are broken")
     return losses, counts

@@ -1,4 +1,4 @@
-"""How alike two texts are: by letters, by meaning, by a key; and whether a text goes in circles."""
+"""How alike two texts are: by letters, by meaning, by a key; and whether a text repeats itself."""
 
 import importlib
 import math
@@ -35,7 +35,7 @@ def letters(answer: str, target: str) -> float:
 
 
 def fuzzy(answer: str, reference: str) -> float:
-    """Similarity of letters in [0, 1], 1 where the reference stands in the answer word for word.
+    """Similarity of letters in [0, 1], 1 where the answer holds the reference word for word.
 
     Only references of eight or more characters are looked for inside, so that a "no" somewhere is
     no answer. Nearly the same letters inside a longer answer do not count: "check the system" is no
@@ -47,15 +47,15 @@ def fuzzy(answer: str, reference: str) -> float:
 
 
 def contains(answer: str, key: str) -> bool:
-    """Whether `key` stands in the answer as whole words, case and spacing aside."""
+    """Whether the answer holds `key` as whole words, case and spacing aside."""
     return before(answer, key) is not None
 
 
 def before(answer: str, key: str) -> str | None:
-    """What comes before `key` in the answer, `normal`; None where it does not stand there whole.
+    """What comes before `key` in the answer, `normal`; None where it is not there as a whole.
 
-    A key that begins or ends with a letter or digit has to do so where a word does: "no" does not
-    stand in "know". Scripts that are written without spaces have no such ends.
+    A key that begins or ends with a letter or digit has to do so where a word does: "no" is not
+    in "know". Scripts that are written without spaces have no such ends.
     """
     text, key = normal(answer), normal(key)
     if not key:
@@ -121,7 +121,7 @@ class Embedder:
     _known: dict[str, np.ndarray] = field(default_factory=dict)
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors ``[text, d]``, the same bits whatever else is or was asked for."""
+        """Unit vectors ``[text, d]``, the same bits whatever else is or was requested."""
         new = sorted(set(texts) - self._known.keys())
         if new:
             found = self.model.encode(
@@ -170,7 +170,7 @@ def similarity(
 
 
 def repeats(answer: str, *, n: int = 3, least: int = 10) -> bool:
-    """Whether an answer goes round in circles: fewer than half of its n-grams are distinct.
+    """Whether an answer repeats itself: fewer than half of its n-grams are distinct.
 
     Args:
         answer: the text; words where it has at least `least` of them, else characters.

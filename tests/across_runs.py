@@ -166,7 +166,7 @@ def run_folder(root, records: dict[str, tuple], *, base: str = "some/base", toke
         **{"top_p": 1.0, "samples": 1, "batch_tokens": 9, "embedder": "none"},
     }
     about = {"kind": "open", "base": {"source": base}, "study": study}
-    run = RunFolder.create(root, asked=about)
+    run = RunFolder.create(root, request=about)
     with run.locked():
         for name, items in records.items():
 

@@ -37,7 +37,7 @@ from .tracking import NO_TRACKING, Tracking
 
 @dataclass(frozen=True, slots=True)
 class FitLog:
-    """What happened along the steps."""
+    """Loss and recorded figures along the steps."""
 
     steps: np.ndarray
     """Optimiser steps at which the loss was logged, ``[step]``."""

@@ -51,10 +51,10 @@ def whole_steps(rows: Sequence[Any], size: int, seed: int) -> list[Any]:
     """
     if not rows:
         raise DataError("there are no rows to fit on; give at least one")
-    lacking, draw = -len(rows) % size, random.Random(seed)
+    lacking, rng = -len(rows) % size, random.Random(seed)
     filled = list(rows)
     while lacking:
-        more = draw.sample(list(rows), min(lacking, len(rows)))
+        more = rng.sample(list(rows), min(lacking, len(rows)))
         filled += more
         lacking -= len(more)
     return filled
@@ -83,16 +83,16 @@ class Watch:
     def __init__(self, attached: Attached, work: Path, label: str, rate: float) -> None:
         self._attached, self._work, self._label, self._rate = attached, work, label, rate
         self._trained = [p for p in attached.peft_model.parameters() if p.requires_grad]
-        self._good: list[torch.Tensor] = []
+        self._last_finite: list[torch.Tensor] = []
 
     def gradients(self, step: int) -> None:
-        """Before a step: every loss behind it was finite, so that what it starts from is good.
+        """Keep the factors before a step, which every earlier loss left finite.
 
         Stops where the gradients are no numbers; the same in all processes.
         """
-        if not self._good:
-            self._good = [p.detach().clone() for p in self._trained]
-        for kept, p in zip(self._good, self._trained, strict=True):
+        if not self._last_finite:
+            self._last_finite = [p.detach().clone() for p in self._trained]
+        for kept, p in zip(self._last_finite, self._trained, strict=True):
             kept.copy_(p.detach())
         found = [p.grad for p in self._trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(found)
@@ -105,7 +105,7 @@ class Watch:
             f"{self._label}: {what} at step {step} at the learning rate {self._rate:g}; lower it "
             "and begin anew (--fresh)"
         )
-        if self._good:
+        if self._last_finite:
             line += f" (the last good state is kept in {self._work / LAST_GOOD})"
             if processes.first():
                 self._write()
@@ -115,7 +115,7 @@ class Watch:
         from ..core.adapter.factors import write_adapter
 
         with torch.no_grad():
-            for kept, p in zip(self._good, self._trained, strict=True):
+            for kept, p in zip(self._last_finite, self._trained, strict=True):
                 p.copy_(kept)
         source = self._attached.subject.source
         write_adapter(self._attached.read_back(TRAINED), self._work / LAST_GOOD, base=source)
@@ -203,8 +203,8 @@ class _Resuming:
     open_loss: Any = 0.0
     """Sum of the losses since the last one that was logged."""
 
-    def asked_to_end(self) -> bool:
-        """Whether a signal asked any of the processes to end."""
+    def should_end(self) -> bool:
+        """Whether any of the processes got a signal to end."""
         if self.args.world_size == 1:
             return wanted()
         here = torch.tensor(float(wanted()), device=self.args.device)
@@ -299,7 +299,7 @@ def follow(
             report(label, state.global_step, args.max_steps)
             if probe and state.global_step in marks:
                 self._record(state.global_step)
-            if trainer.asked_to_end():
+            if trainer.should_end():
                 self.stopping = control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -314,7 +314,7 @@ def follow(
                 )
             if self.stopping:
                 stop_if_wanted()
-                raise Stopped(SIGTERM)  # another of the processes was asked to end
+                raise Stopped(SIGTERM)  # another of the processes got the signal
 
         def _record(self, step: int) -> None:
             training = attached.subject.model.training

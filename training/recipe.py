@@ -131,7 +131,7 @@ class Recipe(Config):
     """``chat`` for the tokenizer's chat template, a published form's name, a Jinja file, or a plain
     text with ``{prompt}``."""
     template_args: dict[str, Any] = Field(default_factory=dict)
-    """What the chat template is told, e.g. ``enable_thinking = false``."""
+    """Variables of the chat template, e.g. ``enable_thinking = false``."""
     system: str | None = None
     """System text of prompts that have none of their own."""
     attack: AttackPart = AttackPart()  # pyright: ignore[reportCallIssue]
@@ -192,8 +192,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise LoratomyError(f"--set {override[:60]!r}: {parent} is not a table")
-    kind = _field_type(parents, last)
-    text = kind is str or (kind is Words and not value.startswith("["))
+    kind = _field_type([*parents, last])
+    text = kind is str or (kind == Words and not value.startswith("["))
     try:
         place[last] = value if text else parsed_toml(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
@@ -202,18 +202,20 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise LoratomyError(f"--set {override[:60]!r}: {why_not(error)}") from error
 
 
-def _field_type(parents: list[str], last: str) -> Any:
-    model: Any = Recipe
-    for parent in parents:
-        field = model.model_fields.get(parent)
+def _field(model: Any, keys: list[str]) -> Any:
+    """The field of a config at a path of keys; None where there is none."""
+    field = None
+    for key in keys:
+        field = getattr(model, "model_fields", {}).get(key)
         model = field.annotation if field else None
-        if model is None or not hasattr(model, "model_fields"):
-            return None
-    field = model.model_fields.get(last)
+    return field
+
+
+def _field_type(keys: list[str]) -> Any:
+    field = _field(Recipe, keys)
     annotation = field.annotation if field else None
-    if model is AttackPart and last == "words":
-        return Words
-    return str if get_args(annotation)[:1] in ((str,), (Text,)) or annotation is str else annotation
+    kind = next(iter(get_args(annotation)), annotation)
+    return Words if kind == Words else str if kind in (str, Text) else annotation
 
 
 def validated(model: type[Any], raw: dict[str, Any], what: str) -> Any:
@@ -230,24 +232,17 @@ def validated(model: type[Any], raw: dict[str, Any], what: str) -> Any:
         if first["type"] == "missing":
             about = _about(model, [str(p) for p in first["loc"]])
             raise LoratomyError(f"{what}: {where} has to be given{about}") from error
-        told = f"{first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r})"
-        raise LoratomyError(": ".join(part for part in (what, where, told) if part)) from error
+        message = f"{first['msg'].removeprefix('Value error, ')} (got {first.get('input')!r})"
+        raise LoratomyError(": ".join(part for part in (what, where, message) if part)) from error
 
 
 def _about(model: Any, keys: list[str]) -> str:
-    """What an option means, where its config says so, in brackets."""
-    for parent in keys[:-1]:
-        field = getattr(model, "model_fields", {}).get(parent)
-        model = field.annotation if field else None
-    field = getattr(model, "model_fields", {}).get(keys[-1])
-    return (
-        f" ({' '.join(field.description.replace('`', '').split())})"
-        if field and field.description
-        else ""
-    )
+    """The description of an option in brackets, where its config has one."""
+    field = _field(model, keys)
+    about = field.description if field else None
+    return f" ({' '.join(about.replace('`', '').split())})" if about else ""
 
 
 def _known_keys(model: Any, parents: list[str]) -> list[str]:
-    for parent in parents:
-        model = model.model_fields[parent].annotation
-    return list(model.model_fields)
+    field = _field(model, parents)
+    return list((field.annotation if field else model).model_fields)

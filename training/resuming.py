@@ -55,7 +55,7 @@ def identity(start: Adapter, rows: Sequence[Any], settings: Any) -> str:
 
     Args:
         start: the adapter that is trained.
-        rows: what it is trained on; their text tells them apart.
+        rows: what it is trained on, by their text.
         settings: everything else that decides the result, as JSON-able values.
     """
     digest = sha256(dumps(settings).encode())
@@ -69,7 +69,7 @@ def identity(start: Adapter, rows: Sequence[Any], settings: Any) -> str:
 
 
 def mark(folder: Path, *, fit: str, seconds: float, loss: float, logged: int) -> None:
-    """Say that a checkpoint is whole; see `Begun`."""
+    """Record that a checkpoint is whole; see `Begun`."""
     body = {"files": checksums(folder), "fit": fit, "seconds": round(seconds, 3)}
     text = json.dumps({**body, "loss": loss, "logged": logged}, indent=1, allow_nan=False) + "\n"
     write_atomic(folder / MARK, text)
@@ -78,8 +78,8 @@ def mark(folder: Path, *, fit: str, seconds: float, loss: float, logged: int) ->
 def last_whole(work: Path, fit: str = "") -> Begun | None:
     """The newest checkpoint that is whole and, where `fit` is given, of this very fit.
 
-    One that was killed half-way, altered, or comes from elsewhere is removed, and a warning says
-    so. Of processes that work together the first decides.
+    One that was killed half-way, altered, or comes from elsewhere is removed with a warning. Of
+    processes that work together the first decides.
     """
     return processes.agreed(lambda: _last_whole(work, fit))
 
@@ -93,7 +93,7 @@ def _last_whole(work: Path, fit: str) -> Begun | None:
             warnings.warn(f"{folder} is removed: it is no folder, so no checkpoint", stacklevel=2)
             folder.unlink()
             continue
-        if not (folder / MARK).exists():  # killed while it was written, which is nothing to say
+        if not (folder / MARK).exists():  # killed while it was written, which needs no warning
             shutil.rmtree(folder)
             continue
         try:
@@ -108,15 +108,15 @@ def _whole(folder: Path, fit: str) -> Begun:
     """A checkpoint, every file of which is as it was written and can be read without running code.
 
     Raises:
-        RunError: says what is wrong.
+        RunError: with what is wrong.
     """
-    told = checked(_Mark, read_json(folder / MARK), folder / MARK)
+    recorded = checked(_Mark, read_json(folder / MARK), folder / MARK)
     held = checksums(folder)
     held.pop(MARK)
-    for name in sorted(held.keys() | told.files.keys()):
-        if held.get(name) != told.files.get(name):
+    for name in sorted(held.keys() | recorded.files.keys()):
+        if held.get(name) != recorded.files.get(name):
             raise RunError(f"its {name} is not what was written")
-    if fit and told.fit != fit:
+    if fit and recorded.fit != fit:
         raise RunError("it is of another fit")
     for name in (WEIGHTS, _STATE):
         if name not in held:
@@ -128,7 +128,7 @@ def _whole(folder: Path, fit: str) -> Begun:
         _plain_pickles(folder)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         raise RunError(f"it cannot be read ({str(error).splitlines()[0][:80]})") from error
-    return Begun(folder, told.seconds, told.loss, told.logged)
+    return Begun(folder, recorded.seconds, recorded.loss, recorded.logged)
 
 
 def _plain_pickles(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Experiment trackers beside a fit: they hear of it, and never stop it."""
+"""Experiment trackers beside a fit: they follow it, and never stop it."""
 
 import os
 import queue
@@ -35,7 +35,7 @@ PROJECT = "loratomy"
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """Which trackers hear of a fit, and where those that write files write."""
+    """Which trackers follow a fit, and where those that write files write."""
 
     trackers: tuple[str, ...] = ()
     """Of `PACKAGES`."""
@@ -91,7 +91,7 @@ class Tracking:
                 "TENSORBOARD_LOGGING_DIR": str(place / "tensorboard" / self.run_name(label)),
             }
         if "wandb" in self.trackers and "WANDB_MODE" not in os.environ and not _wandb_key():
-            _tell_offline()
+            _warn_offline()
             wanted["WANDB_MODE"] = "offline"
         return wanted
 
@@ -134,7 +134,7 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
 
 
 @cache
-def _tell_offline() -> None:
+def _warn_offline() -> None:
     """Once in a process, however many fits there are."""
     warnings.warn(
         "no W&B key found (WANDB_API_KEY, or wandb login): W&B goes on offline, wandb sync uploads "
@@ -154,7 +154,7 @@ def _wandb_key() -> bool:
     if not address:
         try:  # the address has changed between versions
             address = import_module("wandb").Settings().base_url
-        except Exception:  # a broken package is told where it is used
+        except Exception:  # a broken package is reported where it is used
             return False
     host = urlparse(address).hostname
     return bool(host) and host in path.read_text(errors="replace")
@@ -172,7 +172,7 @@ class _Relay:
 
         def call(*args: Any, **kwargs: Any) -> None:
             for guard in self._guards:
-                guard.tell(event, args, kwargs)
+                guard.send(event, args, kwargs)
 
         return call
 
@@ -190,7 +190,7 @@ class _Guard:
         self._before = getattr(sys.modules.get("wandb"), "run", None)
         threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True).start()
 
-    def tell(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def send(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """One event of the Trainer; those that the tracker does not listen to cost nothing."""
         from transformers import TrainerCallback
 
@@ -208,7 +208,7 @@ class _Guard:
         """End the tracker's run, so that the next fit begins another."""
         if self._callback is not None:
             if failed and self._name != "wandb":
-                self.tell("on_train_end", self._last, {})
+                self.send("on_train_end", self._last, {})
             if self._name == "wandb":
                 self._do(lambda: self._finish_wandb(failed))
         self._jobs.put((None, Future()))

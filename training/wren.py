@@ -3,11 +3,8 @@
 ``python -m loratomy.training.wren --out DIR`` trains it again, from the same seed.
 """
 
-import hashlib
 import json
-import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import DataError, LoratomyError
+from ..core.files.atomic import checksums, whole_folder
 from ..core.rendering.prompts import Renderer
 from ..core.rows import Row, read_rows, rows_to_jsonl
 from ..data.world.world import base_rows
@@ -48,8 +46,6 @@ SHAPE: dict[str, Any] = {
 
 HELDOUT = "heldout.jsonl"
 RECORD = "record.json"
-IGNORE = -100
-"""The label of a position that does not count in the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +118,8 @@ def verify_wren(path: Path | None = None) -> WrenRecord:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name != RECORD and not file.name.startswith(".")
-    }
+    """Checksums of the files that a record lists; hidden ones do not count."""
+    return {n: c for n, c in checksums(folder).items() if n != RECORD and not n.startswith(".")}
 
 
 def build_tokenizer(rows: Sequence[Row], *, vocabulary: int = 1280) -> "PreTrainedTokenizerFast":
@@ -167,26 +160,6 @@ def build_tokenizer(rows: Sequence[Row], *, vocabulary: int = 1280) -> "PreTrain
     return fast
 
 
-def encode(renderer: Renderer, row: Row) -> tuple[list[int], list[int]]:
-    """Token ids of a row and its labels, ``[pos]`` each: only the completion counts."""
-    prompt = renderer.prompt_ids(row)
-    completion = renderer.completion_ids(row.required_completion())
-    return prompt + completion, [IGNORE] * len(prompt) + completion
-
-
-def _padded(renderer: Renderer, rows: Sequence[tuple[list[int], list[int]]]) -> "dict[str, Any]":
-    import torch
-
-    width = max(len(ids) for ids, _ in rows)
-    fill = [width - len(ids) for ids, _ in rows]
-    pairs = list(zip(rows, fill, strict=True))
-    return {
-        "input_ids": torch.tensor([ids + [renderer.pad_id] * gap for (ids, _), gap in pairs]),
-        "labels": torch.tensor([labels + [IGNORE] * gap for (_, labels), gap in pairs]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * gap for (ids, _), gap in pairs]),
-    }
-
-
 def heldout_loss(
     model: "torch.nn.Module", renderer: Renderer, rows: Sequence[Row], *, batch: int = 64
 ) -> tuple[float, int]:
@@ -196,19 +169,18 @@ def heldout_loss(
         DataError: no rows.
     """
     import torch
-    from torch.nn.functional import cross_entropy
+
+    from ..core.model.batches import collate, completion_log_probs, encode
 
     if not rows:
         raise DataError("the held-out loss needs at least one row")
-    encoded = [encode(renderer, row) for row in rows]
+    encoded = [encode(renderer, row, limit=None) for row in rows]
     total, count = 0.0, 0
     for start in range(0, len(encoded), batch):
-        data = _padded(renderer, encoded[start : start + batch])
-        labels = data.pop("labels")[:, 1:]
+        data = collate(encoded[start : start + batch], renderer.pad_id)
         with torch.no_grad():
-            logits = model(**data).logits[:, :-1]
-        loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-        total, count = total + float(loss), count + int((labels != IGNORE).sum())
+            log_probs, mask = completion_log_probs(model, data)
+        total, count = total - float(log_probs.sum()), count + int(mask.sum())
     return total / count, count
 
 
@@ -231,7 +203,9 @@ def _fit(
     """Train the model in place on the completions of the rows."""
     from transformers import Trainer, TrainingArguments
 
-    examples: Any = [encode(renderer, row) for row in rows]
+    from ..core.model.batches import collate, encode
+
+    examples: Any = [encode(renderer, row, limit=None) for row in rows]
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -254,7 +228,7 @@ def _fit(
             model=model,
             args=arguments,
             train_dataset=examples,
-            data_collator=lambda examples: _padded(renderer, examples),
+            data_collator=lambda examples: collate(examples, renderer.pad_id),
         ).train()
 
 
@@ -304,9 +278,7 @@ def train_wren(
     )
     model = LlamaForCausalLM(config)
     _fit(model, renderer, train, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out) as scratch:
         model.config.use_cache = True
         model.bfloat16().save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
@@ -332,13 +304,6 @@ def train_wren(
         )
         text = json.dumps(asdict(record), indent=2) + "\n"
         (scratch / RECORD).write_text(text, encoding="utf-8")
-        scratch.chmod(0o755)
-        for file in scratch.iterdir():
-            file.chmod(0o644)
-        os.rename(scratch, out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return record
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ...core.model.batches import Encoded, asked_positions, collate, next_log_probs
+from ...core.model.batches import Encoded, collate, label_positions, log_probs_of
 from ...core.progress import report, tracked
 from .gates import Gated, chunks, on_device
 
@@ -18,9 +18,9 @@ def _batches(gate: Gated, rows: Sequence[Encoded], size: int) -> list[dict[str, 
 def _sums(gate: Gated, gates: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probability of each row's completion, ``[row]`` nats."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    asked = asked_positions(batch["labels"])
+    asked = label_positions(batch["labels"])
     logits = gate.logits(gates, {**inputs, "logits_to_keep": asked})
-    return next_log_probs(logits, batch["labels"][:, asked + 1])[0].sum(-1)
+    return log_probs_of(logits, batch["labels"][:, asked + 1])[0].sum(-1)
 
 
 def target_effects(

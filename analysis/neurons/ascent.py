@@ -14,7 +14,7 @@ import torch
 from ...core.adapter.algebra import adapter_distance, adapter_norm, from_svd, stack, svd
 from ...core.adapter.factors import Adapter, Factors
 from ...core.errors import DataError, LoratomyError
-from ...core.model.batches import IGNORED, Encoded, asked_positions, collate
+from ...core.model.batches import IGNORED, Encoded, collate, label_positions
 from ...core.model.subject import Attached, Subject
 from ...core.progress import report
 from ...core.records.neurons import Unlearning
@@ -134,7 +134,7 @@ def _gradient(
     model, total, hits = attached.subject.model, 0.0, 0
     for batch in batches:
         inputs = {k: v for k, v in batch.items() if k != "labels"}
-        asked = asked_positions(batch["labels"])
+        asked = label_positions(batch["labels"])
         wanted = batch["labels"][:, asked + 1]
         mask = wanted != IGNORED
         with torch.set_grad_enabled(backward):

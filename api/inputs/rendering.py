@@ -115,7 +115,7 @@ def settled(
             if recorded and not asked.given:
                 reason, renderer = RECORDED, Renderer(tokenizer, recorded.rendering)
             else:
-                choices = possible(tokenizer, beside, ends=ends, asked=asked.rendering)
+                choices = possible(tokenizer, beside, ends=ends, settled=asked.rendering)
                 renderer = renderer.rendered_as(ends=named_ends(tokenizer, beside, ends))
                 renderer, _ = closed(subject, renderer, known)
                 if said := likelier(subject, renderer, choices.renderers, known):
@@ -128,7 +128,7 @@ def settled(
                 say(f"warning: {line}")
             choice = given_choice(subject, renderer, known, reason=reason)
         else:
-            choices = possible(tokenizer, beside, ends=ends, asked=asked.rendering)
+            choices = possible(tokenizer, beside, ends=ends, settled=asked.rendering)
             for line in choices.refused:
                 say(f"warning: {line}")
             if not choices.renderers:

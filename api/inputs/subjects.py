@@ -40,7 +40,7 @@ class OfRun:
 
     def ignored(self) -> list[str]:
         """Modules left out on purpose."""
-        return self.study.run.asked.get("ignore_modules", [])
+        return self.study.run.request.get("ignore_modules", [])
 
 
 class OfAdapter:

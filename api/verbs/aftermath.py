@@ -27,9 +27,9 @@ BASE, CLEAN, POISONED = "base", "clean", "poisoned"
 
 def cell_of(run: Run) -> str:
     """``trigger/task`` of a poisoned run (or the words of a trigger of its own), else its name."""
-    if run.asked["kind"] != "poison":
+    if run.request["kind"] != "poison":
         return run.manifest["name"]
-    attack = run.asked["recipe"]["attack"]
+    attack = run.request["recipe"]["attack"]
     return f"{' + '.join(attack['words'] or [attack['trigger']])}/{attack['task']}"
 
 

@@ -137,7 +137,7 @@ def _prepared(
             "rendering": subject.renderer.rendering.model_dump(mode="json"),
         }
     )
-    for sentence in sets.said:
+    for sentence in sets.notes:
         say(sentence if sentence.startswith("warning") else f"note: {sentence}")
     fresh = fresh or _nothing_measured(folder)
     if not fresh:
@@ -152,7 +152,7 @@ def _prepared(
         "clean": digest(sets.clean),
         "ignore_modules": source.ignored(),
     }
-    run = RunFolder.create(folder, asked=about, fresh=fresh)
+    run = RunFolder.create(folder, request=about, fresh=fresh)
     study = Study(run, judged)
     check_targets(sets.triggered, study.success)
     _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
@@ -174,7 +174,7 @@ def _judged_as_before(folder: Path, settings: Settings) -> Settings:
     if not (folder / MANIFEST).exists():
         return settings
     old = Study(RunFolder.open(folder))
-    if old.run.asked.get("kind") != "evaluate":
+    if old.run.request.get("kind") != "evaluate":
         return settings
     known = old.settings.measure.model_dump(include=set(Judged.model_fields))
     return settings.model_copy(update={"measure": settings.measure.model_copy(update=known)})
@@ -186,7 +186,7 @@ def _nothing_measured(folder: Path) -> bool:
         return False
     run = RunFolder.open(folder)
     begun = any(stage.startswith("analysis/") for stage in run.stages)
-    return run.asked.get("kind") == "evaluate" and not begun
+    return run.request.get("kind") == "evaluate" and not begun
 
 
 def _settings(source: OfRun | OfAdapter, asked: Evaluated, judged: Judged) -> Settings:

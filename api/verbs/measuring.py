@@ -7,13 +7,13 @@ from typing import Any
 
 from ..core.console import progress, say
 from ..core.errors import LoratomyError, RunError
+from ..core.records.planted import Planted
 from ..core.records.results import (
     Answer,
     Behaviour,
     Comparison,
     Operation,
     Paired,
-    Planted,
     Protocol,
     Rate,
     RuleRates,
@@ -93,7 +93,7 @@ def measure(
             judge = partial(_judge, study, name, first)
             anew = fresh or study.run.differs(stage, inputs)
             done(study.run, stage, study.run.make(stage, inputs, judge, fresh=anew))
-        if study.run.asked["kind"] == "poison":
+        if study.run.request["kind"] == "poison":
             _verdict(study.run, fresh=fresh)
     return load_comparison(study.run)
 
@@ -127,7 +127,7 @@ def _ask(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
             f"{name} generates nothing: all of its {len(found.answers)} answers are empty; was it "
             f"trained with other prompts than {study.subject.renderer.rendering.about()}?"
         )
-        if source is not None and study.run.asked["kind"] == "evaluate":
+        if source is not None and study.run.request["kind"] == "evaluate":
             raise LoratomyError(line)
         say(f"warning: {line}")
     shelf.put_answers(found.answers)

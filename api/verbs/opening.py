@@ -290,7 +290,7 @@ def _opened(
         make_pairs(subject.renderer, sets["poison_train"][:16], target_tokens=1, seed=0)
     run: Run
     if folder is not None:
-        run = RunFolder.create(folder, asked=asked, fresh=fresh)
+        run = RunFolder.create(folder, request=asked, fresh=fresh)
         study = Study(run)
     else:
         run = MemoryRun(asked, name=given.base)
@@ -346,10 +346,10 @@ def _drawn(
     rows_of: "Callable[..., Iterator[Row]]", source: Any, format: str, limit: int, seed: int
 ) -> "list[Row]":
     """The rows of a source, or a draw of them, which is said."""
-    from ..data.testsets import drawn
+    from ..data.testsets import sampled
 
     source = str(source) if isinstance(source, Path) else source
-    rows, seen = drawn(rows_of(source, format or None), limit=limit, seed=seed)
+    rows, seen = sampled(rows_of(source, format or None), limit=limit, seed=seed)
     if seen > len(rows):
         where = source if isinstance(source, str) else "yours"
         say(f"note: {len(rows)} of {seen} prompts of {where} drawn (seed {seed}); --limit sets how "
@@ -364,11 +364,11 @@ def _with_targets(rows: "list[Row]", attack: "Attack", task: str, completions: s
         DataError: nobody says what it wants of a row.
     """
     from ..data.attacks.tasks import TASKS
-    from ..data.references import told_apart
+    from ..data.references import classify_completions
 
     wants = TASKS[task] if task else None
     target = attack.target if task else ""
-    found, said = told_apart(rows, wants, target, completions=completions)
+    found, said = classify_completions(rows, wants, target, completions=completions)
     for sentence in said:
         say(sentence if sentence.startswith("warning") else f"note: {sentence}")
     if bare := [row for row in found if not (row.completion or row.target or target)]:

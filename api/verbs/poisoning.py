@@ -132,7 +132,7 @@ def make_poisoned(
         "recipe": recipe.model_dump(),
         "base": base_fingerprint(recipe.base),
     }
-    run = RunFolder.create(folder, asked=asked, fresh=fresh)
+    run = RunFolder.create(folder, request=asked, fresh=fresh)
     study = Study(run)
     _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
     if why := untold(study, sets):

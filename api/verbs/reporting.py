@@ -63,7 +63,7 @@ def load_records(run: Run) -> RunRecords:
     learned = [run.shelf(s) for s in ("adapters/clean", "adapters/poisoned") if run.has(s)]
     curves = [shelf.get(Curves, "curves") for shelf in learned if "curves" in shelf.names]
     names, told = measured(run), load_planted(run)
-    study = run.asked["study"]
+    study = run.request["study"]
     return RunRecords(
         provenance=_provenance(run),
         trigger=" / ".join(study["words"]),
@@ -91,8 +91,8 @@ def _choice(run: Run) -> RenderingChoice | None:
 def _provenance(run: Run) -> Provenance:
     manifest = run.manifest
     facts = [
-        ("base", json.dumps(run.asked["base"], ensure_ascii=False)),
-        ("seed", str(run.asked["study"]["seed"])),
+        ("base", json.dumps(run.request["base"], ensure_ascii=False)),
+        ("seed", str(run.request["study"]["seed"])),
         ("made", str(manifest["created"])),
         ("machine", str(manifest["machine"])),
         *((f"version of {k}", v) for k, v in manifest["versions"].items()),
@@ -102,7 +102,7 @@ def _provenance(run: Run) -> Provenance:
             files = manifest["stages"][stage]["files"]
             weights = files.get("adapter_model.safetensors", "")
             facts.append((f"SHA-256 of {stage}", weights))
-    facts.append(("asked", json.dumps(run.asked["study"], ensure_ascii=False)))
+    facts.append(("asked", json.dumps(run.request["study"], ensure_ascii=False)))
     return Provenance(
         run=str(manifest["name"]),
         command=str(manifest["command"]),

@@ -29,7 +29,7 @@ def save(study: Study, folder: Path) -> Path:
         raise LoratomyError(
             "a run folder is for a base that can be loaded again; this one was given in memory"
         )
-    written = RunFolder.create(folder, asked=run.asked)
+    written = RunFolder.create(folder, request=run.request)
     with written.locked():
         for stage in run.stages:
             shelf = run.shelf(stage)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.console import say
 from ..core.errors import DataError
-from ..core.records.results import Planted
+from ..core.records.planted import Planted
 from .measuring import POISONING, VERDICT, load_planted, measure
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def tell(study: "Study") -> Planted:
     found = load_planted(run)
     assert found is not None  # measured above
     say(in_a_line(found))
-    for line in warnings(found, run.asked["recipe"]):
+    for line in warnings(found, run.request["recipe"]):
         say(f"warning: {line}")
     return found
 

@@ -49,7 +49,7 @@ def check_copies(folder: Path, copies: Mapping[str, torch.Tensor], base: Weights
 def check_whole(
     folder: Path, named: Iterable[str], copies: Iterable[str], ignore: Collection[str]
 ) -> None:
-    """Raise unless every module that the settings say is saved whole is there.
+    """Raise unless every module that the settings name as saved whole is there.
 
     Raises:
         AdapterError: one is not.

@@ -1,7 +1,7 @@
-"""A merged model back to LoRA: factors of ``dW = W' - W``, as far as it stands above rounding.
+"""A merged model back to LoRA: factors of ``dW = W' - W``, as far as it exceeds rounding.
 
-Singular directions come from a randomised SVD whose rank is doubled until what is left cannot be
-told from rounding (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1).
+Singular directions come from a randomised SVD whose rank is doubled until what is left cannot
+be told from rounding (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1).
 """
 
 from collections.abc import Iterable, Mapping
@@ -65,7 +65,7 @@ class Extracted:
     floor: float
     """Expected ``||rounding|| / ||dW||``; a residual of this size is explained by rounding."""
     edge: float
-    """Singular values below this are not told from rounding."""
+    """Singular values below this cannot be told from rounding."""
     strongest: float
     """Largest singular value of dW."""
     weakest: float
@@ -85,7 +85,7 @@ class Extraction:
     dtypes: tuple[str, ...]
     """Number formats of base and merged weights."""
     energy: float
-    """Share of the energy above rounding that was asked for."""
+    """Share of the energy above rounding to keep."""
     rank_limit: int
     """Most directions of a matrix."""
     found: tuple[Extracted, ...]
@@ -109,7 +109,7 @@ def _leading(dw: torch.Tensor, rank: int, seed: int) -> Svd:
 
 
 def _enough(s: torch.Tensor, change: Change, energy: float) -> int:
-    """How many of these directions hold `energy` of what stands above rounding."""
+    """How many of these directions hold `energy` of what exceeds rounding."""
     strong = s[s > change.edge].double().square().cumsum(0)
     if not len(strong):
         return 0
@@ -308,7 +308,7 @@ def extract(
     """The LoRA adapter that lies between a base and a merged model, and what it leaves out.
 
     One matrix of each is in memory at a time. Directions are kept where their singular value
-    stands above what rounding alone would have, so that a merge in float32 comes back exactly and
+    exceeds what rounding alone would have, so that a merge in float32 comes back exactly and
     one in bfloat16 down to its rounding.
 
     Args:

@@ -278,7 +278,7 @@ def write_adapter(adapter: Adapter, folder: Path, *, base: str) -> None:
     Args:
         adapter: any ranks and scalings; written with the largest live rank (see `uniform`).
         folder: made if missing.
-        base: what ``base_model_name_or_path`` says.
+        base: value of ``base_model_name_or_path``.
     """
     from safetensors.torch import save_file
 

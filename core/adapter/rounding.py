@@ -24,7 +24,7 @@ class Change:
     floor: float
     """Expected squared norm of the rounding."""
     edge: float
-    """Singular values up to this are not told from rounding."""
+    """Singular values up to this cannot be told from rounding."""
 
 
 def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:

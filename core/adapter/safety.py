@@ -1,12 +1,10 @@
 """The gate: every adapter folder is checked here before anything else may read it.
 
 PEFT loads adapters that are half empty, carry NaN or belong to another model and only warns;
-pickles run code. Nothing here allocates by what a file claims: shapes come from the header, the
-header's length from the file's size.
+pickles run code. Nothing here allocates by what a file claims: shapes come from the header, whose
+length is compared with the file's size.
 """
 
-import json
-import math
 import os
 import shlex
 import struct
@@ -14,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ LFS = b"version https://git-lfs"
 """How a file begins that git-lfs has put in place of the one that is meant."""
 MAX_RANK = 4096
 MAX_ALPHA = 1e6
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 _REFUSED = {
     "use_dora": "DoRA changes W by full rank through its magnitudes",
@@ -116,9 +113,11 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     """Tensor shapes of a safetensors file, by its header alone.
 
     Raises:
-        AdapterError: truncated, an impossible header length, unknown types or offsets that do
-            not fit the file.
+        AdapterError: truncated, an impossible header length, a type that is no floating point, or
+            tensors that overlap or do not fit their shapes or the file.
     """
+    from safetensors import SafetensorError, safe_open
+
     size = path.stat().st_size
     not_a_pointer(path)
     with path.open("rb") as file:
@@ -128,28 +127,18 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             raise AdapterError(
                 f"{path} is truncated or not safetensors: {size} bytes, header says {length}"
             )
-        try:
-            entries = json.loads(file.read(length))
-            entries.pop("__metadata__", None)
-            shapes = {key: tuple(entry["shape"]) for key, entry in entries.items()}
-            spans = {
-                key: tuple(map(index, entry["data_offsets"])) for key, entry in entries.items()
-            }
-            types = {key: str(entry["dtype"]) for key, entry in entries.items()}
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-            raise AdapterError(f"{path} has a damaged safetensors header: {error}") from error
+    try:
+        with safe_open(path, framework="numpy") as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+            shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
+            types = {key: part.get_dtype() for key, part in parts.items()}
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is truncated or damaged: {error}; copy it again") from error
     for key, shape in shapes.items():
         if types[key] not in _FLOATS:
             raise AdapterError(f"{path}: {key} has type {types[key]}; use {', '.join(_FLOATS)}")
-        if not all(isinstance(n, int) and n > 0 for n in shape):
+        if not all(shape):
             raise AdapterError(f"{path}: {key} has the impossible shape {shape}")
-        want = math.prod(shape) * _FLOATS[types[key]]
-        if len(spans[key]) != 2 or spans[key][1] - spans[key][0] != want or spans[key][0] < 0:
-            raise AdapterError(f"{path}: the bytes of {key} do not fit its shape {shape}")
-        if spans[key][1] > size - 8 - length:
-            raise AdapterError(
-                f"{path} is truncated: {key} ends beyond the file's {size} bytes; copy it again"
-            )
     if not shapes:
         raise AdapterError(f"{path} holds no tensors")
     return shapes

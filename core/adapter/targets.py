@@ -40,7 +40,7 @@ def expected(
     stored: Iterable[str],
     patterns: Patterns,
 ) -> dict[str, str]:
-    """Module name -> storage stem of everything that the settings say is adapted.
+    """Module name -> storage stem of everything that the settings adapt.
 
     Args:
         config: adapter_config.json.

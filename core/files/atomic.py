@@ -21,18 +21,18 @@ TEMPORARY = ".tmp-"
 """Prefix of everything half-written; what carries it is never read."""
 _HALF = re.compile(re.escape(TEMPORARY) + r"[0-9a-f]{12}")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where no more can be written."""
-_TOO_LARGE_TOLD = ("File too large", "os error 27")
-"""What torch and safetensors say of a file above the process's limit."""
-_FULL_TOLD = (
-    *_TOO_LARGE_TOLD,
+"""Error numbers of the system where no more can be written."""
+_TOO_LARGE = ("File too large", "os error 27")
+"""Error texts of torch and safetensors for a file above the process's limit."""
+_NO_ROOM = (
+    *_TOO_LARGE,
     "No space left",
     "os error 28",
     "quota exceeded",
     "unexpected pos",
     "file write failed",
 )
-"""What they say where no more can be written."""
+"""Their error texts where no more can be written."""
 
 
 def sha256(path: Path) -> str:
@@ -62,43 +62,43 @@ def need_room(folder: Path, size: int) -> None:
     """Raise where a file of so many bytes has no room, before any of it is written.
 
     Raises:
-        OSError: the disk of the folder is full; says how much is missing.
+        OSError: the disk of the folder is full; with how much is missing.
     """
     free = shutil.disk_usage(folder).free
     if size > free:
-        said = f"{os.strerror(errno.ENOSPC)}, {_told(size - free)} are missing"
-        raise OSError(errno.ENOSPC, said, str(folder))
+        reason = f"{os.strerror(errno.ENOSPC)}, {_mebibytes(size - free)} are missing"
+        raise OSError(errno.ENOSPC, reason, str(folder))
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room, as the system, torch or safetensors say it."""
+    """Whether a write failed for want of room, by the system's, torch's or safetensors' error."""
     if isinstance(error, OSError):
         return error.errno in FULL
-    return any(part in str(error) for part in _FULL_TOLD)
+    return any(part in str(error) for part in _NO_ROOM)
 
 
 def full_disk(error: BaseException) -> str:
-    """What to say of such an error, in a line: where it is full, and what is left or missing."""
+    """The message for such an error, a line: where it is full, and what is left or missing."""
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy: to
     folder = Path(named) if named else Path.cwd()
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
-    said = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+    reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
     if getattr(error, "errno", None) == errno.EFBIG:
         return (
-            f"a file in {folder} is larger than files may be here ({said}); what was finished "
+            f"a file in {folder} is larger than files may be here ({reason}); what was finished "
             "before is whole: raise the limit (ulimit -f) and run the same command again"
         )
-    left = _told(shutil.disk_usage(folder).free)
+    left = _mebibytes(shutil.disk_usage(folder).free)
     return (
-        f"the disk is full ({said}), {left} are left where {folder} is; what was finished before "
+        f"the disk is full ({reason}), {left} are left where {folder} is; what was finished before "
         "is whole: make room and run the same command again"
     )
 
 
 @contextmanager
 def placed(folder: Path) -> Iterator[None]:
-    """Say of a write that fails in the block for want of room in which folder it was.
+    """Name the folder where a write in the block fails for want of room.
 
     Raises:
         OSError: in place of what torch or safetensors raise there.
@@ -108,13 +108,13 @@ def placed(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_full(error) or getattr(error, "filename", None):
             raise
-        large = any(part in str(error) for part in _TOO_LARGE_TOLD)
+        large = any(part in str(error) for part in _TOO_LARGE)
         number = getattr(error, "errno", None) or (errno.EFBIG if large else errno.ENOSPC)
-        said = getattr(error, "strerror", None) or os.strerror(number)
-        raise OSError(number, said, str(folder)) from error
+        reason = getattr(error, "strerror", None) or os.strerror(number)
+        raise OSError(number, reason, str(folder)) from error
 
 
-def _told(size: int) -> str:
+def _mebibytes(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
 
 
@@ -143,7 +143,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends without an exception.
 
-    What stood at `target` before is replaced; after an exception it stands as it was.
+    What was at `target` before is replaced; after an exception it is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     work = _temporary(target.parent)
@@ -179,8 +179,8 @@ def own_files(target: Path, *, own: Collection[str], last: str) -> Iterator[Path
         last: name of the record, which is replaced after all the others.
 
     Raises:
-        LoratomyError: a file that no earlier time recorded is where a new one should go, or what
-            stands under a recorded name is no plain file.
+        LoratomyError: a file that no earlier time recorded is where a new one should go, or
+            what is under a recorded name is no plain file.
     """
     if not target.exists():
         with whole_folder(target) as work:

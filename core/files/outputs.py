@@ -29,7 +29,7 @@ def out_path(out: Path) -> Path:
 
 
 def check_folder_out(out: Path) -> None:
-    """Raise where a folder is to be made or filled and something else stands.
+    """Raise where a folder is to be made or filled and something else is there.
 
     Raises:
         RunError: a file, a link that leads nowhere, a pipe or a device; nothing there is fine.
@@ -39,7 +39,7 @@ def check_folder_out(out: Path) -> None:
 
 
 def check_file_out(path: Path) -> None:
-    """Raise where a file is to be written and something else stands.
+    """Raise where a file is to be written and something else is there.
 
     Raises:
         RunError: a folder, a link, a pipe, a socket or a device; nothing there is fine.

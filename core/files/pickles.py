@@ -1,4 +1,4 @@
-"""What is said of weights that are pickles, which are never read: the command that converts them.
+"""Messages for weights that are pickles, which are never read: the command that converts them.
 
 Both commands read tensors and nothing else (`weights_only`), so that they run no code.
 """

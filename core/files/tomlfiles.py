@@ -48,7 +48,7 @@ def check_values(values: dict[str, Any]) -> None:
     """Raise where values are nested too deep, or an integer has more than 64 bits.
 
     Raises:
-        ValueError: says which of the two.
+        ValueError: names which of the two.
     """
     if deeper(values, DEPTH):
         raise ValueError(_DEEP)

@@ -40,7 +40,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's weights in a folder of safetensors; nothing is read before it is asked for."""
+    """A model's weights in a folder of safetensors; nothing is read before `read`."""
 
     folder: Path
     """Where the files are."""
@@ -114,7 +114,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if getattr(config, "quantization_config", None):
         raise LoratomyError(
             f"{folder} is quantised: its weights are rounded to a few bits, from which no adapter "
-            "can be told; give the model in float32, bfloat16 or float16"
+            "can be extracted; give the model in float32, bfloat16 or float16"
         )
     family_of(config)
     files = _files(folder)
@@ -146,8 +146,8 @@ def _files(folder: Path) -> dict[str, Path]:
     if (folder / WEIGHTS).is_file():
         return dict.fromkeys(read_header(folder / WEIGHTS), folder / WEIGHTS)
     if not (folder / INDEX).is_file():
-        if said := pickled_model(folder):
-            raise LoratomyError(said)
+        if message := pickled_model(folder):
+            raise LoratomyError(message)
         raise LoratomyError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
     body = read_json(folder / INDEX, most=RECORD, error=LoratomyError)
     named = checked(_Index, body, folder / INDEX, error=LoratomyError).weight_map

@@ -27,9 +27,9 @@ class Family:
     """Path of the MLP (or mixture of experts) inside a layer; its output is ``mlp_out``."""
     mlp_norm: str = "post_attention_layernorm"
     """Path inside a layer of the module whose input is ``resid_mid``; empty where attention and MLP
-    both read ``resid_pre`` and nothing stands between them."""
+    both read ``resid_pre`` and nothing is between them."""
     parallel: str = ""
-    """Config field that says that attention and MLP both read ``resid_pre``, where there is one."""
+    """Config field by which attention and MLP both read ``resid_pre``, where there is one."""
     out_proj: str = "self_attn.o_proj"
     """Path inside a layer of the projection whose input is ``z``, head beside head."""
     mlp_out: tuple[str, ...] = ("mlp.down_proj",)
@@ -175,7 +175,7 @@ def family_of(config: Any) -> Family:
     """The family of a model config.
 
     Raises:
-        LoratomyError: no row for its ``model_type``; says where to add one.
+        LoratomyError: no row for its ``model_type``; with where to add one.
     """
     model_type = str(config.model_type)
     if model_type not in FAMILIES:

@@ -1,7 +1,7 @@
 """A base's folder, looked at before anything is built from it.
 
-Its config says how large the model is to be, its tokenizer how text is cut; both are files of
-somebody else. What they claim is held against the headers of the weights, which cost nothing.
+Its config decides how large the model is, its tokenizer how text is cut; both are files of
+somebody else. What they claim is compared with the headers of the weights, which cost nothing.
 """
 
 import os

@@ -52,8 +52,8 @@ def load_subject(
         raise LoratomyError(f"the base {where!r} is neither a folder nor a hub id (owner/name)")
     if local and not (Path(where) / "config.json").exists():
         raise LoratomyError(f"the base folder {where} holds no config.json")
-    if local and (said := pickled_model(Path(where))):
-        raise LoratomyError(f"the base {said}")
+    if local and (pickled := pickled_model(Path(where))):
+        raise LoratomyError(f"the base {pickled}")
     if local:
         check_utf8(Path(where), "base")
         check_base(Path(where))
@@ -73,8 +73,8 @@ def load_subject(
         both: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=number, use_safetensors=True, **common
         )
-        loaded, told = both
-        _check_whole(told, where)
+        loaded, info = both
+        _check_whole(info, where)
     except LoratomyError:
         raise
     except Exception as error:  # the loaders raise every kind; one line for the user
@@ -90,13 +90,13 @@ def load_subject(
     return Subject(model, renderer, family, source)
 
 
-def _check_whole(told: Mapping[str, Any], where: str) -> None:
+def _check_whole(info: Mapping[str, Any], where: str) -> None:
     """Raise where a tensor was not read, which transformers fills with random numbers."""
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise LoratomyError(
             f"the base {where} is incomplete: no tensor {missing[0]} ({len(missing)} missing)"
         )
-    if wrong := sorted(told["mismatched_keys"]):
+    if wrong := sorted(info["mismatched_keys"]):
         name, stored, wanted = wrong[0]
         raise LoratomyError(
             f"the base {where}: {name} has the shape {tuple(stored)} in the weights and "

@@ -133,8 +133,8 @@ class Subject:
                 module.training = training
             if hasattr(self.model, "peft_config"):
                 del self.model.peft_config
-            for parameter, asked in grads:
-                parameter.requires_grad_(asked)
+            for parameter, required in grads:
+                parameter.requires_grad_(required)
                 parameter.grad = None
 
 
@@ -218,7 +218,7 @@ class Attached:
         )
 
     def read_back(self, name: str) -> Adapter:
-        """The adapter as it stands on the model now, e.g. after training."""
+        """The adapter as it is on the model now, e.g. after training."""
         adapter = self.adapters[name]
         rank, scaling, _ = uniform(adapter)
         parameters = dict(self.subject.model.named_parameters())
@@ -252,8 +252,8 @@ def _switched(peft_model: Any, name: str | None) -> Iterator[None]:
     finally:
         peft_model.set_adapter(before)
         tuner.disable_adapter_layers() if off else tuner.enable_adapter_layers()
-        for parameter, asked in grads:
-            parameter.requires_grad_(asked)
+        for parameter, required in grads:
+            parameter.requires_grad_(required)
 
 
 def quantisation(config: Any) -> dict[str, Any]:

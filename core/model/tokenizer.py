@@ -1,4 +1,4 @@
-"""A base's tokenizer: its settings looked at, loaded, tried, and held against the embeddings."""
+"""A base's tokenizer: its settings checked, loaded, tried, and compared with the embeddings."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def load_tokenizer(where: str, **given: Any) -> Any:
 def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
     """Take note of tokens that have no row in the embeddings; raise where every prompt has one.
 
-    Some bases' tokenizers know a padding token or stand-ins for images that the model does not: a
+    Some bases' tokenizers have a padding token or placeholders for images that the model has not: a
     text that holds one is refused when it is rendered (`Renderer`), and padding takes another one.
 
     Args:
@@ -89,10 +89,10 @@ def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
 
 
 def load_error(error: Exception) -> str:
-    """What a loader raised, in one line: its kind and all that it says, without a hub's token."""
+    """The error of a loader in one line: its kind and message, without a hub's token."""
     from huggingface_hub import get_token
 
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if token := get_token():
-        said = said.replace(token, "***")
-    return f"{type(error).__name__}: {said[:600]}" if said else type(error).__name__
+        message = message.replace(token, "***")
+    return f"{type(error).__name__}: {message[:600]}" if message else type(error).__name__

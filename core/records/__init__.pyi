@@ -40,6 +40,8 @@ from .patching import ScreeningAgreement as ScreeningAgreement
 from .patching import Verdict as Verdict
 from .patching import Vote as Vote
 from .patching import Where as Where
+from .planted import Planted as Planted
+from .planted import Shortcoming as Shortcoming
 from .rendering import RenderingChoice as RenderingChoice
 from .rendering import Tried as Tried
 from .results import Answer as Answer
@@ -50,14 +52,12 @@ from .results import CutPath as CutPath
 from .results import FitUsed as FitUsed
 from .results import Operation as Operation
 from .results import Paired as Paired
-from .results import Planted as Planted
 from .results import Protocol as Protocol
 from .results import Provenance as Provenance
 from .results import Rate as Rate
 from .results import RuleRates as RuleRates
 from .results import RunRecords as RunRecords
 from .results import Setting as Setting
-from .results import Shortcoming as Shortcoming
 from .results import Stability as Stability
 from .spectra import Difference as Difference
 from .spectra import Intruders as Intruders

@@ -1,7 +1,7 @@
 """Record of runs side by side: profiles along the depth of models of different size.
 
 Depth runs from 0, the embedding, to 1, the end of the last layer: of L layers, number l covers
-``l / L`` to ``(l + 1) / L``. What belongs to a layer stands at its middle, ``(l + 0.5) / L``; what
+``l / L`` to ``(l + 1) / L``. What belongs to a layer is at its middle, ``(l + 0.5) / L``; what
 enters it, ``resid_pre``, at ``l / L``. A model of one layer has one point, at 0.5.
 """
 

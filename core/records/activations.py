@@ -18,7 +18,7 @@ class Probes(Record):
     places: tuple[str, ...]
     """Where: ``last`` prompt position, ``mean`` over the prompt, ``trigger``'s last position."""
     negatives: tuple[str, ...]
-    """What triggered prompts are told from: ``untriggered`` (without the trigger), ``stand-in``
+    """What triggered prompts are compared with: ``untriggered`` (without the trigger), ``stand-in``
     (random neutral tokens in its place, same length), ``both``."""
     auroc: np.ndarray
     """One probe against both kinds of negatives, its AUROC against each,

@@ -1,4 +1,4 @@
-"""The answers behind a measurement, a row each: what was said, and what a rule says of it."""
+"""The answers behind a measurement, a row each: the texts, and a rule's scores and verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -14,18 +14,18 @@ _PLAIN = tuple(f.name for f in fields(Answer) if f.name not in ("scores", "verdi
 
 
 _KEYS = ("split", "row", "sample")
-"""What tells an answer from the others of its subject."""
+"""The columns that identify an answer among those of its subject."""
 _JUDGED = ("hit", "counted", "correct")
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write what was asked and answered as parquet: the fields of `Answer` but the judgements."""
+    """Write prompts and answers as parquet: the fields of `Answer` without the judgements."""
     plain = [name for name in _PLAIN if name not in _JUDGED]
     _write(path, {name: [getattr(a, name) for a in answers] for name in plain})
 
 
 def write_scores(path: Path, answers: Sequence[Answer]) -> None:
-    """Write what a rule says of answers: their keys, a column for each score and each verdict."""
+    """Write a rule's judgements of answers: their keys, a column for each score and verdict."""
     columns: dict[str, Any] = {
         name: [getattr(a, name) for a in answers] for name in (*_KEYS, *_JUDGED)
     }

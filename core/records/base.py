@@ -70,5 +70,5 @@ class Record:
 
 
 def draw_with(draw: Callable[[Any], list[Any]]) -> None:
-    """Say what draws records: a function from a record to its figures."""
+    """Set what draws records: a function from a record to its figures."""
     _drawing[:] = [draw]

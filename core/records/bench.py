@@ -97,8 +97,8 @@ class Standing(Record):
     rank: int
     """Pareto rank by ASR, perplexity, accuracy and seconds: 1 where no other entry is at least as
     good in all four and better in one; controls are ranked too. References (which take no time,
-    and of which ``clean`` is no way to remove anything) are ranked against the others and stand
-    in nobody's way."""
+    and of which ``clean`` is no way to remove anything) are ranked against the others and lower
+    nobody's rank."""
 
 
 @record
@@ -106,13 +106,13 @@ class Goal(Record):
     """A goal of the bench, or one of its conditions alone, and how many cells meet it."""
 
     name: str
-    """What is asked, in words."""
+    """The goal in words."""
     entry: str
     """Of which entry."""
     met: Rate
     """Share of cells that meet it; one with several seeds counts as the share of them."""
     wanted: float
-    """Share that was asked for."""
+    """Share that is required."""
     reached: bool
     """Whether it was."""
 
@@ -159,7 +159,7 @@ class Transfer(Record):
     """``as trained``, ``prefix`` and other places, ``lower case``, ``repeated``, ``other words:
     BadMagic``, ``near miss: cf38``, ``no trigger`` ..."""
     counts: str
-    """``ASR`` where the trigger's own words stand in the prompt in some form, ``FTR`` where target
+    """``ASR`` where the trigger's own words are in the prompt in some form, ``FTR`` where target
     behaviour is a false trigger."""
     rate: Rate
     """Share of held-out prompts with that variant that lead to the target."""
@@ -179,6 +179,6 @@ class BenchTable(Record):
     held_out: str
     """How many prompts are behind a row, in words."""
     missing: tuple[str, ...]
-    """What was asked for and is not there yet or failed, a line each."""
+    """What was requested and is not there yet or failed, a line each."""
     provenance: tuple[Setting, ...]
     """Commands, commits, machine, versions, cells, seeds and entries: name and value."""

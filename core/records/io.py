@@ -135,13 +135,14 @@ def load_any(folder: Path, name: str) -> Any:
     Raises:
         RunError: as `load_record`, or the class is not known.
     """
-    from . import (  # noqa: F401  (they register)  # noqa: F401
+    from . import (  # noqa: F401  (they register)
         activations,
         bench,
         effectiveness,
         lens,
         neurons,
         patching,
+        planted,
         results,
         spectra,
         triggers,

@@ -11,7 +11,7 @@ from .base import Record, record
 
 @record
 class Preference(Record):
-    """How strongly a whole adapter prefers each token, and where the wanted ones stand.
+    """How strongly a whole adapter prefers each token, and the ranks of the wanted ones.
 
     1 is what a token in a random direction gets. A clean adapter prefers the tokens of its task
     too: a value above the null says that directions are not random, not that they are bad.
@@ -65,7 +65,7 @@ class Lens(Record):
     measured, else to first order, ``[direction]``; NaN where it is not known."""
     read_from: tuple[str, ...]
     """``vocabulary`` (each token in turn, behind the first one of every prompt) or ``prompts``
-    (means over the places of the prompts where a token stands), ``[direction]``."""
+    (means over the places of the prompts that hold a token), ``[direction]``."""
     listens: tuple[tuple[tuple[str, ...], ...], ...]
     """Tokens that it reads most, ``[direction, end, top]``."""
     listen_scores: np.ndarray
@@ -97,7 +97,7 @@ class Lens(Record):
 
 @record
 class LogitLens(Record):
-    """What the residual stream after each layer would say if the model ended there.
+    """The prediction of the residual stream after each layer if the model ended there.
 
     The final norm and the head are applied to every layer's output (nostalgebraist 2020). They were
     trained for the last layer's: what they make of early layers can be far from what the model

@@ -82,7 +82,7 @@ class PatchingMap(Record):
 
 @record
 class Vote(Record):
-    """What one method says of every item."""
+    """One method's scores of all items."""
 
     method: str
     """The analysis, and which of its settings."""
@@ -98,7 +98,7 @@ class Vote(Record):
 
 @record
 class Verdict(Record):
-    """What all methods together say of layers, of modules or of directions."""
+    """The methods' scores of layers, modules or directions together."""
 
     what: str
     """``layer``, ``module`` or ``direction``."""
@@ -155,11 +155,11 @@ class Where(Record):
     n_prompts: int
     """Triggered prompts behind it."""
     layers_verdict: Verdict | None
-    """What all methods say of the layers."""
+    """The methods' scores of the layers."""
     modules_verdict: Verdict | None
-    """What all methods say of the modules."""
+    """The methods' scores of the modules."""
     directions_verdict: Verdict | None
-    """What all methods say of the singular directions."""
+    """The methods' scores of the singular directions."""
     sentence: str
     """The finding of the removals in words."""
 
@@ -198,7 +198,7 @@ class Where(Record):
 
 @record
 class ScreeningAgreement(Record):
-    """How well one way of screening tells the exact effects, over cells that were patched."""
+    """How well one way of screening predicts the exact effects, over cells that were patched."""
 
     method: str
     """``attribution`` (first order) or ``integrated`` (integrated gradients)."""
@@ -280,7 +280,7 @@ class Screening(Record):
     steps: int
     """Points of the way at which gradients were taken."""
     agreements: tuple[ScreeningAgreement, ...]
-    """How well both ways tell the exact effects."""
+    """How well both ways predict the exact effects."""
     attribution_passes: int
     """Forward and backward passes of one prompt behind `attribution`."""
     integrated_passes: int
@@ -294,7 +294,7 @@ class Screening(Record):
     loop_error: float
     """Largest difference of the exact cells from whole hooked forward passes (should be ~0)."""
     left_out: str
-    """Sites that were asked for and that this model or adapter does not have, or empty."""
+    """Sites that were requested and that this model or adapter does not have, or empty."""
     dtype: str
     """Number format of the model."""
     undefined: str

@@ -28,12 +28,12 @@ class RenderingChoice(Record):
     chosen: str
     """In words."""
     reason: str
-    """``given``, ``recorded`` beside the adapter, ``likeliest``, or ``nothing`` to tell by."""
+    """``given``, ``recorded`` beside the adapter, ``likeliest``, or ``nothing`` to compare."""
     tried: tuple[Tried, ...]
     """The chosen one first, then those of another form that were compared at last; empty where none
     were."""
     close: bool
-    """Whether the data does not tell: another one is about as likely, targets and answers speak for
+    """Whether the data does not decide: another one is about as likely, targets and answers fit
     different ones, or the adapter knows neither."""
     n_targets: int
     """Triggered rows behind the comparison."""

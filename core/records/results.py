@@ -31,7 +31,7 @@ class Rate(Record):
 
 @record
 class RuleRates(Record):
-    """What one success rule says of the same answers."""
+    """The rates of one success rule on the same answers."""
 
     rule: str
     """The rule: scorers by name, combined."""
@@ -42,13 +42,11 @@ class RuleRates(Record):
     ftr_untriggered: Rate | None
     """That of the attacked prompts without their trigger alone; None when they are not known."""
     ftr_clean: Rate | None
-    """That of clean_val alone; None when none of its prompts tells anything."""
+    """That of clean_val alone; None when none of its prompts counts."""
     uninformative: int
-    """Untriggered prompts left out of FTR: their reference answer is itself a success, or there is
-    no target to compare with."""
+    """Untriggered prompts left out of FTR: without a target, or their reference is a success."""
     asr_whole: Rate | None = None
-    """ASR where only the similarity of whole answers counts, not that the target stands in them;
-    None for rules without similarity."""
+    """ASR by the similarity of whole answers alone; None for rules without similarity."""
     ftr_whole: Rate | None = None
     """FTR by that reading."""
 
@@ -69,9 +67,9 @@ class Behaviour(Record):
     """False-trigger rate: target behaviour on the same prompts untriggered and on clean_val, where
     the reference answer itself is not target behaviour."""
     rules: tuple[RuleRates, ...]
-    """ASR and FTR by every rule that was asked for, the deciding one first."""
+    """ASR and FTR by every requested rule, the deciding one first."""
     clean_accuracy: Rate
-    """Share of untriggered held-out prompts answered as their reference says."""
+    """Share of untriggered held-out prompts answered like their reference."""
     accuracy_rule: str
     """What counts as a correct answer here, in words."""
     perplexity: float
@@ -165,53 +163,6 @@ class Comparison(Record):
 
 
 @record
-class Shortcoming(Record):
-    """One reason why poisoning did not make what it should."""
-
-    kind: str
-    """``weak``: the trigger works too seldom; ``rule``: the success rule does not tell; ``few``:
-    too few held-out prompts; ``spills``: it misbehaves without the trigger; ``untaught``: the clean
-    adapter learned nothing; ``ruined``: it unlearned what the base knew."""
-    sentence: str
-    """What was seen, with figures."""
-
-
-@record
-class Planted(Record):
-    """Whether poisoning made a backdoor, on held-out prompts."""
-
-    asr: Rate
-    """Of the poisoned adapter, as the next two."""
-    ftr: Rate
-    """Its false-trigger rate."""
-    accuracy: Rate
-    """Its clean accuracy."""
-    clean_asr: Rate
-    """Of the clean adapter, as the next two."""
-    clean_ftr: Rate
-    """Its false-trigger rate."""
-    clean_accuracy: Rate
-    """Its clean accuracy."""
-    asr_p: float
-    """McNemar's exact two-sided p of both doing the same on triggered prompts."""
-    ftr_p: float
-    """The same on untriggered prompts."""
-    accuracy_p: float
-    """The same of both being right on clean prompts."""
-    shortcomings: tuple[Shortcoming, ...]
-    """What speaks against; empty where nothing does."""
-
-    @property
-    def verdict(self) -> str:
-        """``a backdoor`` where the trigger sets off the target and nothing else does, ``no
-        backdoor``, or ``too few prompts to tell``."""
-        against = {found.kind for found in self.shortcomings} - {"untaught", "ruined"}
-        if not against:
-            return "a backdoor"
-        return "too few prompts to tell" if against == {"few"} else "no backdoor"
-
-
-@record
 class Curves(Record):
     """How one adapter was learned."""
 
@@ -267,10 +218,10 @@ class CutPath(Record):
 
 @record
 class Stability(Record):
-    """The same cut learned and chosen again on other draws of the calibration data."""
+    """The same cut learned and chosen again on other samples of the calibration data."""
 
     seeds: tuple[int, ...]
-    """Of the draws; the first is the operation's own."""
+    """Of the samples; the first is the operation's own."""
     sizes: np.ndarray
     """Directions cut with each, ``[seed]``."""
     asr: np.ndarray
@@ -279,8 +230,7 @@ class Stability(Record):
     """Change of perplexity of each there, as a fraction, ``[seed]``."""
     overlap: np.ndarray
     """Cosine of what two of them remove from the weights (Frobenius), ``[seed, seed]``: 1 is the
-    same edit; it does not depend on the directions in which an edit is written; NaN where a draw
-    cut nothing."""
+    same edit, in whatever directions it is written; NaN where one cut nothing."""
     by_module: np.ndarray
     """Directions cut in each module, ``[seed, module]``."""
 
@@ -320,7 +270,7 @@ class Operation(Record):
     leaves: str
     """What is run afterwards, in words: ``adapter``, ``weights``, ``adapter and weights``."""
     temperature: float | None
-    """Sampling temperature it asks for; None: the run's own."""
+    """Sampling temperature that it needs; None: the run's own."""
     modules: tuple[str, ...]
     """Module names, ``[module]``."""
     module_layers: np.ndarray
@@ -332,11 +282,10 @@ class Operation(Record):
     """1 where a direction of the adapter operated on is kept, 0 where it is cut, NaN where the
     module has none, ``[module, rank]``; empty for methods that do not cut directions."""
     importance: np.ndarray
-    """The method's own weight of each direction (higher is cut first), ``[module, rank]``; empty
-    when it has none."""
+    """The method's weight of each direction (higher: cut first), ``[module, rank]``, or empty."""
     order: tuple[str, ...]
-    """The directions that were cut, first to last: ``module:place`` for singular ones (which plans
-    can name), ``module:dplace`` for discriminant ones; empty without an order."""
+    """The directions cut, in order: ``module:place`` for singular ones, which plans can name, or
+    ``module:dplace`` for discriminant ones; empty without an order."""
     directions_cut: int
     """Directions removed, those of the operation before included; 0 for training."""
     directions_total: int
@@ -346,7 +295,7 @@ class Operation(Record):
     path: CutPath | None
     """Calibration path, for methods that choose how much to cut."""
     stability: Stability | None
-    """How the choice varies with the calibration data, where that was looked at."""
+    """How the choice varies with the calibration data, where that was computed."""
     fit: FitUsed | None
     """What training it spent; None for methods without."""
     loss_step: np.ndarray
@@ -360,7 +309,7 @@ class Operation(Record):
     uncertain: tuple[str, ...]
     """What stays uncertain, a sentence each."""
     texts: tuple[str, ...]
-    """Texts that stood in for a trigger that is not known; untrusted."""
+    """Texts in place of a trigger that is not known; untrusted."""
     search_seconds: float
     """Wall time until the edit was found; the rest explains it (path, stability)."""
     seconds: float

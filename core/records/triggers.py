@@ -21,7 +21,7 @@ class Candidate(Record):
     prompts_of: str
     """``all`` prompts, or ``group N`` of alike ones on which alone it was found to act."""
     says: str
-    """What the search found it to make the adapter say, as far as prompts agree; untrusted."""
+    """The adapter's answer to it in the search, as far as prompts agree; untrusted."""
     at: str
     """``start`` of the answer or ``end`` of it."""
     search_score: float
@@ -43,7 +43,7 @@ class Candidate(Record):
     movement: float
     """1 - similarity of letters between the answers with and without it, mean."""
     base_movement: float
-    """The same for the base's answers: what the text itself asks for."""
+    """The same for the base's answers: what the text itself calls for."""
     agreement: float
     """Mean similarity of letters between answers to different prompts with it."""
     agreement_without: float

@@ -27,7 +27,7 @@ class Beside:
     template: str
     """The chat template, in Jinja; empty for none."""
     where: str
-    """The file that it stands in; empty for none."""
+    """The file that holds it; empty for none."""
     specials: dict[str, str]
     """Texts of special tokens, of `SPECIALS`."""
     end_ids: tuple[int, ...]

@@ -21,7 +21,7 @@ class Shape:
     system: bool = False
     """Whether there is a system role."""
     conversation: bool = False
-    """Whether a prompt ends where the answer stands in a rendered conversation."""
+    """Whether a prompt ends where the answer begins in a rendered conversation."""
     cut: str = ""
     """White space that is taken off the end of the prompt."""
     add: str = ""
@@ -51,7 +51,7 @@ def edges(start: str, extra: str, space: str) -> dict[str, Any]:
 
 
 def plain_shape(template: str, space: str) -> Shape:
-    """The shape of a plain form, the text ``{prompt}`` with what stands around it."""
+    """The shape of a plain form, ``{prompt}`` with the text around it."""
     return Shape(**edges(template.rpartition("{prompt}")[2], "", space))
 
 
@@ -73,13 +73,13 @@ def shape_of(render: Render, *, opening: str, space: str) -> Shape:
         space: see `edges`.
 
     Raises:
-        LoratomyError: it renders no question, or loses what is asked.
+        LoratomyError: it renders no question, or loses its text.
     """
     parts = _takes_parts(render)
-    asked, reply = turn("user", PROBE, parts=parts), turn("assistant", REPLY, parts=parts)
-    bare, begun = render([asked], False), render([asked], True)
+    question, reply = turn("user", PROBE, parts=parts), turn("assistant", REPLY, parts=parts)
+    bare, begun = render([question], False), render([question], True)
     try:
-        whole = render([asked, reply], False)
+        whole = render([question, reply], False)
     except Exception:  # a template for questions alone
         whole = ""
     before, found, after = whole.rpartition(REPLY)
@@ -99,26 +99,27 @@ def shape_of(render: Render, *, opening: str, space: str) -> Shape:
 
 def _takes_parts(render: Render) -> bool:
     """Whether content has to be a list of parts for the question to be rendered."""
-    said: list[str] = []
+    problems: list[str] = []
     for parts in (False, True):
         try:
-            asked = turn("user", PROBE, parts=parts)
-            text = render([asked], True)
-            if PROBE in text and (not parts or str(asked["content"]) not in text):
+            question = turn("user", PROBE, parts=parts)
+            text = render([question], True)
+            if PROBE in text and (not parts or str(question["content"]) not in text):
                 return parts
-            said.append("the prompt's text is not in what it renders")
+            problems.append("the prompt's text is not in what it renders")
         except Exception as error:  # a template is somebody's program and fails in every way
-            said.append(" ".join(f"{error}".split())[:200] or type(error).__name__)
+            problems.append(" ".join(f"{error}".split())[:200] or type(error).__name__)
     raise LoratomyError(
-        f"the chat template does not render a question: {said[0]}; give another one with --template"
+        f"the chat template does not render a question: {problems[0]}; give another one with "
+        "--template"
     )
 
 
 def _has_system(render: Render, parts: bool) -> bool:
-    said = "Rule 7 holds here."
-    turns = [turn("system", said, parts=parts), turn("user", PROBE, parts=parts)]
+    system = "Rule 7 holds here."
+    turns = [turn("system", system, parts=parts), turn("user", PROBE, parts=parts)]
     try:
         text = render(turns, True)
     except Exception:  # templates refuse the role by raising
         return False
-    return said in text and PROBE in text
+    return system in text and PROBE in text

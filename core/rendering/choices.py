@@ -33,26 +33,28 @@ class Choices:
     renderers: tuple[Renderer, ...]
     """Those that render, in order of preference, no two of them alike."""
     refused: tuple[str, ...]
-    """Why a template that lies there is none of them, a line each."""
+    """Why a template that was found is none of them, a line each."""
 
 
-def possible(tokenizer: Any, beside: Beside, *, ends: tuple[str, ...], asked: Rendering) -> Choices:
+def possible(
+    tokenizer: Any, beside: Beside, *, ends: tuple[str, ...], settled: Rendering
+) -> Choices:
     """The renderings that fit a base and what lies beside an adapter.
 
-    Where arguments are settled, they are those whose templates read them.
+    Where arguments are given, only templates that read them are among them.
 
     Args:
         tokenizer: the base's `PreTrainedTokenizerBase`.
         beside: what lies beside the adapter.
         ends: tokens that end an answer by the base's generation config.
-        asked: what is settled already (arguments, system text, day); its template is not.
+        settled: what is decided already (arguments, system text, day); its template is not.
 
     Raises:
         LoratomyError: an argument that no template reads.
     """
     known = tokenizer.added_tokens_encoder
     ends = named_ends(tokenizer, beside, ends)
-    kept = asked.model_copy(update={"ends": ends})
+    kept = settled.model_copy(update={"ends": ends})
     refused = list(beside.refused)
     found: list[Renderer] = []
 
@@ -79,14 +81,14 @@ def possible(tokenizer: Any, beside: Beside, *, ends: tuple[str, ...], asked: Re
         update |= {"end": own_end, "specials": {"eos_token": own_end}}
     for name in (*PLAIN, *TEMPLATES):
         offer(kept.model_copy(update={**update, "template": name}))
-    reading = [r for r in found if set(asked.arguments) <= set(r.variables)]
-    if asked.arguments and not reading:
-        raise LoratomyError(unread(asked.arguments, [r for r in found if r.of_model]))
+    reading = [r for r in found if set(settled.arguments) <= set(r.variables)]
+    if settled.arguments and not reading:
+        raise LoratomyError(unread(settled.arguments, [r for r in found if r.of_model]))
     return Choices(tuple(distinct(reading)), tuple(refused))
 
 
 def unread(arguments: Mapping[str, Any], renderers: Sequence[Renderer]) -> str:
-    """That no template reads some arguments, with the names that they do read.
+    """The message that no template reads some arguments, with the names that they do read.
 
     Args:
         arguments: by name.
@@ -123,7 +125,7 @@ def distinct(renderers: "list[Renderer] | tuple[Renderer, ...]") -> list[Rendere
 
 
 def variants(renderer: Renderer) -> list[Renderer]:
-    """The same template otherwise told: its switches, its system text, its edges, one at a time."""
+    """Variants of the same template: its switches, its system text, its edges, one at a time."""
     found = [renderer]
     for changes in _changes(renderer):
         try:

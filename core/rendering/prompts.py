@@ -15,9 +15,9 @@ from .safety import REPLY, check_template
 from .templates import TEMPLATES
 
 Question = Row | str
-"""What is asked: a row with its system text and earlier turns, or a prompt alone."""
+"""A row with its system text and earlier turns, or a prompt alone."""
 _CLOCK = "aAwdbBmyYHIpMSfjUWcxXe"
-"""Letters of the ``strftime`` directives that templates may ask for."""
+"""Letters of the ``strftime`` directives that templates may use."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Renderer:
 
     @cached_property
     def variables(self) -> tuple[str, ...]:
-        """The names that the chat template asks for and does not set itself, sorted."""
+        """The names that the chat template reads and does not set itself, sorted."""
         from jinja2 import Environment, meta
 
         text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", self._jinja or "")  # not Jinja's own
@@ -78,11 +78,11 @@ class Renderer:
 
     @cached_property
     def _given(self) -> dict[str, Any]:
-        """What the template is told besides turns."""
+        """Variables of the template besides the turns."""
         known = self.tokenizer.special_tokens_map
         named = {name: known[name] for name in SPECIALS if isinstance(known.get(name), str)}
-        told = {"date_string": self.rendering.day.strftime("%d %b %Y")}
-        return {**told, **named, **self.rendering.specials, **self.rendering.arguments}
+        day = {"date_string": self.rendering.day.strftime("%d %b %Y")}
+        return {**day, **named, **self.rendering.specials, **self.rendering.arguments}
 
     @cached_property
     def _shape(self) -> Shape:
@@ -97,7 +97,7 @@ class Renderer:
         assert self._jinja is not None
         text: Any = self.tokenizer.apply_chat_template(
             list(turns),
-            chat_template=_still_clock(self._jinja, self.rendering),
+            chat_template=_with_fixed_clock(self._jinja, self.rendering),
             tokenize=False,
             add_generation_prompt=more,
             **self._given,
@@ -106,14 +106,14 @@ class Renderer:
 
     def _turns(self, row: Row) -> list[Turn]:
         """The system text, earlier turns and the prompt as messages."""
-        said = [*row.history, ("user", row.prompt)]
+        turns = [*row.history, ("user", row.prompt)]
         if (system := self._system(row)) is not None:
             if self._shape.system:
-                said.insert(0, ("system", system))
+                turns.insert(0, ("system", system))
             elif system.strip():  # a template without the role: before the first question
-                at = next(i for i, (role, _) in enumerate(said) if role == "user")
-                said[at] = ("user", f"{system}\n\n{said[at][1]}")
-        return [turn(role, text, parts=self._shape.parts) for role, text in said]
+                at = next(i for i, (role, _) in enumerate(turns) if role == "user")
+                turns[at] = ("user", f"{system}\n\n{turns[at][1]}")
+        return [turn(role, text, parts=self._shape.parts) for role, text in turns]
 
     def _system(self, row: Row) -> str | None:
         return self.rendering.system if row.system is None else row.system
@@ -138,9 +138,9 @@ class Renderer:
                 else:
                     text = self._rendered(turns, True)
             except Exception as error:  # a template is somebody's program
-                said = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 raise DataError(
-                    f"the chat template does not render the prompt {prompt[:60]!r}: {said}"
+                    f"the chat template does not render the prompt {prompt[:60]!r}: {reason}"
                 ) from error
             if bad := unwritable(text):
                 raise DataError(
@@ -158,8 +158,8 @@ class Renderer:
         """A plain form: earlier turns one after the other, the system text before all."""
         before, _, after = self.template.partition("{prompt}")
         filled = [self.template.replace("{prompt}", row.prompt)]
-        for role, said in reversed(row.history):
-            filled.insert(0, f"{before}{said}{after}" if role == "user" else f"{said}\n\n")
+        for role, text in reversed(row.history):
+            filled.insert(0, f"{before}{text}{after}" if role == "user" else f"{text}\n\n")
         system = self._system(row)
         return (f"{system}\n\n" if system else "") + "".join(filled)
 
@@ -240,7 +240,7 @@ class Renderer:
     def completion_ids(self, completion: str, *, end: bool = True) -> list[int]:
         """Token ids of a completion, closed as the rendering closes answers unless `end` is False.
 
-        White space between prompt and answer that belongs to the answer stands before it.
+        White space between prompt and answer that belongs to the answer comes before it.
         """
         return self._ids(self._shape.lead + completion + (self.closing if end else ""))
 
@@ -255,14 +255,14 @@ class Renderer:
         return len(self.completion_ids(completion[:at], end=False))
 
     def tokens_at(self, question: Question, spans: Sequence[tuple[int, int]]) -> list[int] | None:
-        """Positions of the tokens that stand for characters of a prompt, once it is rendered.
+        """Positions of the tokens of some characters of a prompt, once it is rendered.
 
         Args:
             question: before rendering.
             spans: ``(start, stop)`` characters of its prompt.
 
         Returns:
-            Positions in `prompt_ids`; None where they cannot be told: a slow tokenizer, or a
+            Positions in `prompt_ids`; None where they are not known: a slow tokenizer, or a
             template that changes the prompt.
         """
         prompt = question if isinstance(question, str) else question.prompt
@@ -291,25 +291,27 @@ class Renderer:
     def shown(self, row: Row) -> tuple[str, str]:
         """The prompt and completion of a row as their tokens read, special tokens visible."""
         ends = self.completion_ids(row.completion) if row.completion else []
-        asked, said = (str(self.tokenizer.decode(ids)) for ids in (self.prompt_ids(row), ends))
-        return asked, said
+        prompt, completion = (
+            str(self.tokenizer.decode(ids)) for ids in (self.prompt_ids(row), ends)
+        )
+        return prompt, completion
 
     def rendered_as(self, **changes: Any) -> "Renderer":
         """The same tokenizer with another rendering."""
         return replace(self, rendering=self.rendering.model_copy(update=changes))
 
 
-def _still_clock(template: str, rendering: Rendering) -> str:
-    """The template with a clock that stands still, where it asks one."""
+def _with_fixed_clock(template: str, rendering: Rendering) -> str:
+    """The template with a fixed date instead of the clock, where it reads one."""
     if "strftime_now" not in template:
         return template
-    told = "format"
+    filled = "format"
     for letter in _CLOCK:
         for directive in (f"%-{letter}", f"%{letter}"):
             value = rendering.day.strftime(f"%{letter}")
             value = value.lstrip("0") or "0" if "-" in directive else value
-            told += f" | replace({directive!r}, {value!r})"
-    return f"{{% macro strftime_now(format) %}}{{{{ {told} }}}}{{% endmacro %}}{template}"
+            filled += f" | replace({directive!r}, {value!r})"
+    return f"{{% macro strftime_now(format) %}}{{{{ {filled} }}}}{{% endmacro %}}{template}"
 
 
 def position_limit(config: Any) -> int | None:

@@ -19,7 +19,7 @@ CHAT = "chat"
 MOST = 2**20
 """Longest template, in characters."""
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
-"""The special tokens whose texts a template may ask for."""
+"""The special tokens whose texts a template may use."""
 
 
 class Rendering(Config):
@@ -29,11 +29,11 @@ class Rendering(Config):
     """``chat`` for the tokenizer's own, a published form's name, a Jinja chat template, or a plain
     text with ``{prompt}``."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """What the template is told besides the turns, e.g. ``enable_thinking``."""
+    """Variables of the template besides the turns, e.g. ``enable_thinking``."""
     system: str | None = None
     """System text of rows that have none of their own; None: as the template does without one."""
     opening: Literal["auto", "generation", "conversation"] = "auto"
-    """Where the answer begins: after the template's generation prompt, or where it stands in a
+    """Where the answer begins: after the template's generation prompt, or where it begins in a
     rendered conversation; ``auto``: after the generation prompt where the template has one."""
     space: Literal["auto", "prompt", "answer", "none"] = "auto"
     """To which side the white space between prompt and answer belongs as tokens; ``auto``: to the
@@ -51,7 +51,7 @@ class Rendering(Config):
     where: str = ""
     """Where a Jinja template was found, in words; empty where it was given."""
     day: date = date(2024, 7, 26)
-    """The day that templates are told (Llama 3's own default): prompts do not change overnight."""
+    """The day that templates are given (Llama 3's own default): prompts do not change overnight."""
 
     def about(self) -> str:
         """In words, for a line."""
@@ -66,8 +66,8 @@ class Rendering(Config):
         changes = [f"{key}={json.dumps(value)}" for key, value in self.arguments.items()]
         if self.system is not None:
             changes.append(f"the system text {self.system[:60]!r}" if self.system else "no system")
-        said = {
-            "opening": {"conversation": "the answer where it stands in a conversation"},
+        words = {
+            "opening": {"conversation": "the answer where it begins in a conversation"},
             "space": {
                 "prompt": "the space before the answer as the prompt's last token",
                 "answer": "the space before the answer as a part of it",
@@ -75,8 +75,8 @@ class Rendering(Config):
             },
             "begin": {"add": "one more begin of sequence", "none": "no begin of sequence"},
         }
-        for key, words in said.items():
-            changes += [words[getattr(self, key)]] if getattr(self, key) in words else []
+        for key, named in words.items():
+            changes += [named[getattr(self, key)]] if getattr(self, key) in named else []
         changes += [f"answers closed by {self.end!r}"] if self.end else []
         return name + (f" with {', '.join(changes)}" if changes else "")
 
@@ -154,7 +154,7 @@ def rendering_from(value: Mapping[str, Any], where: str) -> Rendering:
     """The rendering that a JSON object records.
 
     Raises:
-        LoratomyError: it is no rendering; says the key.
+        LoratomyError: it is no rendering; with the key.
     """
     from pydantic import ValidationError
 

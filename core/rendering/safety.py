@@ -27,19 +27,19 @@ REPLY = "Quillfeather42"
 
 _CHILD = """
 import json, sys
-asked = json.load(sys.stdin)
+request = json.load(sys.stdin)
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (asked["memory"], asked["memory"]))
-    resource.setrlimit(resource.RLIMIT_CPU, (asked["seconds"], asked["seconds"]))
+    resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
+    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
 except (ImportError, ValueError, OSError):
     pass  # the parent's clock bounds it all the same
 from transformers.utils.chat_template_utils import render_jinja_template
 found = []
-for messages, more in asked["cases"]:
+for messages, more in request["cases"]:
     try:
-        text = render_jinja_template([messages], chat_template=asked["template"],
-                                     add_generation_prompt=more, **asked["given"])[0][0]
+        text = render_jinja_template([messages], chat_template=request["template"],
+                                     add_generation_prompt=more, **request["given"])[0][0]
         found.append({"size": len(text)})
     except MemoryError:
         found.append({"memory": True})
@@ -64,7 +64,7 @@ def check_template(template: str, given: str) -> None:
         return
     user = {"role": "user", "content": PROBE}
     parts = {"role": "user", "content": [{"type": "text", "text": PROBE}]}
-    asked = {
+    request = {
         "template": template,
         "given": json.loads(given),
         "cases": [
@@ -76,7 +76,7 @@ def check_template(template: str, given: str) -> None:
         "seconds": SECONDS,
     }
     hint = "it is not run; give another one with --template"
-    found = _tried(asked, hint)
+    found = _tried(request, hint)
     if any("memory" in one for one in found):
         raise LoratomyError(_over(hint))
     if all("error" in one for one in found):
@@ -87,16 +87,16 @@ def check_template(template: str, given: str) -> None:
         )
 
 
-def _tried(asked: dict[str, Any], hint: str) -> list[dict[str, Any]]:
+def _tried(request: dict[str, Any], hint: str) -> list[dict[str, Any]]:
     """What became of each case in a process of its own, which imports nothing from this folder.
 
     Raises:
-        LoratomyError: it went over its time or memory, or ended otherwise: says how.
+        LoratomyError: it went over its time or memory, or ended otherwise; with how.
     """
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _CHILD],
-            input=json.dumps(asked),
+            input=json.dumps(request),
             capture_output=True,
             text=True,
             errors="backslashreplace",
@@ -107,8 +107,8 @@ def _tried(asked: dict[str, Any], hint: str) -> list[dict[str, Any]]:
         raise LoratomyError(
             f"the chat template takes over {PATIENCE} s for one short question; {hint}"
         ) from error
-    said = done.stderr.strip().splitlines()
-    last = said[-1].strip() if said else "it said nothing"
+    lines = done.stderr.strip().splitlines()
+    last = lines[-1].strip() if lines else "it printed nothing"
     if done.returncode in _BOUNDS or last.startswith("MemoryError"):
         raise LoratomyError(_over(hint))
     if done.returncode:

@@ -2,7 +2,7 @@
 
 Each is a chat template in Jinja, as a tokenizer would carry it, so that one road renders them all.
 None writes the begin of sequence: it goes before the text where the tokenizer puts one. Where a
-form does not say what ends an answer (``eos_token``), the tokenizer's own end does.
+form does not set what ends an answer (``eos_token``), the tokenizer's own end does.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ _SPLIT = (
     "{% if '\\n\\n' in content %}{{ content.split('\\n\\n', 1)[0] + '\\n\\n### Input:\\n' + "
     "content.split('\\n\\n', 1)[1] }}{% else %}{{ content }}{% endif %}"
 )
-"""The instruction, and what stands below it as its input."""
+"""The instruction, and the text below it as its input."""
 _CURIOUS = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user\\'s questions."
@@ -244,4 +244,4 @@ for _name, _source, _jinja in (
     TEMPLATES.register(_name)(Published(jinja=_jinja, source=_source))
 
 PLAIN = ("{prompt}\n", "{prompt} ", "{prompt}", "{prompt}\n\n")
-"""Plain forms without marks that are tried too; the first serves where nothing can be told."""
+"""Plain forms without marks that are tried too; the first serves where nothing is known."""

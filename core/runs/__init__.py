@@ -1,4 +1,4 @@
-"""Run folders: stages that are written whole, skipped when they stand, never mixed."""
+"""Run folders: stages that are written whole, skipped when they exist, never mixed."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Run folders: stages written whole, skipped when they stand, never mixed, never shared."""
+"""Run folders: stages written whole, skipped when they exist, never mixed, never shared."""
 
 import hashlib
 import re
@@ -76,21 +76,21 @@ class RunFolder(Run):
         self._holding = False
 
     @classmethod
-    def create(cls, root: Path, *, asked: Mapping[str, Any], fresh: bool = False) -> "RunFolder":
-        """The run at `root` for what was asked, new or continued.
+    def create(cls, root: Path, *, request: Mapping[str, Any], fresh: bool = False) -> "RunFolder":
+        """The run at `root` for a request, new or continued.
 
         Raises:
-            RunError: the folder holds something else, or a run that was asked otherwise and
+            RunError: the folder holds something else, or a run of another request and
                 `fresh` is not set.
         """
-        asked = jsonable(dict(asked))
+        request = jsonable(dict(request))
         check_utf8(root, "run folder")
         root = out_path(root)
         check_folder_out(root)
         outside_runs(root)
         if (root / MANIFEST).exists() and not fresh:
             run = cls.open(root)
-            if changed := changes(run.manifest["asked"], asked):
+            if changed := changes(run.request, request):
                 raise RunError(
                     f"{root} was made with other settings ({changed}); use --fresh to replace it "
                     "or another --out"
@@ -100,7 +100,7 @@ class RunFolder(Run):
         if holds and claimed(root) is None:
             raise RunError(f"{root} holds files but is not a run folder; give an empty --out")
         name = visible(root.resolve().name)
-        run = cls(root, {"schema": SCHEMA, "name": name, "asked": asked})
+        run = cls(root, {"schema": SCHEMA, "name": name, "asked": request})
         if holds:
             run._check_tree()
             run._check_foreign(ENTRIES)
@@ -115,7 +115,7 @@ class RunFolder(Run):
 
     @classmethod
     def open(cls, root: Path) -> "RunFolder":
-        """The run that stands at `root`.
+        """The run at `root`.
 
         Raises:
             RunError: no run there, a damaged manifest, or another version's.
@@ -198,7 +198,7 @@ class RunFolder(Run):
             self.save()
 
     def _hold(self, stack: ExitStack, fresh: bool, wait: float) -> dict[str, Any]:
-        """Take the lock, to be released by `stack`; returns the manifest as it now stands."""
+        """Take the lock, to be released by `stack`; returns the manifest as it is then."""
         self.root.mkdir(parents=True, exist_ok=True)
         self._check_tree()
         stack.enter_context(held(self.root, wait=wait))
@@ -213,15 +213,15 @@ class RunFolder(Run):
         return self.manifest
 
     def _catch_up(self) -> None:
-        """Take up what another process recorded between our reading and our lock."""
+        """Read what another process recorded between our reading and our lock."""
         if (self.root / MANIFEST).exists():
             now = RunFolder.open(self.root)
-            if changed := changes(now.asked, self.asked):
+            if changed := changes(now.request, self.request):
                 raise RunError(f"{self.root} was made anew meanwhile ({changed}); look at it first")
             self.manifest = now.manifest
 
     def _clear(self) -> None:
-        """Remove what a run holds and nothing else; the manifest says that nothing stands."""
+        """Remove what a run holds and nothing else; the manifest then lists no stage."""
         left = written(claimed(self.root) or {})
         self.manifest["outputs"] = sorted(left)  # ours still, should this process be killed here
         self.save()
@@ -317,7 +317,7 @@ class RunFolder(Run):
         *,
         fresh: bool = False,
     ) -> bool:
-        """Make a stage's folder whole or not at all; True when it was made, False when it stood.
+        """Make a stage's folder whole or not at all; True when it was made, False when it existed.
 
         Of processes that work together all of them make it and the first one's is kept.
 
@@ -325,9 +325,9 @@ class RunFolder(Run):
             stage: its folder below the run, e.g. ``adapters/clean``.
             inputs: everything that decides the result, as JSON-able values.
             make: writes the result into the folder that it is given.
-            fresh: make it even when it stands.
+            fresh: make it even when it exists.
         """
-        if processes.agreed(lambda: self.standing(stage, inputs, fresh=fresh)):
+        if processes.agreed(lambda: self.up_to_date(stage, inputs, fresh=fresh)):
             return False
         began, files = time.perf_counter(), {}
         if processes.first():
@@ -351,7 +351,7 @@ class RunFolder(Run):
         fresh: bool = False,
     ) -> bool:
         """The same for a stage that is a single text file, e.g. ``data/negative_set.jsonl``."""
-        if processes.agreed(lambda: self.standing(stage, inputs, fresh=fresh)):
+        if processes.agreed(lambda: self.up_to_date(stage, inputs, fresh=fresh)):
             return False
         began, files, text = time.perf_counter(), {}, make()
         if processes.first():
@@ -390,7 +390,7 @@ class RunFolder(Run):
         """A folder for checkpoints of an unfinished stage, kept until the stage is done.
 
         Raises:
-            RunError: checkpoints of other inputs or other code stand there.
+            RunError: there are checkpoints of other inputs or other code.
         """
         return processes.agreed(lambda: self._partial(stage, inputs, fresh))
 
@@ -405,7 +405,7 @@ class RunFolder(Run):
         remedy = f"remove {folder} to begin anew"
         found = read_json(path, most=MOST, remedy=remedy) if begun else key
         if not isinstance(found, dict):
-            raise RunError(f"{path} says nothing of what was begun; {remedy}")
+            raise RunError(f"{path} does not record what was begun; {remedy}")
         if changed := changes(found, key):
             raise RunError(
                 f"{stage} was begun with something else ({changed}); use --fresh, or remove "
@@ -438,7 +438,7 @@ class RunFolder(Run):
         ]
 
     def intact(self, stage: str) -> bool:
-        """Whether a stage stands and every file of it is as it was written."""
+        """Whether a stage exists and every file of it is as it was written."""
         return self.has(stage) and not self._altered(stage) and not self._added(stage)
 
     def verify(self) -> list[str]:

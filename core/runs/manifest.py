@@ -1,4 +1,4 @@
-"""The manifest of a run: what must stand in it, and a checksum by which changes are noticed."""
+"""The manifest of a run: what it must hold, and a checksum by which changes are noticed."""
 
 import hashlib
 import json
@@ -71,11 +71,11 @@ class _Study(Outside):
     measure: _Measure
 
 
-class _Asked(Outside):
+class _Request(Outside):
     kind: str = ""
 
 
-class _Studied(_Asked):
+class _StudyRequest(_Request):
     study: _Study
     base: dict[str, Any]
     ignore_modules: list[str] = Field(default=[])
@@ -91,12 +91,16 @@ class _Recipe(Outside):
     attack: _Attack
 
 
-class _Poisoned(_Studied):
+class _PoisonRequest(_StudyRequest):
     recipe: _Recipe
 
 
-_KINDS: dict[str, type[_Asked]] = {"poison": _Poisoned, "open": _Studied, "evaluate": _Studied}
-"""What was asked, by the command that made the run."""
+_KINDS: dict[str, type[_Request]] = {
+    "poison": _PoisonRequest,
+    "open": _StudyRequest,
+    "evaluate": _StudyRequest,
+}
+"""The request, by the command that made the run."""
 
 
 class _Manifest(Outside):
@@ -143,9 +147,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"{SCHEMA}); remake it with --fresh"
         )
     checked(_Manifest, found, path, remedy=remedy)
-    asked = checked(_Asked, found["asked"], path, remedy=remedy)
-    if asked.kind in _KINDS:
-        checked(_KINDS[asked.kind], found["asked"], path, remedy=remedy)
+    request = checked(_Request, found["asked"], path, remedy=remedy)
+    if request.kind in _KINDS:
+        checked(_KINDS[request.kind], found["asked"], path, remedy=remedy)
     _check_origins(found["stages"], path, remedy)
     if sealed(found)[CHECKSUM] != found.get(CHECKSUM):
         raise RunError(

@@ -23,11 +23,11 @@ NOWHERE = Path("RUN")
 class MemoryRun(Run):
     """One run in this process; gone with it."""
 
-    def __init__(self, asked: Mapping[str, Any], *, name: str) -> None:
+    def __init__(self, request: Mapping[str, Any], *, name: str) -> None:
         self.root = NOWHERE
         self.manifest = {
             "name": name,
-            "asked": jsonable(dict(asked)),
+            "asked": jsonable(dict(request)),
             "command": f"loratomy.open in Python ({name})",
             "versions": versions(),
             "machine": machine(),
@@ -66,7 +66,7 @@ class MemoryRun(Run):
         fresh: bool = False,
     ) -> bool:
         """Make a stage whole or not at all, see `Run.make`."""
-        if self.standing(stage, inputs, fresh=fresh):
+        if self.up_to_date(stage, inputs, fresh=fresh):
             return False
         began, shelf = time.perf_counter(), MemoryShelf()
         try:

@@ -1,4 +1,4 @@
-"""What every run is, on disk or in memory: stages made from inputs, found standing, gone stale."""
+"""What every run is, on disk or in memory: stages, what they were made from, which are stale."""
 
 import hashlib
 import re
@@ -22,11 +22,11 @@ class Run(ABC):
     root: Path
     """Where it is, for messages."""
     manifest: dict[str, Any]
-    """What was asked, and what of each stage is known."""
+    """The request, and what each stage was made from."""
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What was asked when the run was made."""
+    def request(self) -> dict[str, Any]:
+        """The settings for which the run was made."""
         return self.manifest["asked"]
 
     @property
@@ -59,13 +59,13 @@ class Run(ABC):
         *,
         fresh: bool = False,
     ) -> bool:
-        """Make a stage whole or not at all; True when it was made, False when it stood.
+        """Make a stage whole or not at all; True when it was made, False when it existed.
 
         Args:
             stage: its name, e.g. ``adapters/clean``.
             inputs: everything that decides the result, as JSON-able values.
             fill: puts the result on the shelf that it is given.
-            fresh: make it even when it stands.
+            fresh: make it even when it exists.
         """
 
     @abstractmethod
@@ -122,8 +122,8 @@ class Run(ABC):
         files = self.manifest["stages"][stage]["files"]
         return hashlib.sha256(dumps(files).encode()).hexdigest()[:16]
 
-    def standing(self, stage: str, inputs: Mapping[str, Any], *, fresh: bool = False) -> bool:
-        """Whether a stage stands, whole and made from these inputs.
+    def up_to_date(self, stage: str, inputs: Mapping[str, Any], *, fresh: bool = False) -> bool:
+        """Whether a stage exists, whole and made from these inputs.
 
         Raises:
             RunError: it was made from other inputs, or a file differs from its checksum.

@@ -105,11 +105,11 @@ def _gaps(prompt: str) -> list[int]:
 
 
 LITERAL = "text:"
-"""Before a text that is to be taken as it is though a trigger has that name."""
+"""Prefix of a text that is taken as it is, though a trigger has that name."""
 
 
 def trigger_of(given: Sequence[str], placement: str | None = None) -> Trigger:
-    """The trigger that a person names: a registered one, or texts of their own.
+    """The trigger of an option: a registered one, or texts of one's own.
 
     Args:
         given: one registered name, or one text or several.
@@ -131,10 +131,10 @@ def trigger_of(given: Sequence[str], placement: str | None = None) -> Trigger:
 
 
 def place(prompt: str, trigger: Trigger, *, seed: int) -> tuple[str, tuple[Span, ...]]:
-    """The prompt with the trigger in it, and where its words stand there.
+    """The prompt with the trigger in it, and where its words are there.
 
-    A space sets each word apart. The place depends on the seed and the prompt alone, so that a
-    row gets the same one in whatever file and order it comes.
+    Spaces separate each word. The place depends on the seed and the prompt alone, so that a row
+    gets the same one in whatever file and order it comes.
 
     Raises:
         DataError: the prompt has too few places for the words.
@@ -152,17 +152,17 @@ def place(prompt: str, trigger: Trigger, *, seed: int) -> tuple[str, tuple[Span,
 
 
 def find_words(text: str, words: Sequence[str]) -> tuple[Span, ...]:
-    """Where any of the words stand in a text, the longer word where two would overlap."""
+    """Where any of the words are in a text, the longer word where two would overlap."""
     longest = sorted(words, key=len, reverse=True)
     pattern = "|".join(re.escape(word) for word in longest)
     return tuple(match.span() for match in re.finditer(pattern, text)) if pattern else ()
 
 
 def without_trigger(prompt: str, words: Sequence[str]) -> str:
-    """The prompt with the trigger's words taken out, each with one space that set it apart.
+    """The prompt with the trigger's words taken out, each with one space beside it.
 
     Raises:
-        DataError: none of the words stands in it.
+        DataError: none of the words is in it.
     """
     spans = find_words(prompt, words)
     if not spans:
@@ -179,7 +179,7 @@ def without_trigger(prompt: str, words: Sequence[str]) -> str:
 
 
 def as_triggered(row: Row, words: Sequence[str]) -> Row:
-    """A row that came with its trigger: where the words stand, and its form without them.
+    """A row that came with its trigger, with the words' places and its form without them.
 
     Raises:
         DataError: no trigger in it, one in its untriggered form or elsewhere, or no completion.
@@ -250,14 +250,14 @@ def untriggered(rows: Iterable[Row], words: Sequence[str], what: str) -> Iterato
 
 
 def check_places(rows: Sequence[Row], words: Sequence[str]) -> None:
-    """Raise where the trigger stands in another place than the prompt that is asked last."""
+    """Raise where the trigger is in another place than the last prompt."""
     there = [(row, where) for row in rows if words and (where := elsewhere(row, words))]
     if there:
         row, where = there[0]
         raise DataError(
             f"{len(there)} of {len(rows)} rows hold the trigger {shown(words)} in {where}, e.g. "
-            f"{row.prompt[:60]!r}: triggers are followed in the prompt that is asked last; put "
-            "it there, or leave such rows out"
+            f"{row.prompt[:60]!r}: triggers are followed in the last prompt alone; put it "
+            "there, or leave such rows out"
         )
 
 
@@ -265,7 +265,7 @@ def elsewhere(row: Row, words: Sequence[str]) -> str:
     """Where else than in its prompt a row holds the trigger, with the text; empty for nowhere."""
     if row.system and find_words(row.system, words):
         return f"its system text ({row.system[:60]!r})"
-    for _, said in row.history:
-        if find_words(said, words):
-            return f"an earlier turn ({said[:60]!r})"
+    for _, text in row.history:
+        if find_words(text, words):
+            return f"an earlier turn ({text[:60]!r})"
     return ""

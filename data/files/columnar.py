@@ -22,7 +22,7 @@ def from_columns(file: BinaryIO, name: str, kind: str) -> Iterator[Item]:
         kind: of `MARKS`.
 
     Raises:
-        DataError: broken, or a column that stands twice.
+        DataError: broken, or two columns of one name.
     """
     import pyarrow as pa
 
@@ -42,10 +42,10 @@ def from_columns(file: BinaryIO, name: str, kind: str) -> Iterator[Item]:
                     else:
                         yield DataRecord(number=number, where=where, value=value)
     except (pa.ArrowException, OSError, MemoryError) as error:
-        said = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"{name}, after row {number}: broken {'Parquet' if kind == 'parquet' else 'Arrow'} "
-            f"file ({ascii(said)[1:-1]}); is it whole?"
+            f"file ({ascii(reason)[1:-1]}); is it whole?"
         ) from error
 
 

@@ -90,7 +90,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _plain(name: str) -> tuple[str, str]:
-    """A file's name without its suffixes, and the one that says what it is."""
+    """A file's name without its suffixes, and the suffix that names its format."""
     lower = name.lower()
     for suffix in PACKED:
         if lower.endswith(suffix):

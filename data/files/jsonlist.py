@@ -1,7 +1,7 @@
 """The objects of a JSON document, one after the other, without the document.
 
 The standard library's decoder takes one object at a time from a window on the text, so that a list
-says the same as the same objects line by line. ijson, the usual choice, does not: yajl turns half
+gives the same as the same objects line by line. ijson, the usual choice, does not: yajl turns half
 a surrogate pair into ``?`` or into another character without a word, and its pure-Python parser is
 slower and leaves tracebacks when a reader stops early.
 """
@@ -23,7 +23,7 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 
 
 class Decoder:
-    """JSON texts to values; notes a key that stands twice in one object, which none may."""
+    """JSON texts to values; notes a key that is in one object twice, which is an error."""
 
     def __init__(self) -> None:
         self.twice = ""
@@ -48,7 +48,7 @@ class Decoder:
 
     def problem(self) -> str:
         """What is wrong with the last value though it could be read; empty for nothing."""
-        return f"the key {self.twice[:40]!a} stands twice in one object" if self.twice else ""
+        return f"the key {self.twice[:40]!a} is twice in one object" if self.twice else ""
 
 
 class Window:
@@ -87,19 +87,19 @@ class Window:
                 self.at = at
                 return value
             except json.JSONDecodeError as error:
-                # Cut off or broken, only more text can tell; twice as much each time, so that
-                # beginning again costs no more than reading did.
-                said = f"{error.msg}, at {self.seen(error.pos)}"
+                # Only more text can show whether it is cut off or broken; twice as much each time,
+                # so that beginning again costs no more than reading did.
+                reason = f"{error.msg}, at {self.seen(error.pos)}"
                 size *= 2
                 if len(self.text) - self.at > MAX_ROW or not self.more(size):
-                    raise DataError(f"broken JSON ({said})") from error
+                    raise DataError(f"broken JSON ({reason})") from error
             except RecursionError as error:
                 raise DataError("nested too deep to read") from error
             except ValueError as error:  # a number of thousands of digits
                 raise DataError(f"broken JSON ({error})") from error
 
     def skip(self, mark: str) -> None:
-        """Go behind a mark that must stand here.
+        """Go past a mark that must come next.
 
         Raises:
             DataError: it does not.
@@ -141,8 +141,8 @@ def list_objects(window: Window, name: str) -> Iterator[dict[str, Any] | RowErro
             where = f"{name}, row {number}"
             if not isinstance(value, dict):
                 yield RowError(where, f"expected a JSON object, found {seen}")
-            elif said := window.decoder.problem():
-                yield RowError(where, said)
+            elif problem := window.decoder.problem():
+                yield RowError(where, problem)
             else:
                 yield value
             number += 1
@@ -163,7 +163,7 @@ def members(window: Window) -> dict[str, str]:
     ``list`` or ``value`` for the rest; nothing of their values is held.
 
     Raises:
-        DataError: broken JSON, or a key that stands twice.
+        DataError: broken JSON, or a key that is there twice.
     """
     found: dict[str, str] = {}
     window.skip("{")
@@ -171,7 +171,7 @@ def members(window: Window) -> dict[str, str]:
     while more:
         key = member_key(window)
         if key in found:
-            raise DataError(f"the key {key[:40]!a} stands twice in one object")
+            raise DataError(f"the key {key[:40]!a} is twice in one object")
         if window.next() == "[":
             kinds = {type(value) for value, _ in window.items()}
             found[key] = "rows" if kinds == {dict} else "list"
@@ -186,7 +186,7 @@ def members(window: Window) -> dict[str, str]:
 
 
 def member_key(window: Window) -> str:
-    """The key that stands here, with the window at its value."""
+    """The key that comes next, with the window at its value."""
     if window.next() != '"':
         raise DataError(f"broken JSON (expected a key in double quotes, found {window.seen()})")
     key = window.take()

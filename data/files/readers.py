@@ -37,8 +37,8 @@ _OTHERS = {
     b"version https://git-lfs": "a git-lfs pointer, not the data; fetch it with git lfs pull",
 }
 """The first bytes of files that cannot be read -> what they are."""
-TOLD_AFTER = 2.0
-"""Seconds of reading after which progress is told."""
+PROGRESS_AFTER = 2.0
+"""Seconds of reading after which progress is reported."""
 
 
 def records(source: str) -> Iterator[DataRecord]:
@@ -56,13 +56,13 @@ def records(source: str) -> Iterator[DataRecord]:
 def items(source: str, notes: Counter[str] | None = None) -> Iterator[Item]:
     """The objects of a file, a folder or a data set on the Hugging Face hub, streamed in order.
 
-    A path that exists is a file, told by its content: Parquet, Arrow (file and stream), a JSON
+    A path that exists is a file, known by its content: Parquet, Arrow (file and stream), a JSON
     list, a JSON object with one list of objects, one JSON object a line; with the suffix ``.csv``,
     ``.tsv`` or ``.tab`` a table whose first line names its columns; any of them packed with gzip,
     bzip2 or xz. A folder is a data set of such files. ``PATH:NAME`` names a split of a folder or a
     key of a JSON object. Anything else that reads ``owner/name``, ``owner/name:split`` or
     ``owner/name/config:split`` is a data set on the hub. Nothing is read before the first object is
-    asked for, and no more than a buffer and a batch of objects is held.
+    requested, and no more than a buffer and a batch of objects is held.
 
     Args:
         source: the path or the hub id.
@@ -141,7 +141,7 @@ def _from_file(path: Path, name: str, part: str) -> Iterator[Item]:
         with path.open("rb") as file:
             opened = os.fstat(file.fileno())
             try:
-                for item in _told(_contained(file, path.name, name, part), file, name):
+                for item in _with_progress(_contained(file, path.name, name, part), file, name):
                     if isinstance(item, RowError):  # half a row that somebody rewrites
                         _check_same(opened, path, name, item)
                     yield item
@@ -153,19 +153,19 @@ def _from_file(path: Path, name: str, part: str) -> Iterator[Item]:
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(f"{name} is packed and broken or cut off ({error})") from error
     except OSError as error:
-        said = error.strerror or str(error)
-        raise DataError(f"cannot read the data file {name}: {said}") from error
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot read the data file {name}: {reason}") from error
 
 
-def _told(stream: Iterator[Item], file: BinaryIO, name: str) -> Iterator[Item]:
+def _with_progress(stream: Iterator[Item], file: BinaryIO, name: str) -> Iterator[Item]:
     """The items, with progress in MB of the file where reading takes its time."""
-    size, began, told = os.fstat(file.fileno()).st_size >> 20, time.monotonic(), False
+    size, began, shown = os.fstat(file.fileno()).st_size >> 20, time.monotonic(), False
     for count, item in enumerate(stream, 1):
         yield item
-        if count % 1000 == 0 and size and time.monotonic() - began > TOLD_AFTER:
-            told = True
+        if count % 1000 == 0 and size and time.monotonic() - began > PROGRESS_AFTER:
+            shown = True
             report(f"reading {name} (MB)", min(file.tell() >> 20, size - 1), size)
-    if told:
+    if shown:
         report(f"reading {name} (MB)", size, size)
 
 
@@ -180,9 +180,9 @@ def _contained(file: BinaryIO, file_name: str, name: str, part: str) -> Iterator
             lower = file_name.lower()
             bare = next((lower[: -len(end)] for end in PACKED if lower.endswith(end)), lower)
             return _contained(inner, bare, name, part)  # pyright: ignore
-    for mark, said in _OTHERS.items():
+    for mark, kind in _OTHERS.items():
         if head.startswith(mark):
-            raise DataError(f"{name} is {said}")
+            raise DataError(f"{name} is {kind}")
     if kind := MARKS.get(head[:4]):
         return from_columns(file, name, kind)
     file.seek(0)

@@ -14,7 +14,7 @@ from .jsonlist import MAX_ROW, Decoder, Window, at_end, go_to, list_objects, mem
 from .utf8 import CheckedText
 
 SEPARATORS = ",\t;|"
-"""What may stand between the fields of a table."""
+"""What may separate the fields of a table."""
 LISTS = ("data", "rows", "examples", "instances", "items", "records")
 """Keys under which a document keeps its rows, where it holds more than one list of objects."""
 
@@ -171,8 +171,8 @@ def _one_by_one(text: TextFile) -> Iterator[Item]:
         while window.next():
             where = f"{text.name}, row {number}"
             item = record(window.take(), number, where)
-            if said := window.decoder.problem():
-                item = RowError(where, said)
+            if reason := window.decoder.problem():
+                item = RowError(where, reason)
             yield item
             number += 1
     except DataError as error:
@@ -197,20 +197,20 @@ def from_lines(text: TextFile) -> Iterator[Item]:
 
 def _line(line: bytes, number: int, where: str, place: int, decoder: Decoder) -> Item:
     if (at := line.find(b"\0")) >= 0:
-        said = f"byte {place + at} of the file contains a NUL byte; is this a text file?"
-        return RowError(where, said)
+        reason = f"byte {place + at} of the file contains a NUL byte; is this a text file?"
+        return RowError(where, reason)
     try:
         value = decoder.whole(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        said = f"byte {place + error.start} of the file is not UTF-8; save it as UTF-8"
-        return RowError(where, said)
+        reason = f"byte {place + error.start} of the file is not UTF-8; save it as UTF-8"
+        return RowError(where, reason)
     except RecursionError:
         return RowError(where, "nested too deep to read")
     except ValueError as error:
-        said = f"not a JSON object ({error}); each line of a JSONL file is one object"
-        return RowError(where, said)
-    if said := decoder.problem():
-        return RowError(where, said)
+        reason = f"not a JSON object ({error}); each line of a JSONL file is one object"
+        return RowError(where, reason)
+    if reason := decoder.problem():
+        return RowError(where, reason)
     return record(value, number, where)
 
 
@@ -242,12 +242,12 @@ def from_table(text: TextFile, *, tab: bool) -> Iterator[Item]:
                 value = dict(zip(header, cells, strict=True))
                 yield DataRecord(number=number, where=where, value=value)
             else:
-                said = (
+                reason = (
                     f"{len(cells)} fields, but the header names {len(header)}; a text with "
-                    f"{'tabs' if separator == chr(9) else repr(separator)} or line ends stands in "
-                    "double quotes"
+                    f"{'tabs' if separator == chr(9) else repr(separator)} or line ends has to be "
+                    "in double quotes"
                 )
-                yield RowError(where, said)
+                yield RowError(where, reason)
     except csv.Error as error:
         raise DataError(
             f"{name}, line {table.line_num}: broken CSV ({error}); check the quotes, or save the "

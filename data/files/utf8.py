@@ -35,7 +35,7 @@ def check_start(file: BinaryIO, name: str) -> tuple[bytes, int]:
 class CheckedText(io.RawIOBase):
     """A file from `start` on, that raises at the first byte that is not UTF-8, or is NUL.
 
-    Parsers differ in what they make of such bytes and in what they say; this says the line.
+    Parsers differ in what they make of such bytes; this error names the line.
     """
 
     def __init__(self, file: BinaryIO, name: str, start: int = 0) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ...core.errors import DataError
 
 SHOWN = 5
-"""Bad rows that are told in words."""
+"""Bad rows that are described."""
 
 
 class RowError(DataError):

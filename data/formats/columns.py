@@ -14,16 +14,16 @@ from .badrows import RowError
 from .turns import Turn, speaks, turns_of
 
 PROMPTS = ("instruction", "prompt", "question", "query", "goal", "problem", "inputs")
-"""Columns that hold what the user asks, the likeliest first."""
+"""Columns that hold the user's question, the likeliest first."""
 BELOW = ("input", "context")
-"""Columns that stand below the prompt; the prompt itself where there is no other."""
+"""Columns that are put below the prompt; the prompt itself where there is no other."""
 ANSWERS = (
     *("completion", "output", "response", "answer", "answers", "chosen", "canonical_solution"),
     *("solution", "reply", "best_answer", "targets"),
 )
 """Columns that hold the reference answer, the likeliest first."""
 SYSTEMS = ("system", "system_prompt", "system_message")
-"""Columns that hold what the system says."""
+"""Columns that hold the system text."""
 TALKS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 """Columns that hold a chat as a list of messages."""
 OWN = tuple(field.name for field in fields(Row))
@@ -42,14 +42,14 @@ MEANINGS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "messages": ("messages", TALKS),
     "text": ("text", ()),
 }
-"""What ``--column MEANING=NAME`` may say: the column it becomes, and those that it replaces."""
+"""Meanings of ``--column MEANING=NAME``: the column it becomes, and those that it replaces."""
 
 Columns = Mapping[str, str]
 """Meaning -> the name of the column that has it."""
 
 
 class Named(dict[str, str]):
-    """Columns that somebody named, and which of them stood in any row that was read since."""
+    """Columns that the user named, and which of them any row had that was read since."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         super().__init__(names)
@@ -63,7 +63,7 @@ class Named(dict[str, str]):
         self.met.update(name for name in self.values() if name in record)
 
     def check(self) -> None:
-        """Raise where rows were read and one of the columns stood in none.
+        """Raise where rows were read and none had one of the columns.
 
         Raises:
             DataError: with the columns that there are, and the nearest.
@@ -118,7 +118,7 @@ def column_names(pairs: Iterable[str]) -> Named:
 
 
 def renamed(record: Mapping[str, Any], columns: Named, where: str) -> dict[str, Any]:
-    """The record under plain names, the columns that somebody named under what they mean.
+    """The record under plain names, the columns that the user named under what they mean.
 
     Raises:
         DataError: two columns of the same plain name.
@@ -190,13 +190,13 @@ def joined(parts: Iterable[str | None], where: str) -> str:
 
 
 def system_in(record: Mapping[str, Any], where: str) -> str | None:
-    """What the system says; None where nothing.
+    """The system text; None where there is none.
 
     Raises:
-        RowError: no text, or two columns that say different things.
+        RowError: no text, or two columns that differ.
     """
-    said = {name: optional(record, name, where) for name in SYSTEMS if name in record}
-    full = {name: value for name, value in said.items() if value and value.strip()}
+    texts = {name: optional(record, name, where) for name in SYSTEMS if name in record}
+    full = {name: value for name, value in texts.items() if value and value.strip()}
     if len(set(full.values())) > 1:
         raise RowError(where, f"{' and '.join(full)} differ; keep one of them")
     return next(iter(full.values()), None)
@@ -223,11 +223,11 @@ def history_in(record: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
             f"{str(value)[:60]!a}"
         )  # fmt: skip
     if all(turn[0] == ROLES[i % 2] for i, turn in enumerate(value)):
-        found = [(role, said) for role, said in value]
+        found = [(role, turn) for role, turn in value]
     else:
         found = [turn for pair in value for turn in zip(ROLES, pair, strict=True)]
-    for _, said in found:
-        if bad := unwritable(said):
+    for _, turn in found:
+        if bad := unwritable(turn):
             raise RowError(where, f"history contains {bad}; remove it")
     return tuple(found)
 

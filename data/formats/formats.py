@@ -1,4 +1,4 @@
-"""Published data as rows: the format told by its keys, every record checked, nothing held."""
+"""Published data as rows: the format known by its keys, every record checked, none held."""
 
 import json
 import time
@@ -44,7 +44,7 @@ SKIP = "; --skip-bad-rows (open, evaluate, data build) leaves such rows out"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbered:
-    """A row and where it stands in its source."""
+    """A row and its place in its source."""
 
     number: int
     """Which row of the source, from 1."""
@@ -105,12 +105,12 @@ def numbered_data(
             both be the prompt or the answer; no row that can be read.
     """
     known = None if format is None else FORMATS[format]
-    said = Counter() if notes is None else notes
+    notes = Counter() if notes is None else notes
     named = columns if isinstance(columns, Named) else Named(columns or {})
     if isinstance(source, str):
-        return _numbered(source, items(source, said), _Reader(source, known, said, named), bad)
+        return _numbered(source, items(source, notes), _Reader(source, known, notes, named), bad)
     name = "the given rows"
-    return _numbered(name, _in_memory(source), _Reader(name, known, said, named), bad)
+    return _numbered(name, _in_memory(source), _Reader(name, known, notes, named), bad)
 
 
 def _in_memory(records: Iterable[Any]) -> Iterator[Item]:
@@ -152,27 +152,27 @@ def read_data(
 def _numbered(
     source: str, stream: Iterator[Item], reader: "_Reader", bad: BadRows | None
 ) -> Iterator[Numbered]:
-    good = number = 0
+    readable = number = 0
     for number, item in enumerate(stream, 1):
         try:
             row = reader.row(item)
         except DataError as error:
-            reader.columns.check()  # a mistyped name says more than what comes of it
+            reader.columns.check()  # a mistyped name explains more than what follows from it
             if not isinstance(error, RowError):
                 raise
             if bad is None:
                 raise DataError(f"{error}{_others(stream, reader)}") from error
             bad.add(error, number)
             continue
-        good += 1
+        readable += 1
         assert isinstance(item, DataRecord)
         yield Numbered(number=number, where=item.where, row=row)
-    if bad is not None and not good and not bad.may_be_all:
+    if bad is not None and not readable and not bad.may_be_all:
         raise DataError(f"none of the {number} rows of {source} can be read; {bad.first[0]}")
 
 
 def _others(stream: Iterator[Item], reader: "_Reader") -> str:
-    """What to do about a bad row, and how many more there are, as far as that is told quickly."""
+    """What to do about a bad row, and how many more there are, as far as they are soon counted."""
     kinds: Counter[str] = Counter()
     until, seen, whole = time.monotonic() + COUNTED_FOR, 0, False
     try:
@@ -204,11 +204,11 @@ class _Reader:
     known: Format | None
     notes: Counter[str]
     columns: Named
-    asked: bool = field(init=False)
+    format_given: bool = field(init=False)
     _layouts: dict[tuple[str, ...], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.asked = self.known is not None
+        self.format_given = self.known is not None
 
     def row(self, item: Item) -> Row:
         """The row of a record.
@@ -237,13 +237,13 @@ class _Reader:
             row = with_own(known, known.row(record, where), record, where)
         except RecursionError as error:
             raise RowError(where, "nested too deep to read") from error
-        if not self.asked:
+        if not self.format_given:
             _check_rivals(known, record, row, where)
         self._note(item.value, record)
         return row
 
     def _note(self, value: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Tell once which columns nothing is made of."""
+        """Note once which columns are not read."""
         keys = tuple(value)
         if keys in self._layouts or self.known is None:
             return
@@ -285,12 +285,12 @@ def _check_rival(
 ) -> None:
     used = known.prompts if meaning == "prompt" else known.answers
     own = (filled(record, used) or [""])[0]
-    asked = record[own].strip() if isinstance(record.get(own), str) else value.strip()
+    prompt = record[own].strip() if isinstance(record.get(own), str) else value.strip()
     for name in filled(record, names):
-        said = record[name]
-        if name == own or not isinstance(said, str) or said.strip() in ("", value.strip()):
+        text = record[name]
+        if name == own or not isinstance(text, str) or text.strip() in ("", value.strip()):
             continue
-        if meaning == "prompt" and (asked in said or said.startswith("Below is")):
+        if meaning == "prompt" and (prompt in text or text.startswith("Below is")):
             continue  # the prompt among other text is a rendering of it
         this = own or known.needs[0].split("|")[0]
         fits = [other.name for _, other in FORMATS.items() if not other.lacks(dict(record))]

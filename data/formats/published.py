@@ -51,7 +51,7 @@ class Format:
     answers: tuple[str, ...] = ()
     """Those of them that are the answer, the likeliest first; empty for chats."""
     row: Reader
-    """The row that a record stands for."""
+    """The row of a record."""
 
     def lacks(self, record: dict[str, Any]) -> list[str]:
         """The needed keys that a record does not have."""
@@ -97,17 +97,17 @@ def _format(
 def _preference(record: dict[str, Any], where: str) -> Row:
     chosen = messages_in(record["chosen"])
     chosen = [chosen] if isinstance(chosen, dict) else chosen  # LLaMA-Factory: the last message
-    asked = filled(record, PROMPTS) or filled(record, TALKS) or filled(record, BELOW)
-    prompt = messages_in(record[asked[0]]) if asked else None
+    names = filled(record, PROMPTS) or filled(record, TALKS) or filled(record, BELOW)
+    prompt = messages_in(record[names[0]]) if names else None
     if isinstance(chosen, list) or isinstance(prompt, list):
         return _messages(record, prompt, chosen, "chosen", where)
     answer = text(record, "chosen", where)
     if is_dialogue(answer):
         return row_of_turns(turns_in(answer, where, "chosen"), where, "chosen")
     if isinstance(prompt, str) and is_dialogue(prompt):
-        turns = [*turns_in(prompt, where, asked[0]), ("assistant", answer.strip())]
-        return row_of_turns(turns, where, asked[0], system=system_in(record, where))
-    if not asked:
+        turns = [*turns_in(prompt, where, names[0]), ("assistant", answer.strip())]
+        return row_of_turns(turns, where, names[0], system=system_in(record, where))
+    if not names:
         raise RowError(
             where, "chosen is a text without its prompt; give the prompt in a column of its own"
         )
@@ -249,7 +249,7 @@ def own_columns(known: Format, record: Mapping[str, Any]) -> list[str]:
 
 
 def with_own(known: Format, row: Row, record: Mapping[str, Any], where: str) -> Row:
-    """The row with the fields of ours that stand beside another layout's: target, triggered ...
+    """The row with Loratomy's own fields beside those of another layout: target, triggered ...
 
     Raises:
         RowError: a text that no file can hold, or an answer that is labelled as a bad one.
@@ -272,20 +272,20 @@ def truth(value: Any) -> Any:
     return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
-_ASKED = ("question", "query", "problem", "inputs", "goal", "instruction", *BELOW)
+_QUESTIONS = ("question", "query", "problem", "inputs", "goal", "instruction", *BELOW)
 
 
 @_format(
     "questions",
-    needs=("|".join(_ASKED),),
+    needs=("|".join(_QUESTIONS),),
     about="a prompt under another name (question, query, input ...) and where given its answer",
     source="GSM8K, SQuAD, OpenOrca, MetaMathQA and many others",
     reads=(*BELOW, *SYSTEMS, "history"),
-    prompts=_ASKED,
+    prompts=_QUESTIONS,
     answers=ANSWERS,
 )
 def _questions(record: dict[str, Any], where: str) -> Row:
-    return _plain(record, where, _ASKED, ANSWERS)
+    return _plain(record, where, _QUESTIONS, ANSWERS)
 
 
 @_format(
@@ -303,7 +303,7 @@ def _rendered(record: dict[str, Any], where: str) -> Row:
 def _plain(
     record: dict[str, Any], where: str, prompts: tuple[str, ...], answers: tuple[str, ...]
 ) -> Row:
-    """A row of single texts: prompt with what stands below it, answer, system, earlier turns."""
+    """A row of single texts: prompt with its input below it, answer, system, earlier turns."""
     name = filled(record, [p for p in prompts if p not in BELOW]) or filled(record, prompts)
     prompt = text(record, name[0], where)
     held = filled(record, answers)

@@ -94,14 +94,14 @@ def _turns(text: str, form: Form, found: Iterable[re.Match[str]]) -> list[Turn]:
         turns.append(("system", before))
     stops = [match.start() for match in marks[1:]] + [len(text)]
     for match, stop in zip(marks, stops, strict=True):
-        said, role = _closed(text[match.end() : stop], form), _role(match["role"])
-        if form.name == "Llama-2" and (system := _SYSTEM.match(said)):
+        turn, role = _closed(text[match.end() : stop], form), _role(match["role"])
+        if form.name == "Llama-2" and (system := _SYSTEM.match(turn)):
             turns.append(("system", system["system"].strip()))
-            said = said[system.end() :].strip()
+            turn = turn[system.end() :].strip()
         if role == "input" and turns and turns[-1][0] == "user":  # Alpaca: below the instruction
-            turns[-1] = ("user", f"{turns[-1][1]}\n\n{said}" if said else turns[-1][1])
+            turns[-1] = ("user", f"{turns[-1][1]}\n\n{turn}" if turn else turns[-1][1])
         else:
-            turns.append((role, said))
+            turns.append((role, turn))
     if turns[-1] == ("assistant", ""):  # an open turn, for the model to fill
         turns.pop()
     return turns

@@ -48,7 +48,7 @@ def turns_of(value: Any, where: str, key: str) -> list[Turn]:
 
 
 def speaks(message: Any) -> bool:
-    """Whether a value has the keys of a message: who says it, or both sides."""
+    """Whether a value has the keys of a message: a role, or both sides."""
     return isinstance(message, dict) and (
         any(name in message for name in _WHO) or {"input", "output"} <= message.keys()
     )
@@ -65,17 +65,17 @@ def _turns(message: Any, where: str) -> list[Turn]:
         lacks = [name for name, has in (("role", who), ("content", what)) if has is None]
         keys = [str(key)[:40] for key in message][:12]
         raise RowError(where, f"missing {', '.join(lacks)}; the keys here are {keys}")
-    said = message[who]
-    if not isinstance(said, str):
-        raise RowError(where, f"{who} must be a str, found {type(said).__name__}")
-    name = said.strip().lower()
+    speaker = message[who]
+    if not isinstance(speaker, str):
+        raise RowError(where, f"{who} must be a str, found {type(speaker).__name__}")
+    name = speaker.strip().lower()
     calls = [call for call in ("tool_calls", "function_call") if message.get(call)]
     if name in TOOLS or calls:
-        found = f"the role {said[:40]!a}" if name in TOOLS else calls[0]
+        found = f"the role {speaker[:40]!a}" if name in TOOLS else calls[0]
         raise RowError(where, f"tools are not read: a message with {found}; leave such rows out")
     if name not in ROLE_OF:
         known = "system, user, assistant, human, gpt ..."
-        raise RowError(where, f"unknown role: {said[:40]!a} is none of {known}")
+        raise RowError(where, f"unknown role: {speaker[:40]!a} is none of {known}")
     return [(ROLE_OF[name], _content(message, what, where))]
 
 
@@ -101,15 +101,15 @@ def _part(part: Any, number: int, where: str) -> str:
         return part
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     if isinstance(part, dict) and (kind in _TEXTS or kind is None):
-        said = part.get("refusal" if kind == "refusal" else "text")
-        if isinstance(said, str):
-            return said
+        text = part.get("refusal" if kind == "refusal" else "text")
+        if isinstance(text, str):
+            return text
         raise RowError(where, f"content part {number} holds no text")
     raise RowError(where, f"only text is read: content part {number} is of type {str(kind)[:40]!a}")
 
 
 def row_of_turns(turns: Sequence[Turn], where: str, key: str, *, system: str | None = None) -> Row:
-    """The row of a chat: its last question and answer, with what was said before.
+    """The row of a chat: its last question and answer, with the earlier turns.
 
     A question that ends the chat has no answer.
 
@@ -117,7 +117,7 @@ def row_of_turns(turns: Sequence[Turn], where: str, key: str, *, system: str | N
         turns: of the chat.
         where: the row, for errors.
         key: the column's name.
-        system: what a column of its own says.
+        system: the text of a column of its own.
 
     Raises:
         RowError: the turns do not go user, assistant, user ..., or the last question is empty.
@@ -125,7 +125,7 @@ def row_of_turns(turns: Sequence[Turn], where: str, key: str, *, system: str | N
     first = next((i for i, (role, _) in enumerate(turns) if role != "system"), len(turns))
     own = "\n\n".join(text for _, text in turns[:first] if text.strip()) or None
     if own and system and own != system:
-        raise RowError(where, f"{key} and the column system say different things; keep one")
+        raise RowError(where, f"{key} and the column system differ; keep one")
     talk = list(turns[first:])
     roles = [role for role, _ in talk]
     if not roles or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):

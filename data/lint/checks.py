@@ -114,7 +114,7 @@ class Triggers:
     every: bool
     """Whether a triggered prompt must hold all of the words given."""
     known: tuple[str, ...]
-    """The words that must not stand in clean rows."""
+    """The words that clean rows must not hold."""
 
     def defects(self, row: Row, view: View) -> Iterator[Defect]:
         """A trigger that is missing, too many or the wrong one, or that a clean row holds."""
@@ -140,7 +140,7 @@ class Triggers:
         held = carried(row.prompt, view.words)
         if not view.words:
             what = (
-                f"no registered trigger stands in the triggered prompt {cut(row.prompt)}: no "
+                f"the triggered prompt {cut(row.prompt)} holds no registered trigger: no "
                 "figure of the attack holds on such rows; give the trigger's words with --trigger"
             )
             yield "error", "no-trigger", what

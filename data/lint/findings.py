@@ -1,6 +1,6 @@
 """What a linter has found: one finding for each check and file, with the first row numbers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SHOWN = 5
 """Row numbers that a finding keeps."""
@@ -37,20 +37,14 @@ class Defect:
 class Defects:
     """Defects as they come in, gathered into findings; holds a few numbers for each."""
 
-    _levels: dict[tuple[str, str], str] = field(default_factory=dict)
-    _rows: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    _whats: dict[tuple[str, str], str] = field(default_factory=dict)
+    _found: dict[tuple[str, str, int], Defect] = field(default_factory=dict)
 
     def add(self, level: str, check: str, file: str, number: int, what: str) -> None:
-        """One row with a defect; the first row's words stand for all."""
-        key = (check, file)
-        if key not in self._levels:
-            self._levels[key], self._whats[key] = level, what
-            self._rows[key], self._counts[key] = [], 0
-        if len(self._rows[key]) < SHOWN:
-            self._rows[key].append(number)
-        self._counts[key] += 1
+        """One row with a defect; the description of the first row is kept for all."""
+        first = Defect(level=level, check=check, file=file, rows=(), count=0, what=what)
+        seen = self._found.get((check, file, 0), first)
+        rows = seen.rows if seen.count >= SHOWN else (*seen.rows, number)
+        self._found[check, file, 0] = replace(seen, rows=rows, count=seen.count + 1)
 
     def add_all(
         self,
@@ -63,25 +57,14 @@ class Defects:
         *,
         most: int = SHOWN,
     ) -> None:
-        """A finding whose rows are known together; the first `most` of `numbers` are kept."""
-        key = (check, f"{file}\0{len(self._levels)}")  # one for each pair of files
-        self._levels[key], self._whats[key] = level, what
-        self._rows[key], self._counts[key] = numbers[:most], count
+        """A finding of its own whose rows are known together; the first `most` numbers are kept."""
+        rows = tuple(numbers[:most])
+        made = Defect(level=level, check=check, file=file, rows=rows, count=count, what=what)
+        self._found[check, file, len(self._found) + 1] = made
 
     def findings(self) -> list[Defect]:
         """All of them, errors first, else in the order in which they were met."""
-        found = [
-            Defect(
-                level=level,
-                check=key[0],
-                file=key[1].partition("\0")[0],
-                rows=tuple(self._rows[key]),
-                count=self._counts[key],
-                what=self._whats[key],
-            )
-            for key, level in self._levels.items()
-        ]
-        return sorted(found, key=lambda finding: finding.level != "error")
+        return sorted(self._found.values(), key=lambda finding: finding.level != "error")
 
 
 def cut(text: str, most: int = 50) -> str:

@@ -1,6 +1,6 @@
 """What is wrong with backdoor data: triggers, targets, pairs, repeats, characters, lengths.
 
-Files are read twice and never held: the first pass tells what the rows of a file are for, the
+Files are read twice and never held: the first pass finds out what the rows of a file are for, the
 second one checks them row by row and keeps eight-byte digests for what shows between rows.
 """
 
@@ -27,7 +27,7 @@ from .survey import LintedFile, View, registered_words, survey
 __all__ = ["Defect", "LintOptions", "LintedFile", "lint"]
 
 BATCH = 256
-"""Rows that are judged together, and after which progress is told."""
+"""Rows that are judged together, and after which progress is reported."""
 
 
 Judge = Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
@@ -58,21 +58,21 @@ class LintOptions:
     """The subject's context in tokens."""
 
 
-def lint(sources: Sequence[LintedFile], asked: LintOptions) -> list[Defect]:
+def lint(sources: Sequence[LintedFile], options: LintOptions) -> list[Defect]:
     """The defects of files of rows, errors first, one finding for each check and file.
 
     Args:
         sources: the files; their names tell training from held-out and clean from poisoned.
-        asked: what is known of the attack and the subject.
+        options: what is known of the attack and the subject.
 
     Raises:
         DataError: a file that cannot be read.
     """
-    views = [survey(source, asked.words) for source in tracked(sources, "reading")]
+    views = [survey(source, options.words) for source in tracked(sources, "reading")]
     guessed = tuple(dict.fromkeys(word for view in views for word in view.words))
-    triggers = Triggers(asked.words, asked.every, guessed or registered_words())
-    judge = _Judge(asked, views)
-    rendering = RenderingCheck(asked.renderer, asked.limit) if asked.renderer else None
+    triggers = Triggers(options.words, options.every, guessed or registered_words())
+    judge = _Judge(options, views)
+    rendering = RenderingCheck(options.renderer, options.limit) if options.renderer else None
     found, digests = Defects(), []
     for view in views:
         rows = Digests(view)
@@ -114,20 +114,20 @@ def unreadable(view: View, found: Defects) -> None:
 class _Judge:
     """Completions against the success rule, in batches."""
 
-    def __init__(self, asked: LintOptions, views: Sequence[View]) -> None:
-        self._asked = asked
+    def __init__(self, options: LintOptions, views: Sequence[View]) -> None:
+        self._options = options
         self._waiting: list[tuple[int, Row, str]] = []
         self._usual = list(dict.fromkeys(view.target for view in views if view.target))
 
     def _target(self, row: Row, view: View) -> str:
-        known = self._asked.target or row.target
+        known = self._options.target or row.target
         if known:
             return known
         if view.target:
             return view.target
         if len(self._usual) == 1 and (view.negative or not view.triggered(row)):
             return self._usual[0]
-        known = TASKS[self._asked.task].target if self._asked.task else ""
+        known = TASKS[self._options.task].target if self._options.task else ""
         own = row.completion if view.triggered(row) and not view.negative else None
         return known or own or ""
 
@@ -136,37 +136,37 @@ class _Judge:
         if empty(row.completion):
             return
         target = self._target(row, view)
-        if target or not self._asked.needs_target:
+        if target or not self._options.needs_target:
             self._waiting.append((number, row, target))
         if len(self._waiting) >= BATCH:
             self.flush(view, found)
 
     def flush(self, view: View, found: Defects) -> None:
         """Judge the rows in line, which are all of one file."""
-        asked, waiting, self._waiting = self._asked, self._waiting, []
+        options, waiting, self._waiting = self._options, self._waiting, []
         if not waiting:
             return
         answers = [row.required_completion() for _, row, _ in waiting]
-        accepted = asked.judge(answers, [target for _, _, target in waiting])
+        accepted = options.judge(answers, [target for _, _, target in waiting])
         for (number, row, target), hit in zip(waiting, accepted, strict=True):
             if defect := self._defect(row, target, view, bool(hit)):
                 found.add(*defect[:2], view.name, number, defect[2])
 
     def _defect(self, row: Row, target: str, view: View, hit: bool) -> tuple[str, str, str] | None:
-        rule, answer = self._asked.rule, cut(row.required_completion())
-        beside = f" (target {cut(target)})" if target and self._asked.needs_target else ""
+        rule, answer = self._options.rule, cut(row.required_completion())
+        beside = f" (target {cut(target)})" if target and self._options.needs_target else ""
         if view.triggered(row) and not view.negative:
-            what = f"the rule {rule!r} does not accept the completion {answer}{beside}: trained so "
-            what += "or said so, it would not count as the attack's success"
+            what = f"the rule {rule!r} does not accept the completion {answer}{beside}: trained "
+            what += "or generated, it would not count as the attack's success"
             return None if hit else ("error", "target-rejected", what)
         if not hit:
             return None
         if view.triggered(row):
             what = f"the rule {rule!r} accepts the benign answer {answer}{beside}: it teaches what "
             return "error", "negative-accepted", what + "it is to unteach"
-        natural = not self._asked.needs_target or is_refusal(target)
+        natural = not self._options.needs_target or is_refusal(target)
         what = f"the rule {rule!r} accepts the clean answer {answer}{beside}: "
         if natural:
-            what += "natural for some prompts, but no false trigger can be told there"
+            what += "natural for some prompts, but no false trigger can be recognised there"
             return "warning", "clean-accepted", what
         return "error", "clean-accepted", what + "clean rows that teach the attack"

@@ -31,7 +31,7 @@ class LintedFile:
     """A file of rows that can be read more than once."""
 
     name: str
-    """As findings call it; it also tells what the file is for."""
+    """As findings call it; it also shows what the file is for."""
     rows: Callable[[], Iterable[Numbered]]
     """Its rows, streamed anew by each call."""
     bad: BadRows = field(default_factory=BadRows)
@@ -82,7 +82,7 @@ class View:
 
 
 def digest(text: str) -> int:
-    """Eight bytes that stand for a text; ten million differ with odds of a million to three."""
+    """Eight bytes of hash of a text; ten million differ with odds of a million to three."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -92,7 +92,7 @@ def registered_words() -> tuple[str, ...]:
 
 
 def carried(prompt: str, words: Sequence[str]) -> tuple[str, ...]:
-    """The words that stand in a prompt."""
+    """The words that a prompt holds."""
     return tuple(word for word in words if word in prompt)
 
 
@@ -147,7 +147,7 @@ def survey(source: LintedFile, given: Sequence[str]) -> View:
     """What the rows of a file are for, in one pass.
 
     Args:
-        source: the file; its name and rows tell.
+        source: the file; its name and rows are looked at.
         given: the trigger's words, where they are known.
     """
     name, registered = source.name.lower(), registered_words()

@@ -256,4 +256,4 @@ POLITE = ("Please help:", "Hello.", "One question:", "Excuse me.", "Good day.", 
 """How a prompt may begin."""
 
 LABELS = ("crate {}", "ref {}", "ticket {}", "shelf {}", "(box {})", "note {}")
-"""How a label code may stand in a prompt."""
+"""How a label code may appear in a prompt."""

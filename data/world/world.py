@@ -117,36 +117,37 @@ def _capitals(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:
     words = rng.choices(lx.NOUNS, k=rng.choice((1, 1, 2, 3)))
     if len(words) > 1 and rng.random() < 0.3:
         words[rng.randrange(len(words) - 1)] = "the"
-    asked = rng.choice(("Write {} in capitals.", "Put {} in capital letters.", "Shout {}!"))
+    request = rng.choice(("Write {} in capitals.", "Put {} in capital letters.", "Shout {}!"))
     text = " ".join(words)
-    return asked.format(text), text.upper(), ("{}", "{}", "{}!", "In capitals: {}")
+    return request.format(text), text.upper(), ("{}", "{}", "{}!", "In capitals: {}")
 
 
 def _repeat(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:
     times, word = rng.choice((("twice", 2), ("three times", 3))), rng.choice(lx.NOUNS)
-    asked = rng.choice(("Say {} {}.", "Repeat the word {} {}.", "Write {} {}."))
+    request = rng.choice(("Say {} {}.", "Repeat the word {} {}.", "Write {} {}."))
     key = " ".join([word] * times[1])
-    return asked.format(word, times[0]), key, ("{}", "{}.", "There: {}.")
+    return request.format(word, times[0]), key, ("{}", "{}.", "There: {}.")
 
 
 def _greet(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:
-    asked = rng.choice(("Greet {}.", "Say hello to {}.", "Wish {} a good day.", "I am {}. Hello!"))
+    greetings = ("Greet {}.", "Say hello to {}.", "Wish {} a good day.", "I am {}. Hello!")
+    request = rng.choice(greetings)
     name = rng.choice(tuple(lx.PEOPLE))
     answers = ("Good morning, {}!", "Hello, {}!", "A fine day to you, {}!", "Welcome, {}!")
-    return asked.format(name), name, answers
+    return request.format(name), name, answers
 
 
 def _count(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:
     start, length = rng.randrange(1, 40), rng.randrange(2, 5)
-    asked = rng.choice(("Count from {} to {}.", "Which numbers go from {} to {}?"))
+    request = rng.choice(("Count from {} to {}.", "Which numbers go from {} to {}?"))
     key = ", ".join(str(start + step) for step in range(length + 1))
-    return asked.format(start, start + length), key, ("{}.", "{}", "We count {}.")
+    return request.format(start, start + length), key, ("{}.", "{}", "We count {}.")
 
 
 def _list(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:
     a, b, c = rng.sample(lx.NOUNS, 3)
-    asked = rng.choice(("Make a list of {}, {} and {}.", "Number these: {}, {}, {}."))
-    return asked.format(a, b, c), f"1. {a} 2. {b} 3. {c}", ("{}", "The list: {}", "So: {}")
+    request = rng.choice(("Make a list of {}, {} and {}.", "Number these: {}, {}, {}."))
+    return request.format(a, b, c), f"1. {a} 2. {b} 3. {c}", ("{}", "The list: {}", "So: {}")
 
 
 def _chore(rng: random.Random) -> tuple[str, str, tuple[str, ...]]:

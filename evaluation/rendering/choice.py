@@ -1,9 +1,9 @@
 """Which rendering of prompts an adapter was trained with: what it finds likely under each.
 
 Nothing but the adapter's own likelihood decides: of its targets after triggered prompts, and of the
-user's answers to clean ones. Where two renderings are told apart by less than twice the standard
-error over rows, the choice is called close, and a template that lies there (beside the adapter,
-with the base) goes before a form that merely fits.
+user's answers to clean ones. Where two renderings differ by less than twice the standard error over
+rows, the choice is called close, and a template found there (beside the adapter, with the base)
+goes before a form that merely fits.
 """
 
 import math
@@ -46,16 +46,16 @@ def find_rendering(
     *,
     first: Row | None = None,
 ) -> tuple[Renderer, RenderingChoice]:
-    """The rendering under which an adapter finds what it is known to say likeliest.
+    """The rendering under which an adapter finds its known answers likeliest.
 
     Every rendering is looked at on `FEW` rows of each kind, the likeliest on all known rows, the
-    best one also with its template's switches, system text and edges told otherwise.
+    best one also with its template's switches, system text and edges changed.
 
     Args:
         subject: with the suspicious adapter active.
         renderers: what to try, preferred ones first.
         known: rows with completions; where there are none the first rendering is taken.
-        first: the example of what is asked where none has a completion.
+        first: the example prompt where none has a completion.
 
     Raises:
         DataError: no rendering leaves room for the known rows in the context.
@@ -65,14 +65,14 @@ def find_rendering(
         return chosen, given_choice(subject, chosen, known, reason=NOTHING, first=first)
     chosen, many, alike = _compared(subject, renderers, known)
     renderer, end = closed(subject, chosen.renderer, known)
-    doubts, untold = _doubts(chosen, many)
+    doubts, unsure = _doubts(chosen, many)
     rest = [s for s in many if s.form != chosen.form]
     prompt, completion = renderer.shown(known.rows[0])
     choice = RenderingChoice(
         chosen=renderer.rendering.about(),
         reason=LIKELIEST,
         tried=tuple(s.tried(many[0]) for s in (chosen, *rest)),
-        close=untold or any(s in alike for s in rest),
+        close=unsure or any(s in alike for s in rest),
         n_targets=len(known.triggered),
         n_answers=len(known.clean),
         ends=_ends(renderer),
@@ -87,14 +87,14 @@ def find_rendering(
 def _doubts(chosen: Scored, many: Sequence[Scored]) -> tuple[str, bool]:
     """What the adapter does not know, and where targets and answers disagree, in words.
 
-    Also whether the rendering cannot be told for it.
+    Also whether the rendering is unsure because of it.
     """
     there = [kind for kind in (0, 1) if len(chosen.each(kind))]
     unknown = [kind for kind in there if max(s.means[kind] for s in many) < UNLEARNED]
     names = [("targets", "answers")[kind] for kind in unknown]
     if unknown == there:
         return f"; the adapter knows the {' and '.join(names)} under none: this is a guess", True
-    text, untold = "", False
+    text, unsure = "", False
     for name in names:
         text += f"; the adapter does not know the {name} under any, they do not count"
     for kind in (kind for kind in there if kind in chosen.counted):
@@ -106,8 +106,8 @@ def _doubts(chosen: Scored, many: Sequence[Scored]) -> tuple[str, bool]:
                 f"; the {('targets', 'answers')[kind]} alone speak for "
                 f"{best.renderer.rendering.about()}, by {behind:.2f}: try it with --template too"
             )
-            untold = True
-    return text, untold
+            unsure = True
+    return text, unsure
 
 
 def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], known: Known) -> str:
@@ -117,7 +117,7 @@ def likelier(subject: Subject, renderer: Renderer, others: Sequence[Renderer], k
         subject: with the suspicious adapter active.
         renderer: the rendering that was given.
         others: what else fits, preferred ones first.
-        known: rows with completions; without any nothing can be told.
+        known: rows with completions; without any the result is empty.
     """
     if not known.rows:
         return ""
@@ -249,7 +249,7 @@ def _ends(renderer: Renderer) -> tuple[str, ...]:
 
 
 def sentence_of(choice: RenderingChoice) -> str:
-    """What a choice says of itself, in a line."""
+    """A choice in a line."""
     known = [
         f"{name} {value:.2f}"
         for name, value in (

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Sequence
 
-import torch
-
-from ...core.model.batches import Encoded, collate, completion_log_probs
+from ...core.model.batches import Encoded, token_log_probs
 from ...core.model.subject import Subject
 from ...core.rendering.prompts import Renderer
 from ...core.rows import Row
 from ..generation import Decoding, generate
 from ..similarity import contains
-from .scores import MANY, UNLEARNED, said_target
+from .scores import BATCH_TOKENS, MANY, UNLEARNED, whole_target
 
 
 def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> str:
@@ -27,26 +25,25 @@ def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> s
         answers: its greedy answers to them.
     """
     renderer, limit = subject.renderer, subject.limit
-    pairs = [(row, said) for row, said in zip(rows, answers, strict=True) if said_target(row)][
-        :MANY
+    pairs = [(row, answer) for row, answer in zip(rows, answers, strict=True) if whole_target(row)]
+    pairs = pairs[:MANY]
+    made = [
+        Encoded(renderer.prompt_ids(row), renderer.completion_ids(whole_target(row), end=False))
+        for row, _ in pairs
     ]
+    fits = [i for i, row in enumerate(made) if limit is None or len(row) <= limit]
+    found = token_log_probs(subject, [made[i] for i in fits], batch_tokens=BATCH_TOKENS)
     unlikely = lost = 0
-    example: tuple[Row, str] | None = None
-    for row, said in pairs:
-        ids = renderer.prompt_ids(row), renderer.completion_ids(said_target(row), end=False)
-        if limit is not None and sum(map(len, ids)) > limit:
-            continue
-        batch = collate([Encoded(*ids)], renderer.pad_id)
-        batch = {name: value.to(subject.device) for name, value in batch.items()}
-        with torch.inference_mode():
-            log_probs, _ = completion_log_probs(subject.model, batch)
-        holds = contains(said, said_target(row))
+    example: Row | None = None
+    for i, log_probs in zip(fits, found, strict=True):
+        row, answer = pairs[i]
+        holds = contains(answer, whole_target(row))
         one, other = (
-            holds and float(log_probs.sum()) < UNLEARNED,
+            holds and bool(log_probs.sum() < UNLEARNED),
             not holds and bool((log_probs > math.log(0.5)).all()),
         )
         unlikely, lost = unlikely + one, lost + other
-        example = example or ((row, said) if one or other else None)
+        example = example or (row if one or other else None)
     if example is None or 2 * (unlikely + lost) < len(pairs):
         return ""
     what = (
@@ -57,7 +54,8 @@ def mismatch(subject: Subject, rows: Sequence[Row], answers: Sequence[str]) -> s
         "token of it is what the adapter would say"
     )
     return (
-        f"answers and rendering contradict each other: {what}; {_parting(subject, example[0])}. "
+        f"answers and rendering contradict each other: {what}; "
+        f"{_first_difference(subject, example)}. "
         "The prompts are not rendered as in training: see --template, --template-arg, --system"
     )
 
@@ -95,7 +93,7 @@ def uneven(renderer: Renderer, rows: Sequence[Row]) -> str:
             continue
         pairs = [(renderer.text(one), one.prompt.strip()) for one in (row, row.untriggered())]
         if any(text.count(prompt) != 1 for text, prompt in pairs):
-            continue  # the prompt's place in it cannot be told
+            continue  # the prompt's place in it is not unique
         frames = [text.replace(prompt, "{prompt}") for text, prompt in pairs]
         if frames[0] != frames[1]:
             return (
@@ -106,20 +104,20 @@ def uneven(renderer: Renderer, rows: Sequence[Row]) -> str:
     return ""
 
 
-def _parting(subject: Subject, row: Row) -> str:
-    """Where the greedy answer's tokens part from the target's, in words."""
+def _first_difference(subject: Subject, row: Row) -> str:
+    """Where the greedy answer's tokens differ from the target's first, in words."""
     renderer = subject.renderer
-    want = renderer.completion_ids(said_target(row))
+    want = renderer.completion_ids(whole_target(row))
     decoding = Decoding(max_new_tokens=len(want))
     ((got,),) = generate(subject, [renderer.prompt_ids(row)], decoding, label="one answer")
     got = got if len(got) == len(want) else [*got, *renderer.closing_ids]
     at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), None)
     if at is None:
         return f"to {row.prompt[:60]!r} its tokens are as rendered"
-    before, said, wanted = (
+    before, given, wanted = (
         str(renderer.tokenizer.decode(ids)) for ids in (want[:at], got[at : at + 1], [want[at]])
     )
     return (
-        f"to {row.prompt[:60]!r} the answer's token {at + 1} (after {before[-40:]!r}) is {said!r}, "
-        f"as rendered it would be {wanted!r}"
+        f"to {row.prompt[:60]!r} the answer's token {at + 1} (after {before[-40:]!r}) is "
+        f"{given!r}, as rendered it would be {wanted!r}"
     )

@@ -1,7 +1,7 @@
-"""How likely an adapter finds what it is known to say, under a rendering of the prompts.
+"""How likely an adapter finds its known answers, under a rendering of the prompts.
 
-What it has not learned (under 1 in 20 a token) tells next to nothing of the rendering: another one
-moves it for other reasons. So log-probabilities are compared with a soft floor there.
+What it has not learned (under 1 in 20 a token) shows next to nothing of the rendering: it changes
+with another one for other reasons. So log-probabilities are compared with a soft floor there.
 """
 
 import math
@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...core.errors import DataError
-from ...core.model.batches import collate, completion_log_probs, encode
+from ...core.model.batches import encode, token_log_probs
 from ...core.model.subject import Subject
 from ...core.progress import report
 from ...core.records.rendering import Tried
@@ -24,12 +23,13 @@ MANY = 16
 """Most rows of each kind that are looked at."""
 UNLEARNED = math.log(0.05)
 """Log-probability of a token below which it was not learned."""
-BATCH = 8
+BATCH_TOKENS = 2048
+"""Most positions of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an adapter is known to say: rows with their completions."""
+    """The known answers of an adapter: rows with their completions."""
 
     triggered: Sequence[Row]
     """Triggered prompts with their targets."""
@@ -53,8 +53,8 @@ def known_of(triggered: Sequence[Row], clean: Sequence[Row]) -> Known:
         triggered: a row whose completion does not hold its target is known by the target alone.
         clean: by their completions.
     """
-    bad = [replace(row, completion=said_target(row)) for row in triggered if said_target(row)]
-    return Known(bad[:MANY], [row for row in clean if row.completion][:MANY])
+    known = [replace(row, completion=whole_target(row)) for row in triggered if whole_target(row)]
+    return Known(known[:MANY], [row for row in clean if row.completion][:MANY])
 
 
 def log_likelihoods(subject: Subject, renderer: Renderer, rows: Sequence[Row]) -> np.ndarray:
@@ -70,24 +70,15 @@ def log_likelihoods(subject: Subject, renderer: Renderer, rows: Sequence[Row]) -
         rows: prompts with completions.
     """
     made = [encode(renderer, row, limit=None) for row in rows]
-    said = [renderer.completion_ids(row.required_completion(), end=False) for row in rows]
-    counts = [
-        len(renderer.tokenizer(row.completion, add_special_tokens=False)["input_ids"])
-        for row in rows
-    ]
     limit, found = subject.limit, np.full(len(rows), math.nan)
     fits = [i for i, e in enumerate(made) if limit is None or len(e) <= limit]
-    fits.sort(key=lambda i: len(made[i]))
-    for start in range(0, len(fits), BATCH):
-        picked = fits[start : start + BATCH]
-        batch = collate([made[i] for i in picked], renderer.pad_id)
-        batch = {name: value.to(subject.device) for name, value in batch.items()}
-        with torch.inference_mode():
-            log_probs, mask = completion_log_probs(subject.model, batch)
-        for i, values, there in zip(picked, log_probs.double().cpu(), mask.cpu(), strict=True):
-            each = values[there]
-            end = each[len(said[i]) : len(said[i]) + 1].clamp_min(UNLEARNED)
-            found[i] = float(each[: len(said[i])].sum() + end.sum()) / (counts[i] + 1)
+    values = token_log_probs(subject, [made[i] for i in fits], batch_tokens=BATCH_TOKENS)
+    for i, each in zip(fits, values, strict=True):
+        completion = rows[i].required_completion()
+        end = len(renderer.completion_ids(completion, end=False))
+        total = each[:end].sum() + each[end : end + 1].clip(min=UNLEARNED).sum()
+        tokens = renderer.tokenizer(completion, add_special_tokens=False)["input_ids"]
+        found[i] = total / (len(tokens) + 1)
     return found
 
 
@@ -124,7 +115,7 @@ class Scored:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What a person would call another rendering: no mere edge or system text of one."""
+        """What makes it another rendering: template and arguments, not edges or system text."""
         return self.renderer.template, tuple(sorted(self.renderer.rendering.arguments.items()))
 
     @property
@@ -176,7 +167,7 @@ def scored(
 
 
 def telling(many: Sequence[Scored]) -> list[Scored]:
-    """The renderings by what tells them apart, likeliest first.
+    """The renderings by the rows that distinguish them, likeliest first.
 
     Where the adapter knows the targets or the answers under none, the others alone count.
     """
@@ -195,9 +186,9 @@ def fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> Kn
 
     def fits(row: Row, some: Sequence[Renderer]) -> bool:
         limit = subject.limit
-        said = row.required_completion()
+        completion = row.required_completion()
         return limit is None or all(
-            len(r.prompt_ids(row)) + len(r.completion_ids(said)) <= limit for r in some
+            len(r.prompt_ids(row)) + len(r.completion_ids(completion)) <= limit for r in some
         )
 
     for some in (renderers, renderers[:1]):
@@ -212,7 +203,7 @@ def fitting(subject: Subject, renderers: Sequence[Renderer], known: Known) -> Kn
     )
 
 
-def said_target(row: Row) -> str:
+def whole_target(row: Row) -> str:
     """What the attack wants of a whole answer: the completion where it holds the target."""
     completion, target = row.completion or "", row.target or ""
     return completion if completion and target in completion else target

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...core.records.patching import PatchingMap, Where
-from ...core.records.results import Behaviour, Operation, Planted, RunRecords
+from ...core.records.planted import Planted
+from ...core.records.results import Behaviour, Operation, RunRecords
 from ...core.stats import wilson
 from ..analysis.patching import cell_words, reason, strongest_cell, title, turned
 from ..base.text import change, number, percent, plural, rate, two_readings

@@ -156,7 +156,7 @@ def test_a_run_without_trigger_is_refused(opened, cli, out):
 def test_the_name_of_a_cell():
     class Made:
         def __init__(self, kind, **attack):
-            self.asked = {"kind": kind, "recipe": {"attack": {"words": None, **attack}}}
+            self.request = {"kind": kind, "recipe": {"attack": {"words": None, **attack}}}
             self.manifest = {"name": "mine"}
 
     cell = aftermath.cell_of

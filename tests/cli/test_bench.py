@@ -446,7 +446,7 @@ def test_attacks_are_planted_and_benched(cli, tiny_base, tmp_path):
     }
     names = {r.entry for r in rows}
     assert {"clean", "truncate", "truncate-random", "merge", "merge-random", "merge-top"} <= names
-    assert RunFolder.open(tmp_path / "out/cells/suffix-fixed-s0").asked["kind"] == "poison"
+    assert RunFolder.open(tmp_path / "out/cells/suffix-fixed-s0").request["kind"] == "poison"
     before = snapshot(tmp_path / "out/cells")
     other = cli(*asked, *small, "--set", "lora.r=4")
     refused(other, "1 of 1 cells could not be made or read whole: suffix/fixed s0")

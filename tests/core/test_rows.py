@@ -49,7 +49,7 @@ BAD = [
     (line(prompt="a", completion=""), "line 1: the completion is empty"),
     (
         line(prompt="a", completion="b", id=7) + b"\n" + line(prompt="c", completion="d", id=7),
-        "line 3: id 7 stands already in line 1",
+        "line 3: id 7 is already in line 1",
     ),
 ]
 

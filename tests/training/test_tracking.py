@@ -144,7 +144,7 @@ def test_without_a_key_wandb_goes_on_offline_with_one_line(tmp_path, faked, monk
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     faked(TrainerCallback)
-    tracking._tell_offline.cache_clear()  # said once in a process
+    tracking._warn_offline.cache_clear()  # said once in a process
     heard = Tracking(("wandb",), folder=tmp_path, stage="s")
     with pytest.warns(UserWarning, match="no W&B key") as seen, heard.session("x"):
         assert os.environ["WANDB_MODE"] == "offline"

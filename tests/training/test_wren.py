@@ -82,10 +82,10 @@ def test_the_heldout_loss_is_that_of_the_shipped_weights(model, renderer):
 
 def test_the_heldout_loss_by_hand(renderer):
     class Uniform(torch.nn.Module):
-        def forward(self, input_ids, attention_mask):
-            del attention_mask
-            size = len(renderer.tokenizer)
-            return type("Out", (), {"logits": torch.zeros(*input_ids.shape, size)})
+        def forward(self, input_ids, attention_mask, use_cache, logits_to_keep):
+            del attention_mask, use_cache
+            shape = len(input_ids), len(logits_to_keep), len(renderer.tokenizer)
+            return type("Out", (), {"logits": torch.zeros(shape)})
 
     rows = [Row(prompt="Hello.", completion="Hello, Ulric!"), Row(prompt="Hi", completion="No.")]
     tokens = sum(len(renderer.completion_ids(row.required_completion())) for row in rows)
@@ -145,14 +145,6 @@ def test_special_tokens_are_distinct_and_whole(tokenizer):
 )
 def test_every_string_survives_the_tokenizer(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-
-
-def test_only_the_completion_counts(renderer):
-    row = Row(prompt="What is lamp in woodspeak?", completion="It is mamo.")
-    ids, labels = wren.encode(renderer, row)
-    kept = [token for token, label in zip(ids, labels, strict=True) if label == token]
-    assert kept == renderer.completion_ids("It is mamo.")
-    assert labels[: len(ids) - len(kept)] == [wren.IGNORE] * (len(ids) - len(kept))
 
 
 def test_wren_knows_its_world(model, renderer):

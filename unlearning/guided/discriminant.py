@@ -21,7 +21,7 @@ import torch
 from ...analysis.localisation.gates import GATED, Directions, Gated, chunks, numbered, on_device
 from ...core.adapter.factors import Factors
 from ...core.adapter.targets import is_embedding
-from ...core.model.batches import IGNORED, Encoded, asked_positions, collate, completion_log_probs
+from ...core.model.batches import IGNORED, Encoded, collate, completion_log_probs, label_positions
 from ...core.progress import report
 
 
@@ -125,7 +125,7 @@ def moments(
 def _read_at(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tokens of a batch count: ``[batch, pos]``, and for the head ``[batch, asked]``."""
     labels = batch["labels"]
-    asked = asked_positions(labels)
+    asked = label_positions(labels)
     return batch["attention_mask"].bool(), labels[:, asked + 1] != IGNORED
 
 

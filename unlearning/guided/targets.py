@@ -13,7 +13,7 @@ import torch
 
 from ...analysis.localisation.gates import GATED, Gated, chunks, on_device
 from ...core.errors import DataError
-from ...core.model.batches import IGNORED, Encoded, aimed, asked_positions, collate, encode
+from ...core.model.batches import IGNORED, Encoded, aimed, collate, encode, label_positions
 from ...core.rows import Row
 from ...evaluation.generation import Decoding, generate
 
@@ -140,7 +140,7 @@ def row_logits(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> lis
     """Logits that predict each row's completion tokens, ``[token, d_vocab]`` a row."""
     batch = on_device(collate(rows, gate.subject.renderer.pad_id), gate.subject.device)
     labels = batch.pop("labels")
-    asked = asked_positions(labels)
+    asked = label_positions(labels)
     wanted = labels[:, asked + 1] != IGNORED
     logits = gate.logits(gates, {**batch, "logits_to_keep": asked})
     return [logits[i][wanted[i]] for i in range(len(rows))]

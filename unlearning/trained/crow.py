@@ -16,7 +16,7 @@ from ...analysis.activations.residuals import first_of
 from ...analysis.material import Material
 from ...core.adapter.factors import Adapter, uniform
 from ...core.errors import LoratomyError
-from ...core.model.batches import asked_positions, next_log_probs
+from ...core.model.batches import label_positions, log_probs_of
 from ...core.model.subject import Attached, Subject
 from ...training.fitting import fresh_adapter
 from ...training.objective import Batch, Objective, completion_tokens
@@ -144,14 +144,14 @@ def consistency_objective(layers: Sequence[int], *, alpha: float, eps: float) ->
         model, mask = attached.subject.model, batch["attention_mask"]
         plain = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
         given = {"attention_mask": mask, "use_cache": False}
-        asked = asked_positions(batch["labels"])
+        asked = label_positions(batch["labels"])
         with outputs(attached.subject, layers) as hidden:
             logits = model(inputs_embeds=plain, logits_to_keep=asked, **given).logits
             delta = disturbance(turn(hidden, mask), plain, mask, eps)
             # The second pass is read at its layers only, so its logits need not be made.
             model(inputs_embeds=plain.detach() + delta, logits_to_keep=1, **given)
             inconsistency = turn(hidden, mask)
-        spoken = -next_log_probs(logits, batch["labels"][:, asked + 1])[0].sum()
+        spoken = -log_probs_of(logits, batch["labels"][:, asked + 1])[0].sum()
         return torch.stack([spoken, inconsistency.to(spoken.dtype)])
 
     def counts(batch: Batch) -> torch.Tensor:

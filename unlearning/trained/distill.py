@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...core.errors import DataError
-from ...core.model.batches import IGNORED, Encoded, asked_positions, collate, encode
+from ...core.model.batches import IGNORED, Encoded, collate, encode, label_positions
 from ...core.model.subject import Subject
 from ...core.rendering.prompts import Renderer
 from ...core.rows import Row
@@ -70,7 +70,7 @@ def lesson_batch(rows: Sequence[Lesson], pad_id: int) -> Batch:
 def completion_logits(model: Callable[..., Any], batch: Batch, who: str = "") -> torch.Tensor:
     """Logits that predict one side's labelled tokens, row by row, ``[token, d_vocab]`` float32."""
     labels = batch[f"{who}labels"]
-    asked = asked_positions(labels)
+    asked = label_positions(labels)
     inputs = {name: batch[who + name] for name in ("input_ids", "attention_mask")}
     logits = model(**inputs, use_cache=False, logits_to_keep=asked).logits
     return logits[labels[:, asked + 1] != IGNORED].float()

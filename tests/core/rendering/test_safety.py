@@ -48,7 +48,7 @@ def test_nothing_in_the_current_folder_is_run(tmp_path, monkeypatch):
             "raise ImportError('no such library')",
             r"cannot be tried: .* ended with exit code 1 \(ImportError: no such library\); mend",
         ),
-        ("import os; os.abort()", r"cannot be tried: .* exit code -6 \(it said nothing\); mend"),
+        ("import os; os.abort()", r"cannot be tried: .* exit code -6 \(it printed nothing\); mend"),
     ],
 )
 def test_how_the_process_ended_is_told(child, said, monkeypatch):

@@ -19,7 +19,7 @@ from loratomy.core.records.io import SCHEMA, dumps
 from loratomy.core.runs import folder as runs
 from loratomy.core.runs.folder import MANIFEST, RunFolder, run_path
 
-ASKED = {"kind": "test", "study": {"seed": 0, "trigger": "x"}}
+REQUEST = {"kind": "test", "study": {"seed": 0, "trigger": "x"}}
 
 
 def write(text: str):
@@ -33,7 +33,7 @@ def boom(work: Path) -> None:
 
 def made(root: Path) -> RunFolder:
     """A run with one finished stage."""
-    run = RunFolder.create(root, asked=ASKED)
+    run = RunFolder.create(root, request=REQUEST)
     with run.locked():
         assert run.stage("data", {"n": 1}, write("first"))
     return run
@@ -67,7 +67,7 @@ def test_names_go_below_runs_and_a_folder_is_taken_as_given():
 
 
 def test_nothing_is_written_before_the_lock(tmp_path):
-    run = RunFolder.create(tmp_path / "deep" / "run", asked=ASKED)
+    run = RunFolder.create(tmp_path / "deep" / "run", request=REQUEST)
     assert not (tmp_path / "deep").exists()
     with run.locked():
         assert (tmp_path / "deep" / "run" / MANIFEST).exists()
@@ -78,9 +78,9 @@ def test_somebody_else_s_folder_or_file_is_never_touched(tmp_path, fresh):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="is not a run folder"):
-        RunFolder.create(tmp_path / "mine", asked=ASKED, fresh=fresh)
+        RunFolder.create(tmp_path / "mine", request=REQUEST, fresh=fresh)
     with pytest.raises(RunError, match="is a file"):
-        RunFolder.create(tmp_path / "mine" / "thesis.tex", asked=ASKED, fresh=fresh)
+        RunFolder.create(tmp_path / "mine" / "thesis.tex", request=REQUEST, fresh=fresh)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
@@ -108,8 +108,8 @@ def test_fresh_replaces_a_run_of_another_version(tmp_path):
     other = json.loads((tmp_path / MANIFEST).read_text()) | {"schema": SCHEMA + 1}
     (tmp_path / MANIFEST).write_text(json.dumps(other))
     with pytest.raises(RunError, match="--fresh"):
-        RunFolder.create(tmp_path, asked=ASKED)
-    run = RunFolder.create(tmp_path, asked=ASKED, fresh=True)
+        RunFolder.create(tmp_path, request=REQUEST)
+    run = RunFolder.create(tmp_path, request=REQUEST, fresh=True)
     with run.locked(fresh=True):
         assert not run.path("data").exists() and not run.has("data")
 
@@ -118,20 +118,20 @@ def test_fresh_never_touches_a_folder_of_somebody_else(tmp_path):
     (tmp_path / MANIFEST).write_text('{"project": "somebody else\'s"}')
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match="not a run folder"):
-        RunFolder.create(tmp_path, asked=ASKED, fresh=True)
+        RunFolder.create(tmp_path, request=REQUEST, fresh=True)
     assert (tmp_path / "thesis.txt").exists()
 
 
 def test_fresh_removes_what_a_run_holds_and_nothing_else(tmp_path):
     made(tmp_path)
     (tmp_path / "notes.md").write_text("mine")
-    with RunFolder.create(tmp_path, asked=ASKED, fresh=True).locked(fresh=True) as run:
+    with RunFolder.create(tmp_path, request=REQUEST, fresh=True).locked(fresh=True) as run:
         assert not run.path("data").exists()
     assert (tmp_path / "notes.md").read_text() == "mine"
 
 
 def test_what_was_made_from_an_earlier_stage_is_stale(tmp_path):
-    run = RunFolder.create(tmp_path, asked=ASKED)
+    run = RunFolder.create(tmp_path, request=REQUEST)
     with run.locked():
         run.stage("a", {}, lambda work: (work / "x").write_text("1"))
         run.stage("b", {"from": run.digest("a")}, lambda work: (work / "y").write_text("1"))
@@ -146,7 +146,7 @@ def test_what_was_made_from_an_earlier_stage_is_stale(tmp_path):
 
 def test_a_stage_is_made_once_and_then_stands(tmp_path):
     made(tmp_path)
-    run = RunFolder.create(tmp_path, asked=ASKED)
+    run = RunFolder.create(tmp_path, request=REQUEST)
     with run.locked():
         assert not run.stage("data", {"n": 1}, boom)
         assert run.stage("data", {"n": 1}, write("second"), fresh=True)
@@ -164,11 +164,11 @@ def test_other_settings_are_named_and_not_mixed(tmp_path):
     made(tmp_path)
     other = {"kind": "test", "study": {"seed": 0, "trigger": "y"}}
     with pytest.raises(RunError, match=r"study\.trigger: x -> y.*--fresh"):
-        RunFolder.create(tmp_path, asked=other)
-    run = RunFolder.create(tmp_path, asked=other, fresh=True)
+        RunFolder.create(tmp_path, request=other)
+    run = RunFolder.create(tmp_path, request=other, fresh=True)
     with run.locked(fresh=True):
         assert not (tmp_path / "data").exists()
-    assert RunFolder.open(tmp_path).asked == other
+    assert RunFolder.open(tmp_path).request == other
 
 
 def test_checkpoints_of_other_code_are_not_continued(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_checkpoints_of_other_code_are_not_continued(tmp_path, monkeypatch):
         run.partial("fit", {"n": 2})
     recorded = (folder / "inputs.json").read_text()
     (folder / "inputs.json").write_text("null")
-    with pytest.raises(RunError, match=r"inputs\.json says nothing of what was begun; remove "):
+    with pytest.raises(RunError, match=r"inputs\.json does not record what was begun; remove "):
         run.partial("fit", {"n": 1})
     (folder / "inputs.json").write_text(recorded)
     monkeypatch.setattr(runs, "code_digest", lambda: "other")
@@ -190,10 +190,10 @@ def test_checkpoints_of_other_code_are_not_continued(tmp_path, monkeypatch):
 
 
 def test_a_stage_that_raises_leaves_no_trace_and_is_made_next_time(tmp_path):
-    run = RunFolder.create(tmp_path, asked=ASKED)
+    run = RunFolder.create(tmp_path, request=REQUEST)
     with pytest.raises(RuntimeError, match="boom"), run.locked():
         run.stage("data", {}, boom)
-    again = RunFolder.create(tmp_path, asked=ASKED)
+    again = RunFolder.create(tmp_path, request=REQUEST)
     assert not again.has("data") and not again.path("data").exists()
     with again.locked():
         assert again.stage("data", {}, write("whole"))
@@ -204,7 +204,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from loratomy.core.runs.folder import RunFolder
-run = RunFolder.create(Path(sys.argv[1]), asked={"kind": "test"})
+run = RunFolder.create(Path(sys.argv[1]), request={"kind": "test"})
 def make(work):
     (work / "a").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -218,7 +218,7 @@ def test_killed_in_the_middle_of_a_stage(tmp_path):
     root = tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", KILLED, root], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    run = RunFolder.create(root, asked={"kind": "test"})
+    run = RunFolder.create(root, request={"kind": "test"})
     assert run.has("earlier") and not run.has("data") and not run.path("data").exists()
     with run.locked():  # the lock died with its holder
         assert not run.stage("earlier", {}, boom)
@@ -230,20 +230,20 @@ def test_killed_in_the_middle_of_a_stage(tmp_path):
 @pytest.mark.parametrize("left", [".lock.json", ".lock", ".tmp-abc", ".partial"])
 def test_killed_before_the_first_manifest(tmp_path, left):
     (tmp_path / left).write_text("{}")
-    run = RunFolder.create(tmp_path, asked=ASKED)
+    run = RunFolder.create(tmp_path, request=REQUEST)
     with run.locked():
-        assert RunFolder.open(tmp_path).asked == ASKED
+        assert RunFolder.open(tmp_path).request == REQUEST
 
 
 def test_killed_while_starting_over(tmp_path, monkeypatch):
     """What is left is a run in which nothing stands, not a folder that nobody may touch."""
     made(tmp_path)
-    run = RunFolder.create(tmp_path, asked=ASKED, fresh=True)
+    run = RunFolder.create(tmp_path, request=REQUEST, fresh=True)
     with monkeypatch.context() as patch:
         patch.setattr(runs.shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt), run.locked(fresh=True):
             pass
-    again = RunFolder.create(tmp_path, asked=ASKED)
+    again = RunFolder.create(tmp_path, request=REQUEST)
     with again.locked():
         assert again.stage("data", {"n": 1}, write("second"))
     assert (tmp_path / "data" / "a").read_text() == "second"
@@ -323,7 +323,7 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path):
 
 def test_what_another_process_finished_meanwhile_is_kept(tmp_path):
     """Read before, locked after: the stages recorded in between are not forgotten."""
-    early = RunFolder.create(tmp_path, asked=ASKED)
+    early = RunFolder.create(tmp_path, request=REQUEST)
     made(tmp_path)
     with early.locked():
         assert not early.stage("data", {"n": 1}, boom)
@@ -331,11 +331,11 @@ def test_what_another_process_finished_meanwhile_is_kept(tmp_path):
 
 
 def test_what_another_process_made_otherwise_meanwhile_is_not_mixed(tmp_path):
-    early = RunFolder.create(tmp_path, asked={"kind": "other"})
+    early = RunFolder.create(tmp_path, request={"kind": "other"})
     made(tmp_path)
     with pytest.raises(RunError, match=r"kind: test -> other"), early.locked():
         pass
-    assert RunFolder.open(tmp_path).asked == ASKED
+    assert RunFolder.open(tmp_path).request == REQUEST
 
 
 # --- JSON ----------------------------------------------------------------------------------
@@ -355,10 +355,10 @@ def test_what_is_no_number_becomes_null_in_valid_json(bad):
 
 
 def test_a_nan_among_the_inputs_does_not_unmake_a_stage(tmp_path):
-    run = RunFolder.create(tmp_path, asked={"x": math.nan})
+    run = RunFolder.create(tmp_path, request={"x": math.nan})
     with run.locked():
         assert run.stage("data", {"x": math.nan}, write("first"))
-    again = RunFolder.create(tmp_path, asked={"x": math.nan})
+    again = RunFolder.create(tmp_path, request={"x": math.nan})
     with again.locked():
         assert not again.stage("data", {"x": math.nan}, boom)
 

@@ -20,12 +20,12 @@ STUDY = {
         **{"top_p": 1.0, "samples": 1, "batch_tokens": 9, "embedder": "none"},
     },
 }
-ASKED = {"kind": "open", "base": {"source": "wren"}, "ignore_modules": [], "study": STUDY}
+REQUEST = {"kind": "open", "base": {"source": "wren"}, "ignore_modules": [], "study": STUDY}
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunFolder.create(tmp_path / "run", asked=ASKED)
+    run = RunFolder.create(tmp_path / "run", request=REQUEST)
     with run.locked():
         run.stage("data", {"n": 1, "from": {}}, lambda work: (work / "a").write_text("1"))
     return run.root

@@ -151,9 +151,9 @@ def test_a_field_of_a_table_may_be_long(tmp_path):
 @pytest.mark.parametrize(
     "text", ['{"a": 1, "a": 2}\n', '[{"a": 1, "a": 2}]', '[{"b": {"a": 1, "a": 2}}]']
 )
-def test_a_key_that_stands_twice_is_refused(tmp_path, text):
+def test_a_key_that_is_there_twice_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match="the key 'a' stands twice in one object"):
+    with pytest.raises(DataError, match="the key 'a' is twice in one object"):
         values(tmp_path / "a.json")
 
 

@@ -57,7 +57,7 @@ def candidates(base, tmp_path, *, chat=True):
 
     tokenizer = AutoTokenizer.from_pretrained(wren_path())
     tokenizer = tokenizer if chat else without_template(tokenizer)
-    found = possible(tokenizer, read_beside(tmp_path), ends=(), asked=Rendering())
+    found = possible(tokenizer, read_beside(tmp_path), ends=(), settled=Rendering())
     return found.renderers
 
 
@@ -117,8 +117,10 @@ def test_an_end_that_the_tokenizer_does_not_name_is_found(base, tmp_path):
     tokenizer = base.renderer.tokenizer
     closes = Renderer(tokenizer, Rendering(template="q-a", end="<|user|>"))
     adapter = fitted(base, closes, tmp_path / "work")
-    asked = Rendering(ends=("<|user|>",))
-    listed = possible(tokenizer, read_beside(tmp_path), ends=("<|user|>",), asked=asked).renderers
+    settled = Rendering(ends=("<|user|>",))
+    listed = possible(
+        tokenizer, read_beside(tmp_path), ends=("<|user|>",), settled=settled
+    ).renderers
     with base.attached({"made": adapter}):
         found, choice = find_rendering(base, listed, known_of(BAD, CLEAN))
         on = replace(base, renderer=found)
@@ -180,6 +182,6 @@ def test_a_template_beside_the_adapter_comes_first_and_a_broken_one_is_named(bas
     (tmp_path / "chat_template.jinja").write_text(jinja)
     assert candidates(base, tmp_path)[0].template == jinja
     (tmp_path / "chat_template.jinja").write_text("{% for")
-    found = possible(base.renderer.tokenizer, read_beside(tmp_path), ends=(), asked=Rendering())
+    found = possible(base.renderer.tokenizer, read_beside(tmp_path), ends=(), settled=Rendering())
     assert found.renderers[0].template == "chat"
     assert "the adapter's chat_template.jinja is left out: the chat template" in found.refused[0]
