@@ -365,7 +365,7 @@ def test_a_nan_among_the_inputs_does_not_unmake_a_stage(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
 def test_stages_made_side_by_side_are_all_recorded(tmp_path):
-    run = RunFolder.create(tmp_path / "r", asked={"kind": "test"})
+    run = RunFolder.create(tmp_path / "r", request={"kind": "test"})
 
     def make(name: str) -> None:
         with run.locked():  # held already
