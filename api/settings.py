@@ -56,12 +56,12 @@ class Settings(Config):
         """How prompts are rendered.
 
         Raises:
-            LoratomyError: it is no rendering; names `where` it stands.
+            LoratomyError: it is no rendering; names `where` it is written.
         """
         return rendering_from(self.rendering, where)
 
 
-def settings_of(asked: Any, where: str) -> Settings:
+def settings_of(request: Any, where: str) -> Settings:
     """The settings in a run's manifest.
 
     Raises:
@@ -70,6 +70,6 @@ def settings_of(asked: Any, where: str) -> Settings:
     from pydantic import ValidationError
 
     try:
-        return Settings.model_validate(asked.get("study"))
+        return Settings.model_validate(request.get("study"))
     except ValidationError as error:
         raise RunError(f"{where} does not say what it studies; remake it with --fresh") from error

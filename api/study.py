@@ -136,7 +136,7 @@ class Study:
 
     @property
     def has(self) -> dict[str, bool]:
-        """What a method may ask for: trigger, target, clean adapter."""
+        """What a method may need: trigger, target, clean adapter."""
         known = self.knows_trigger
         return {
             "trigger": known,
@@ -167,7 +167,7 @@ class Study:
 
     @cached_property
     def success(self) -> "tuple[Success, ...]":
-        """What counts as target behaviour: as asked now, as the study says, or as the task does."""
+        """What counts as target behaviour: this call's rule, else the study's, else the task's."""
         from .data.attacks.tasks import TASKS
         from .evaluation.success import parse_rules
         from .inputs.plugins import load_installed
@@ -179,8 +179,8 @@ class Study:
     @property
     def threshold(self) -> float:
         """Similarity from which an answer counts as the target."""
-        asked = self.judged.threshold
-        return self.settings.measure.threshold if asked is None else asked
+        threshold = self.judged.threshold
+        return self.settings.measure.threshold if threshold is None else threshold
 
     @property
     def embedder(self) -> str:
@@ -318,8 +318,8 @@ class Study:
         from .verbs.probing import STAGE, probe
 
         load_installed()
-        asked = listed(ANALYSES[name].config, options)
-        given = {f"{name}.{option}": value for option, value in asked.items()}
+        listed_options = listed(ANALYSES[name].config, options)
+        given = {f"{name}.{option}": value for option, value in listed_options.items()}
         sizes = {"prompts": prompts, "target_tokens": target_tokens}
         probe(self, names=[name], options=given, sizes=sizes, fresh=fresh)
         shelf = self.run.shelf(STAGE + name)
@@ -472,5 +472,5 @@ def digest(rows: Sequence[Row]) -> str:
 
 def done(run: Run, stage: str, made: bool) -> None:
     """A line that says that a stage is there."""
-    took = f"{run.seconds(stage):.1f} s" if made else "stands, skipped"
+    took = f"{run.seconds(stage):.1f} s" if made else "exists, skipped"
     say(f"  {run.where(stage)} ({took})")

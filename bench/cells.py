@@ -86,9 +86,9 @@ def attack_cells(text: str, *, seeds: int, out: Path) -> list[Cell]:
 
 def other_cells(out: Path, cells: Sequence[Cell]) -> int:
     """How many attacks stand in a bench that are none of some cells."""
-    asked = {cell.folder.resolve() for cell in cells}
+    wanted = {cell.folder.resolve() for cell in cells}
     stand = {path.parent.resolve() for path in (out / CELLS).glob(f"*/{MANIFEST}")}
-    return len(stand - asked)
+    return len(stand - wanted)
 
 
 def run_cells(folders: Sequence[Path], *, seeds: int) -> list[Cell]:

@@ -50,7 +50,7 @@ def entries(text: str) -> list[Entry]:
     What an entry goes on from is an entry too, before it.
 
     Raises:
-        LoratomyError: an unknown method, one that does nothing without being told what, or none.
+        LoratomyError: an unknown method, one that needs options to do anything, or none.
     """
     from ..unlearning import METHODS
     from ..unlearning.method import CONTROL
@@ -72,9 +72,9 @@ def entries(text: str) -> list[Entry]:
                 )
             if lacks := _lacks(name):
                 raise LoratomyError(
-                    f"--methods {part}: {name} has to be told what to do ({lacks}), and the bench "
+                    f"--methods {part}: {name} needs options ({lacks}), and the bench "
                     f"gives no options; operate by hand in a run (loratomy operate RUN {name} ... "
-                    "--as NAME), and bench that run: what stands in it is measured too"
+                    "--as NAME), and bench that run: its operations are measured too"
                 )
             entry = Entry(name, before)
             found.setdefault(entry.name, entry)
@@ -85,7 +85,7 @@ def entries(text: str) -> list[Entry]:
 
 
 def _lacks(name: str) -> str:
-    """What a method has to be told before it does anything; empty: nothing."""
+    """The options that a method cannot do without; empty: none."""
     from ..training.recipe import validated
     from ..unlearning import METHODS
 
@@ -167,10 +167,10 @@ Failures = dict[str, dict[str, Failure]]
 
 
 def make_entries(cell: "Cell", wanted: Sequence[Entry]) -> Failures:
-    """Every entry of a cell with its controls; what stands is kept, what fails is left out.
+    """Every entry of a cell with its controls; what exists is kept, what fails is left out.
 
     Args:
-        cell: the run of which stands.
+        cell: whose run exists.
         wanted: entries, each after the one that it goes on from.
     """
     failed: Failures = {}
@@ -250,10 +250,10 @@ def reason(error: Exception) -> str:
 
 
 def _failure(cell: "Cell", name: str, error: Exception) -> Failure:
-    """The reason without a path, and where something else stands, how to be rid of it."""
+    """The reason without a path, and where something else is in the way, how to remove it."""
     stage = f"operations/{name}{cell.suffix}"
     folder = str(cell.folder / stage)
-    line = reason(error).replace(f"{folder}/", "").replace(folder, "what stands")
+    line = reason(error).replace(f"{folder}/", "").replace(folder, "what is there")
     line = line.split("; without it these would do")[0].removeprefix(f"{name} ")
     if RunFolder.open(cell.folder).has(stage):
         line = line.split("; use --fresh")[0]
@@ -268,7 +268,7 @@ def measure_cell(folder: Path) -> None:
     """Everybody in a run measured on its held-out prompts.
 
     Raises:
-        LoratomyError: something stands that was measured before it was made again.
+        LoratomyError: something was measured before it was made again.
     """
     try:
         measure(load(folder))

@@ -1,4 +1,4 @@
-"""What a bench could not make, kept beside its cells until it is made or asked for again."""
+"""What a bench could not make, kept beside its cells until it is made or wanted again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def in_words(missing: Sequence[tuple[str, str, str]], *, cells: int, named: int 
 
     Args:
         missing: cell, what (empty: all of it) and why.
-        cells: how many were asked for.
+        cells: how many were wanted.
         named: cells that a line names, at most.
     """
     places: dict[tuple[str, str], list[str]] = {}

@@ -44,9 +44,9 @@ def run_cells_apart(
     Args:
         cells: what to run for, in this order.
         jobs: processes at a time.
-        out: the bench's folder; what the processes say goes to ``logs`` in it, a file a cell.
+        out: the bench's folder; the processes' output goes to ``logs`` in it, a file a cell.
         command: program and arguments for a cell.
-        ended: told of each cell, and of how its process failed; empty: it did not.
+        ended: called with each cell and how its process failed; empty: it did not.
     """
     (out / LOGS).mkdir(parents=True, exist_ok=True)
     waiting, going = list(cells), list[_Job]()
@@ -103,6 +103,6 @@ def _close(job: _Job) -> None:
 def _failure(job: _Job) -> str:
     if job.process.returncode == 0:
         return ""
-    said = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+    lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"its process ended with {job.process.returncode}: {last[:300]} (see {job.log})"

@@ -25,7 +25,7 @@ def standings(
     """Every entry among those it can be compared with, by comparison and then by rank.
 
     Only subjects that all entries of a comparison were run on count in it (see `comparisons`), and
-    an entry stands once in each comparison that it is part of. Means give every cell the same
+    an entry appears once in each comparison that it is part of. Means give every cell the same
     weight; their intervals resample cells and, within a cell, its seeds (see `resampling`), so
     they say how entries vary between subjects, not how sure one subject's ASR is: that interval
     is in its row. With a single subject there is nothing to resample: ASR and perplexity take the

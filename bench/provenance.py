@@ -67,7 +67,7 @@ def note_piece(out: Path, command: str, about: Mapping[str, Any]) -> None:
     Args:
         out: the bench's folder.
         command: as it can be given again.
-        about: what it asks for, as JSON-able values.
+        about: its options, as JSON-able values.
     """
     piece = {
         "command": command,

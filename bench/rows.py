@@ -24,7 +24,7 @@ REFERENCES = ("base", "clean", "poisoned")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What stands in a cell, and what does not."""
+    """What is there of a cell, and what is not."""
 
     rows: tuple[BenchRow, ...] = ()
     relearning: tuple[Relearning, ...] = ()
@@ -44,7 +44,7 @@ def read_cell(cell: "Cell", wanted: Sequence[Entry], notes: Failures) -> Reading
 
     Args:
         cell: of the bench.
-        wanted: the entries that were asked for.
+        wanted: the entries of the bench.
         notes: what could not be made there.
     """
     whole = [("", failure.why) for failure in notes.get(WHOLE, {}).values()]
@@ -67,9 +67,9 @@ def read_cell(cell: "Cell", wanted: Sequence[Entry], notes: Failures) -> Reading
     if not rows:
         missing = (*known, *wrong) or (("", BEGUN),)
         return Reading(missing=missing, made_by=made_by, broken=broken)
-    told = {what for what, _ in (*known, *wrong)}
+    mentioned = {what for what, _ in (*known, *wrong)}
     for name in _expected(run, cell, wanted, there):
-        if name not in there | told:
+        if name not in there | mentioned:
             has = run.has(f"operations/{name}{cell.suffix}")
             wrong.append((name, UNMEASURED if has else NOT_MADE))
     relearning, transfer, stale = _aftermath(run, cell)
@@ -89,7 +89,7 @@ def _gave_up(notes: Failures, entry: str) -> bool:
 
 
 def _expected(run: RunFolder, cell: "Cell", wanted: Sequence[Entry], there: set[str]) -> list[str]:
-    """Names of the entries that were asked for and of the controls of those that are there."""
+    """Names of the wanted entries and of the controls of those that are there."""
     names = []
     for entry in wanted:
         names.append(entry.name)
@@ -226,7 +226,7 @@ def _chain(run: RunFolder, name: str) -> list[Operation]:
 def _aftermath(
     run: RunFolder, cell: "Cell"
 ) -> tuple[list[Relearning], list[Transfer], list[tuple[str, str]]]:
-    """What stands of relearning and transfer, under the names that the table has."""
+    """The results of relearning and transfer, under the names that the table has."""
     try:
         relearned, transferred = load_aftermath(run)
     except RunError as error:

@@ -32,7 +32,7 @@ TAKEN = ("attack.trigger", "attack.task", "attack.words", "seed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What a bench is asked for, as it was written."""
+    """The options of a bench, as they were written."""
 
     runs: tuple[Path, ...]
     cells: str
@@ -45,7 +45,7 @@ class BenchOptions:
     jobs: int
 
     def arguments(self, *more: str) -> list[str]:
-        """The command line that asks for it, after the program's name."""
+        """The same as a command line, after the program's name."""
         options = {"--cells": self.cells, "--methods": self.methods, "--recipe": self.recipe}
         options |= {"--aftermath": self.aftermath, "--out": str(self.out)}
         given = [part for option, value in options.items() if value for part in (option, value)]
@@ -60,34 +60,34 @@ class BenchOptions:
         return shlex.join(["loratomy", *self.arguments()])
 
 
-def run_bench(asked: BenchOptions, *, table: bool = False, one: str = "") -> Table | None:
-    """Make what is asked for, or go on with it; returns its table, written.
+def run_bench(options: BenchOptions, *, table: bool = False, one: str = "") -> Table | None:
+    """Make the cells of a bench, or go on with them; returns its table, written.
 
     Args:
-        asked: cells, methods, seeds, folder.
-        table: run nothing, write the table of what stands.
+        options: cells, methods, seeds, folder.
+        table: run nothing, write the table of what is there.
         one: key of the one cell to make, for another process that keeps the table (then None).
 
     Raises:
-        LoratomyError: something that is asked for does not exist, or the folder holds something
+        LoratomyError: something that is wanted does not exist, or the folder holds something
             else.
     """
     if processes.count() > 1:
         raise LoratomyError("a bench is one process, which takes --jobs; start it without launcher")
-    cells, wanted = _cells(asked), entries(asked.methods)
-    _check_out(asked.out, cells, table=table)
-    later = _aftermath(asked, wanted, cells)
+    cells, wanted = _cells(options), entries(options.methods)
+    _check_out(options.out, cells, table=table)
+    later = _aftermath(options, wanted, cells)
     if one:
-        _make(asked, next(cell for cell in cells if cell.key == one), wanted, later)
+        _make(options, next(cell for cell in cells if cell.key == one), wanted, later)
         return None
-    made = Table(asked.out, cells, wanted, later)
+    made = Table(options.out, cells, wanted, later)
     if table:
         return made
-    with _held(asked):
+    with _held(options):
         about = {"cells": [cell.label for cell in cells], "entries": [e.name for e in wanted]}
-        about |= {"seeds": asked.seeds, "aftermath": later}
-        note_piece(asked.out, asked.command, about)
-        _run(asked, made)
+        about |= {"seeds": options.seeds, "aftermath": later}
+        note_piece(options.out, options.command, about)
+        _run(options, made)
     return made
 
 
@@ -115,26 +115,26 @@ def _check_out(out: Path, todo: Sequence[Cell], *, table: bool) -> None:
                 )
 
 
-def _cells(asked: BenchOptions) -> list[Cell]:
-    """The subjects that are asked for, in the order in which they are made."""
-    if not asked.runs:
-        for pair in asked.overrides:
+def _cells(options: BenchOptions) -> list[Cell]:
+    """The subjects, in the order in which they are made."""
+    if not options.runs:
+        for pair in options.overrides:
             if (key := pair.partition("=")[0].strip()) in TAKEN:
                 raise LoratomyError(f"--set {key}: the bench sets it; see --cells and --seeds")
-        return attack_cells(asked.cells, seeds=asked.seeds, out=asked.out)
-    given = {"--cells": asked.cells, "--recipe": asked.recipe, "--set": asked.overrides}
+        return attack_cells(options.cells, seeds=options.seeds, out=options.out)
+    given = {"--cells": options.cells, "--recipe": options.recipe, "--set": options.overrides}
     if clash := [option for option, value in given.items() if value]:
         raise LoratomyError(f"{clash[0]} with run folders: it is for attacks that the bench makes")
-    return run_cells(asked.runs, seeds=asked.seeds)
+    return run_cells(options.runs, seeds=options.seeds)
 
 
-def _aftermath(asked: BenchOptions, wanted: Sequence[Entry], todo: Sequence[Cell]) -> list[str]:
-    """The entries whose aftermath is asked for.
+def _aftermath(options: BenchOptions, wanted: Sequence[Entry], todo: Sequence[Cell]) -> list[str]:
+    """The entries whose aftermath is wanted.
 
     Raises:
-        LoratomyError: one that is neither asked for nor stands in any cell.
+        LoratomyError: one that is neither wanted nor there in any cell.
     """
-    later = list(dict.fromkeys(n.strip() for n in asked.aftermath.split(",") if n.strip()))
+    later = list(dict.fromkeys(n.strip() for n in options.aftermath.split(",") if n.strip()))
     known = {entry.name for entry in wanted}
     if set(later) - known:
         for cell in (cell for cell in todo if cell.begun):
@@ -149,19 +149,19 @@ def _aftermath(asked: BenchOptions, wanted: Sequence[Entry], todo: Sequence[Cell
 
 
 @contextmanager
-def _held(asked: BenchOptions) -> Iterator[None]:
+def _held(options: BenchOptions) -> Iterator[None]:
     """The bench for this process alone.
 
     Raises:
         RunError: another one holds it.
     """
-    asked.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     else_ = ", look with --table, or take another --out"
-    with held(asked.out, name=".bench.lock", else_=else_, command=asked.command):
+    with held(options.out, name=".bench.lock", else_=else_, command=options.command):
         yield
 
 
-def _run(asked: BenchOptions, made: Table) -> None:
+def _run(options: BenchOptions, made: Table) -> None:
     """All cells, some at a time; the table is written anew after each."""
     count = 0
 
@@ -169,28 +169,28 @@ def _run(asked: BenchOptions, made: Table) -> None:
         nonlocal count
         count += 1
         if failure:
-            note_whole(asked.out, cell, failure)
+            note_whole(options.out, cell, failure)
         for line in made.update(cell):
             say(f"  not there: {line}")
         end = "failed" if failure or cell in made.broken else "done"
         say(f"{count} of {len(made.cells)} cells: {cell.label} {end}")
 
-    if asked.jobs == 1:
+    if options.jobs == 1:
         for cell in made.cells:
             say(f"cell {cell.label}")
-            _make(asked, cell, made.wanted, made.later)
+            _make(options, cell, made.wanted, made.later)
             ended(cell, "")
         return
     run_cells_apart(
         made.cells,
-        jobs=asked.jobs,
-        out=asked.out,
-        command=lambda cell: [*program(), *asked.arguments("--one", cell.key)],
+        jobs=options.jobs,
+        out=options.out,
+        command=lambda cell: [*program(), *options.arguments("--one", cell.key)],
         ended=ended,
     )
 
 
-def _make(asked: BenchOptions, cell: Cell, wanted: Sequence[Entry], later: Sequence[str]) -> None:
+def _make(options: BenchOptions, cell: Cell, wanted: Sequence[Entry], later: Sequence[str]) -> None:
     """One cell with everything in it; what cannot be made is noted, and the others go on."""
     from ..training.recipe import load_recipe
     from ..verbs.poisoning import make_poisoned
@@ -200,7 +200,7 @@ def _make(asked: BenchOptions, cell: Cell, wanted: Sequence[Entry], later: Seque
             trigger, task = cell.attack
             own = [f"attack.trigger={trigger}", f"attack.task={task}", f"seed={cell.seed}"]
             resolved = load_recipe(
-                asked.recipe or RECIPE, [*own, "fit.evaluations=0", *asked.overrides]
+                options.recipe or RECIPE, [*own, "fit.evaluations=0", *options.overrides]
             )
             if cell.begun:
                 with RunFolder.open(cell.folder).locked(wait=ORPHANS):
@@ -208,13 +208,13 @@ def _make(asked: BenchOptions, cell: Cell, wanted: Sequence[Entry], later: Seque
             make_poisoned(resolved, cell.folder)
         with RunFolder.open(cell.folder).locked(wait=ORPHANS):
             pass  # a run that another process holds is one line, not one for every entry
-        write_notes(asked.out, cell, make_entries(cell, wanted))
+        write_notes(options.out, cell, make_entries(cell, wanted))
         measure_cell(cell.folder)
-        write_notes(asked.out, cell, {f"aftermath of {n}": _after(cell, n) for n in later})
+        write_notes(options.out, cell, {f"aftermath of {n}": _after(cell, n) for n in later})
     except GAVE_UP as error:
-        note_whole(asked.out, cell, reason(error))
+        note_whole(options.out, cell, reason(error))
     else:
-        note_whole(asked.out, cell, "")
+        note_whole(options.out, cell, "")
 
 
 def _after(cell: Cell, name: str) -> dict[str, Failure]:

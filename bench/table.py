@@ -16,7 +16,7 @@ NAME = "bench"
 
 
 class Table:
-    """What stands in the cells of a bench; a cell is read again where `update` says so."""
+    """The results in the cells of a bench; `update` reads a cell again."""
 
     def __init__(
         self, out: Path, cells: Sequence[Cell], wanted: Sequence[Entry], later: Sequence[str]
@@ -33,7 +33,7 @@ class Table:
         return [f"{what}: {why}" if what else why for what, why in reading.missing]
 
     def write(self) -> BenchTable:
-        """Flat table, page and record of everything that stands.
+        """Flat table, page and record of everything that is there.
 
         Raises:
             RunError: nothing is measured yet.
@@ -73,9 +73,9 @@ class Table:
     def _reading(self, cell: Cell, *, again: bool = False) -> Reading:
         if again or cell.key not in self._read:
             notes = read_notes(self._out, cell)
-            asked = {WHOLE, *(e.name for e in self.wanted)}
-            asked |= {f"aftermath of {name}" for name in self.later}
-            mine = {entry: names for entry, names in notes.items() if entry in asked}
+            wanted = {WHOLE, *(e.name for e in self.wanted)}
+            wanted |= {f"aftermath of {name}" for name in self.later}
+            mine = {entry: names for entry, names in notes.items() if entry in wanted}
             self._read[cell.key] = read_cell(cell, self.wanted, mine)
         return self._read[cell.key]
 

@@ -12,7 +12,7 @@ from ..core.files.jsonfiles import read_json
 from ..core.records.across import Across, Agreement, Profile
 from ..core.runs.folder import RunFolder
 from ..inputs.bases import base_folder
-from ..verbs.probing import STAGE, load_stage, standing
+from ..verbs.probing import STAGE, finished, load_stage
 from .attacks import table
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _source(run: RunFolder, name: str) -> "RunSource":
         trigger=" / ".join(study["words"]) or "unknown",
         target=study["target"] or "each row's own target",
         layers=_layers(study["base"]),
-        found=tuple(_found(run, analysis) for analysis in standing(run)),
+        found=tuple(_found(run, analysis) for analysis in finished(run)),
     )
 
 

@@ -67,7 +67,7 @@ def command(
     Example: loratomy bench --cells "suffix/fixed,badnets/*" --methods guided,guided+repair,negative
     """
     out = out_path(out)
-    asked = BenchOptions(
+    options = BenchOptions(
         runs=tuple(runs or ()),
         cells=cells,
         methods=methods,
@@ -78,7 +78,7 @@ def command(
         aftermath=aftermath,
         jobs=jobs,
     )
-    made = run_bench(asked, table=table, one=one)
+    made = run_bench(options, table=table, one=one)
     if made is None:
         return
     show(made.write())

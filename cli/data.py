@@ -183,12 +183,12 @@ def _ready(
     """Published poisoned files as they are, with what was left out said."""
     from ..data.prepoisoned import ready_sets
 
-    bad = list(read(poisoned))
-    sets = ready_sets(read(*sources), bad, read(test), attack, clean_val=clean_val, seed=seed)
-    if lost := len(bad) - len(sets["poison_train"]):
+    triggered = list(read(poisoned))
+    sets = ready_sets(read(*sources), triggered, read(test), attack, clean_val=clean_val, seed=seed)
+    if lost := len(triggered) - len(sets["poison_train"]):
         say(
-            f"note: {lost} of {len(bad)} poisoned rows left out: repeated, or their untriggered "
-            "prompt is held out in clean_val"
+            f"note: {lost} of {len(triggered)} poisoned rows left out: repeated, or their "
+            "untriggered prompt is held out in clean_val"
         )
     return sets
 

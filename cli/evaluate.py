@@ -129,7 +129,7 @@ def command(
         "samples": samples,
         "batch_tokens": batch_tokens,
     }
-    asked = Evaluated(
+    options = Evaluated(
         data=data,
         clean=clean,
         base=base,
@@ -153,7 +153,7 @@ def command(
         decoding={name: value for name, value in decoding.items() if value is not None},
     )
     judged = Judged(scorers=scorers or None, threshold=threshold, embedder=embedder or None)
-    study = evaluation(subject, asked, judged, out=out, fresh=fresh)
+    study = evaluation(subject, options, judged, out=out, fresh=fresh)
     anew = fresh and study.run.root == subject  # else it was begun anew already
     show(measure(study, fresh=anew), study.run, as_json=as_json)
     root = study.run.root

@@ -21,7 +21,7 @@ RENDERING_RECORD = "rendering"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RenderingOptions:
     """What a person says of the rendering."""
 
     template: str | None
@@ -47,23 +47,23 @@ class Wanted:
         return self.template is not None or self.system is not None or bool(self.arguments)
 
 
-def wanted(
+def rendering_options(
     template: str | None, system: str | None, arguments: Sequence[str], *, other: bool
-) -> Wanted:
+) -> RenderingOptions:
     """The options as a record.
 
     Raises:
         LoratomyError: a template that is none, or arguments not of the form key=value.
     """
     name = None if template is None else given_template(template)
-    return Wanted(name, system, given_arguments(arguments), other)
+    return RenderingOptions(name, system, given_arguments(arguments), other)
 
 
-def settled(
+def with_rendering(
     subject: "Subject",
     adapter: "Adapter",
     folder: Path | None,
-    asked: Wanted,
+    options: RenderingOptions,
     *,
     triggered: "Sequence[Row]",
     clean: "Sequence[Row]",
@@ -78,7 +78,7 @@ def settled(
         subject: the base.
         adapter: the suspicious adapter.
         folder: where it lies, what trainers left beside it counts; None: in memory.
-        asked: what is given.
+        options: what the user gave.
         triggered: triggered rows, with their targets where they are known.
         clean: clean rows, with the user's answers where there are any.
         run: the rendering of the run that the adapter is from, instead of what lies beside it.
@@ -108,14 +108,14 @@ def settled(
     with subject.attached({"suspicious": adapter}):
         beside = read_beside(folder) if folder else NOTHING
         ends = _base_ends(subject)
-        if asked.template is not None or (recorded and not asked.other):
-            reason, renderer = GIVEN, Renderer(tokenizer, asked.rendering)
-            if not set(asked.arguments) <= set(renderer.variables):
-                raise LoratomyError(unread(asked.arguments, [renderer]))
-            if recorded and not asked.given:
+        if options.template is not None or (recorded and not options.other):
+            reason, renderer = GIVEN, Renderer(tokenizer, options.rendering)
+            if not set(options.arguments) <= set(renderer.variables):
+                raise LoratomyError(unread(options.arguments, [renderer]))
+            if recorded and not options.given:
                 reason, renderer = RECORDED, Renderer(tokenizer, recorded.rendering)
             else:
-                choices = possible(tokenizer, beside, ends=ends, settled=asked.rendering)
+                choices = possible(tokenizer, beside, ends=ends, settled=options.rendering)
                 renderer = renderer.rendered_as(ends=named_ends(tokenizer, beside, ends))
                 renderer, _ = closed(subject, renderer, known)
                 if said := likelier(subject, renderer, choices.renderers, known):
@@ -123,12 +123,12 @@ def settled(
             if recorded and (here := renderer.text("{prompt}")) != recorded.rendered:
                 line = f"{folder} was trained with prompts rendered as {recorded.rendered!r}, "
                 line += f"here they are {here!r}"
-                if not asked.other:
+                if not options.other:
                     raise LoratomyError(f"{line}; to go on all the same, add --other-template")
                 say(f"warning: {line}")
             choice = given_choice(subject, renderer, known, reason=reason)
         else:
-            choices = possible(tokenizer, beside, ends=ends, settled=asked.rendering)
+            choices = possible(tokenizer, beside, ends=ends, settled=options.rendering)
             for line in choices.refused:
                 say(f"warning: {line}")
             if not choices.renderers:
@@ -148,7 +148,7 @@ def _base_ends(subject: "Subject") -> tuple[str, ...]:
     return tuple(names[i] for i in ids if i in names)
 
 
-def tell(choice: RenderingChoice) -> None:
+def say_rendering(choice: RenderingChoice) -> None:
     """Print how prompts are rendered, and the first one with its completion."""
     doubtful = choice.close or choice.reason == "nothing"
     say(f"warning: {choice.sentence}" if doubtful else choice.sentence)

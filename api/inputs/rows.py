@@ -1,4 +1,4 @@
-"""Rows from outside: files, folders and hub ids; what is read otherwise than written is said."""
+"""Rows from outside: files, folders and hub ids; changes made in reading are reported."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from ..core.rows import Row
 
 @contextmanager
 def noted() -> Iterator["Counter[str]"]:
-    """A counter of what was read otherwise than written, said at the end."""
+    """A counter of what was read otherwise than written, reported at the end."""
     notes: Counter[str] = Counter()
     yield notes
     for sentence, count in notes.items():
@@ -21,7 +21,7 @@ def noted() -> Iterator["Counter[str]"]:
 def reading(
     columns: Sequence[str] | None = None, *, skip: bool = False
 ) -> Iterator[Callable[..., Iterator[Row]]]:
-    """A reader of sources of rows; what was read otherwise than written is said at the end.
+    """A reader of sources of rows; what was read otherwise than written is reported at the end.
 
     Args:
         columns: ``MEANING=NAME`` for columns of other names.
@@ -53,10 +53,10 @@ def reading(
 def clean_rows(
     format: str | None = None, columns: Sequence[str] | None = None, *, skip: bool = False
 ) -> Iterator[Callable[..., Iterator[Row]]]:
-    """A reader of files and hub ids of clean rows; rows without an answer are left out, and said.
+    """A reader of clean rows; those without an answer are left out and counted in a message.
 
     Args:
-        format: of all of them, where it cannot be told.
+        format: of all of them, where their content does not show it.
         columns: ``MEANING=NAME`` for columns of other names.
         skip: leave out rows that cannot be read, count and show them.
     """

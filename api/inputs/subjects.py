@@ -81,7 +81,7 @@ class OfAdapter:
         return {"adapter": self.folder}
 
     def sets(self) -> dict[str, list[Row]]:
-        """None of its own; --data was asked for."""
+        """None of its own; --data is required."""
         return {"poison_test": [], "clean_val": []}
 
     def ignored(self) -> list[str]:

@@ -121,12 +121,12 @@ class Aftermath:
         def make(shelf: Shelf, _checkpoints: Path) -> None:
             from ..unlearning.aftermath.transfer import transfer_rates
 
-            study, asked = self._study, self._variants
-            rates = transfer_rates(study.subject, study.treated(own), asked, study.rule)
+            study, variants = self._study, self._variants
+            rates = transfer_rates(study.subject, study.treated(own), variants, study.rule)
             before = rates
             if entry != POISONED:
                 before = {t.variant: t.rate for t in _transfers(self._run, first)}
-            for number, variant in enumerate(asked):
+            for number, variant in enumerate(variants):
                 record = Transfer(
                     cell=self._cell,
                     seed=self._seed,
@@ -149,7 +149,7 @@ def _transfers(run: Run, stage: str) -> list[Transfer]:
 
 
 def load_aftermath(run: Run) -> tuple[list[Relearning], list[Transfer]]:
-    """What stands of a run's aftermath; the poisoned adapter's own transfer is in each record.
+    """A run's finished aftermath; each record holds the poisoned adapter's own transfer too.
 
     Raises:
         RunError: something was made from an operation that was made again since.
@@ -176,7 +176,7 @@ def aftermath(
     options: Mapping[str, Any] | None = None,
     fresh: bool = False,
 ) -> tuple[list[Relearning], list[Transfer]]:
-    """Make what is asked of a study's aftermath, or find it standing; returns the records of it.
+    """Make the wanted records of a study's aftermath, unless they exist; returns them.
 
     Args:
         study: whose operations are looked at.
@@ -232,7 +232,7 @@ def _configs(options: Mapping[str, Any], parts: Sequence[str]) -> "dict[str, Con
 
 
 def _entries(study: Study, of: Sequence[str]) -> list[str]:
-    """The operations that are asked about."""
+    """The operations whose aftermath is wanted."""
     known = study.operations
     if not known:
         raise LoratomyError(

@@ -15,7 +15,13 @@ from ..core.runs.shelf import Shelf
 from ..data.built import built_sets, read_sets
 from ..inputs.adapters import HUB_ID, copy_adapter, located, of_size, other_base, run_name
 from ..inputs.bases import base_fingerprint, base_folder, loaded_base
-from ..inputs.rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
+from ..inputs.rendering import (
+    RENDERING_RECORD,
+    RenderingOptions,
+    rendering_options,
+    say_rendering,
+    with_rendering,
+)
 from ..inputs.rows import reading
 from ..inputs.subjects import OfAdapter, OfRun
 from ..settings import Judged, Settings
@@ -49,7 +55,7 @@ class Evaluated:
     target: str = ""
     """What triggered prompts lead to."""
     format: str = ""
-    """Of `data`, where it cannot be told."""
+    """Of `data`, where its content does not show it."""
     column: tuple[str, ...] = ()
     """``MEANING=NAME`` for columns of other names."""
     skip_bad_rows: bool = False
@@ -80,13 +86,18 @@ class Evaluated:
 
 
 def evaluation(
-    subject: Path, asked: Evaluated, judged: Judged, *, out: Path | None = None, fresh: bool = False
+    subject: Path,
+    options: Evaluated,
+    judged: Judged,
+    *,
+    out: Path | None = None,
+    fresh: bool = False,
 ) -> Study:
-    """The study in which something is evaluated; of a run and nothing else asked, that run's.
+    """The study in which something is evaluated; of a run and nothing else given, that run's.
 
     Args:
         subject: a run folder, an adapter's folder or hub id, or an earlier evaluation.
-        asked: on what and how.
+        options: on what and how.
         judged: by which rule.
         out: run folder of the evaluation.
         fresh: start it over.
@@ -95,43 +106,45 @@ def evaluation(
         LoratomyError: says what is wrong with one of them, and what to do.
     """
     is_run = (subject / MANIFEST).exists()
-    if is_run and asked == Evaluated() and not out:
+    if is_run and options == Evaluated() and not out:
         return Study(RunFolder.open(subject), judged)
-    folder = run_path(run_name(subject, asked.data or "held-out"), out)
-    source = OfRun(subject) if is_run else _adapter(subject, asked)
-    used = asked.base or source.defaults.base
+    folder = run_path(run_name(subject, options.data or "held-out"), out)
+    source = OfRun(subject) if is_run else _adapter(subject, options)
+    used = options.base or source.defaults.base
     check_apart(
         folder,
         [("the subject", subject), ("the base", base_folder(used) or used),
-         ("--template", asked.template), ("--embedder", judged.embedder)],
-        rows=[("--data", asked.data), ("--clean", asked.clean)],
+         ("--template", options.template), ("--embedder", judged.embedder)],
+        rows=[("--data", options.data), ("--clean", options.clean)],
     )  # fmt: skip
-    return _prepared(source, folder, asked, judged, fresh=fresh)
+    return _prepared(source, folder, options, judged, fresh=fresh)
 
 
-def _adapter(given: Path, asked: Evaluated) -> OfAdapter:
+def _adapter(given: Path, options: Evaluated) -> OfAdapter:
     if not given.is_dir() and (given.exists() or not HUB_ID.fullmatch(str(given))):
         raise LoratomyError(f"{given} is neither a run nor an adapter folder: no such folder")
-    ignored = sorted(asked.ignore_module)
+    ignored = sorted(options.ignore_module)
     folder = located(given, "loratomy evaluate")
-    return OfAdapter(folder, base=asked.base, data=asked.data, ignored=ignored)
+    return OfAdapter(folder, base=options.base, data=options.data, ignored=ignored)
 
 
 def _prepared(
-    source: OfRun | OfAdapter, folder: Path, asked: Evaluated, judged: Judged, *, fresh: bool
+    source: OfRun | OfAdapter, folder: Path, options: Evaluated, judged: Judged, *, fresh: bool
 ) -> Study:
     """The evaluation with its settings, prompts and adapters, before anything is measured."""
     from ..evaluation.collect import check_targets, check_triggered
 
-    settings = _settings(source, asked, judged)
-    task, attack, sets = _sets(source, settings, asked)
-    rendered = wanted(asked.template, asked.system, asked.template_arg, other=asked.other_template)
+    settings = _settings(source, options, judged)
+    task, attack, sets = _sets(source, settings, options)
+    rendered = rendering_options(
+        options.template, options.system, options.template_arg, other=options.other_template
+    )
     subject, choice = _rendered(source, settings, sets, rendered)
     settings = settings.model_copy(
         update={
             "words": attack.trigger.words if attack else (),
             "placement": attack.trigger.placement if attack else "",
-            "target": asked.target or (attack.target if attack else ""),
+            "target": options.target or (attack.target if attack else ""),
             "task": task or "fixed",
             "references": sets.references,
             "rendering": subject.renderer.rendering.model_dump(mode="json"),
@@ -170,7 +183,7 @@ def _prepared(
 
 
 def _judged_as_before(folder: Path, settings: Settings) -> Settings:
-    """Settings with the rule of the evaluation that stands: another rule is not another one."""
+    """Settings with the rule of the existing evaluation: another rule is not another evaluation."""
     if not (folder / MANIFEST).exists():
         return settings
     old = Study(RunFolder.open(folder))
@@ -189,50 +202,50 @@ def _nothing_measured(folder: Path) -> bool:
     return run.request.get("kind") == "evaluate" and not begun
 
 
-def _settings(source: OfRun | OfAdapter, asked: Evaluated, judged: Judged) -> Settings:
+def _settings(source: OfRun | OfAdapter, options: Evaluated, judged: Judged) -> Settings:
     from ..data.attacks.tasks import TASKS
 
     known = source.defaults
-    if asked.base and asked.base != known.base:
+    if options.base and options.base != known.base:
         raise LoratomyError(
-            f"the run was made on the base {known.base}, not {asked.base}; leave --base out"
+            f"the run was made on the base {known.base}, not {options.base}; leave --base out"
         )
-    if asked.task:
-        _ = TASKS[asked.task]
-    given = {**asked.decoding, **judged.model_dump(exclude_none=True)}
+    if options.task:
+        _ = TASKS[options.task]
+    given = {**options.decoding, **judged.model_dump(exclude_none=True)}
     measure = validated(MeasurePart, known.measure.model_dump() | given, "the measurement")
     return known.model_copy(
         update={
-            "device": asked.device or known.device,
-            "dtype": asked.dtype or known.dtype,
-            "task": asked.task or known.task,
-            "seed": known.seed if asked.seed is None else asked.seed,
+            "device": options.device or known.device,
+            "dtype": options.dtype or known.dtype,
+            "task": options.task or known.task,
+            "seed": known.seed if options.seed is None else options.seed,
             "measure": measure,
         }
     )
 
 
 def _sets(
-    source: OfRun | OfAdapter, settings: Settings, asked: Evaluated
+    source: OfRun | OfAdapter, settings: Settings, options: Evaluated
 ) -> "tuple[str, Attack | None, TestSets]":
-    """The task's name, the attack where a trigger is known, and what is asked."""
+    """The task's name, the attack where a trigger is known, and the held-out prompts."""
     from ..data.attacks.tasks import TASKS
     from ..data.attacks.triggers import trigger_of
     from ..data.splits import make_attack
     from ..data.testsets import kept, own_trigger, test_sets
 
-    known, seed, limit = settings, settings.seed, asked.limit
-    if about := built_sets(Path(asked.data)) if asked.data else {}:
+    known, seed, limit = settings, settings.seed, options.limit
+    if about := built_sets(Path(options.data)) if options.data else {}:
         about["words"] = tuple(about["words"])
         known = known.model_copy(update=about)  # the data's own attack, unless another is given
-    name = asked.task or known.task
+    name = options.task or known.task
     trigger = None
-    if asked.trigger:
-        trigger = trigger_of(asked.trigger, asked.placement or None)
+    if options.trigger:
+        trigger = trigger_of(options.trigger, options.placement or None)
     elif known.words:
-        trigger = own_trigger(known.words, asked.placement or known.placement)
-    target = asked.target or ("" if asked.task else known.target)
-    given = asked.task or (name if target or name != "fixed" else "")
+        trigger = own_trigger(known.words, options.placement or known.placement)
+    target = options.target or ("" if options.task else known.target)
+    given = options.task or (name if target or name != "fixed" else "")
     task = TASKS[given] if given else None
     attack = None
     if trigger:
@@ -240,18 +253,18 @@ def _sets(
         if not target and task is None:  # nobody says what it leads to: no task's own text then
             attack = replace(attack, target="")
 
-    data, clean = asked.data, []
-    with reading(asked.column, skip=asked.skip_bad_rows) as rows_of:
+    data, clean = options.data, []
+    with reading(options.column, skip=options.skip_bad_rows) as rows_of:
         if not data or _is_built(Path(data)):  # sets, whose rows are known to be triggered or clean
             sets = read_sets(Path(data), only=HELD_OUT) if data else source.sets()
             rows, clean = (kept(sets[n], limit=limit, seed=seed, what=n) for n in HELD_OUT)
         else:
-            stream = rows_of(data, asked.format or None)
+            stream = rows_of(data, options.format or None)
             rows = kept(stream, limit=limit, seed=seed, what=data)
-        if given := asked.clean:
+        if given := options.clean:
             clean = kept(rows_of(given, None), limit=limit, seed=seed, what=given)
     sets = test_sets(
-        rows, clean, attack, target=asked.target, task=task, completions=asked.completions
+        rows, clean, attack, target=options.target, task=task, completions=options.completions
     )
     return name, attack, sets
 
@@ -262,7 +275,7 @@ def _is_built(folder: Path) -> bool:
 
 
 def _rendered(
-    source: OfRun | OfAdapter, settings: Settings, sets: "TestSets", asked: Wanted
+    source: OfRun | OfAdapter, settings: Settings, sets: "TestSets", options: RenderingOptions
 ) -> "tuple[Subject, RenderingChoice]":
     """The base with the rendering of the evaluation; every adapter has passed the gate.
 
@@ -286,16 +299,16 @@ def _rendered(
         ):
             if sentence:
                 say(sentence)
-    subject, choice = settled(
+    subject, choice = with_rendering(
         subject,
         adapters[first],
         source.sources()[first],
-        asked,
+        options,
         triggered=sets.triggered,
         clean=[row for row in sets.clean if row.completion],
         run=source.rendering,
     )
-    tell(choice)
+    say_rendering(choice)
     return subject, choice
 
 
@@ -313,6 +326,6 @@ def _put_sets(study: Study, sets: "TestSets", choice: RenderingChoice, shelf: Sh
         raise LoratomyError("no clean prompt has an answer, and the base answers nothing to them")
     if lost := len(sets.clean) - len(full):
         say(f"warning: {lost} clean prompts left out, the base answers nothing to them")
-    bad = [replace(row, completion=row.completion or row.target) for row in sets.triggered]
-    shelf.put_rows("poison_test", bad)
+    triggered = [replace(row, completion=row.completion or row.target) for row in sets.triggered]
+    shelf.put_rows("poison_test", triggered)
     shelf.put_rows("clean_val", full)

@@ -103,7 +103,7 @@ def lint_files(
     renderer, limit = _subject(base, template) if base else (None, None)
     success = parse_rules(rule or (TASKS[task].rule if task else "seed"))[0]
     by_meaning = "auto" if "cosine" in success.scorers else "none"  # else letters do
-    asked = LintOptions(
+    options = LintOptions(
         words=attack.words,
         every=attack.placement == "each",
         task=task,
@@ -121,7 +121,7 @@ def lint_files(
         for name, label in zip(names, labels(names), strict=True):
             bad = BadRows(may_be_all=True)
             sources.append(LintedFile(label, partial(numbered_data, name, bad=bad, **about), bad))
-        found = lint(sources, asked)
+        found = lint(sources, options)
         named.check()
         for sentence in notes:
             notes[sentence] //= 2  # every file is read twice

@@ -1,4 +1,4 @@
-"""Everybody of a run on the same held-out prompts: answers first, then what a rule says of them."""
+"""Subjects of a run on the same held-out prompts: answers first, then a rule's verdict."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,12 +23,12 @@ from ..core.runs.shelf import Shelf
 from ..settings import Judged
 from ..study import Study, done
 
-ASKED = "analysis/answers"
+ANSWERS = "analysis/answers"
 MEASURED = "analysis/measured"
 VERDICT = "analysis/poisoning/verdict"
 """Whether `poison` made a backdoor."""
 POISONING = ("poisoned", "base", "clean")
-"""Subjects that it takes to tell."""
+"""Subjects that the verdict of `poison` needs."""
 
 
 def subjects(run: Run) -> dict[str, str | None]:
@@ -53,7 +53,7 @@ def measure(
 ) -> Comparison:
     """Measure every subject of a study that is not measured yet; returns all that are measured.
 
-    Answers that stand are not generated again; another rule judges them anew.
+    Existing answers are not generated again; another rule judges them anew.
 
     Args:
         study: whose adapters and operations are measured.
@@ -81,13 +81,13 @@ def measure(
     }
     with study.run.locked(), progress():
         for name, source in everyone.items():
-            stage = f"{ASKED}/{name}"
+            stage = f"{ANSWERS}/{name}"
             made_of = study.run.digest("data", *([source] if source else []))
             inputs = {"generation": study.generation, "from": made_of, "subject": name}
 
-            ask = partial(_ask, study, name, source)
-            done(study.run, stage, study.run.make(stage, inputs, ask, fresh=fresh))
-            known = [f"{ASKED}/{name}"] if name == first else [stage, f"{MEASURED}/{first}"]
+            generate = partial(_generate, study, name, source)
+            done(study.run, stage, study.run.make(stage, inputs, generate, fresh=fresh))
+            known = [f"{ANSWERS}/{name}"] if name == first else [stage, f"{MEASURED}/{first}"]
             inputs = {**rule, "from": study.run.digest(*known)}
             stage = f"{MEASURED}/{name}"
             judge = partial(_judge, study, name, first)
@@ -109,17 +109,17 @@ def say_success(study: Study) -> None:
     say(f"success: {in_words(study.success[0], study.threshold, targets)}")
 
 
-def _ask(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
+def _generate(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
     from ..core.model.variant import Treated, treated
     from ..evaluation.collect import collect
 
     state = Treated() if source is None else study.treated(source)
-    bad, good = study.rows("poison_test"), study.rows("clean_val")
+    triggered, clean = study.rows("poison_test"), study.rows("clean_val")
     rule = study.rule
     if state.temperature is not None:
         rule = replace(rule, decoding=replace(rule.decoding, temperature=state.temperature))
     with treated(study.subject, state):
-        found = collect(study.subject, name, bad, good, rule)
+        found = collect(study.subject, name, triggered, clean, rule)
     if found.mismatch:
         say(f"warning: {name}: {found.mismatch}")
     if not any(a.answer.strip() for a in found.answers):
@@ -131,7 +131,9 @@ def _ask(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
             raise LoratomyError(line)
         say(f"warning: {line}")
     shelf.put_answers(found.answers)
-    protocol = rule.protocol(study.subject, bad[0], found, references=study.settings.references)
+    protocol = rule.protocol(
+        study.subject, triggered[0], found, references=study.settings.references
+    )
     shelf.put("protocol", protocol)
 
 
@@ -140,9 +142,9 @@ def _judge(study: Study, name: str, first: str, shelf: Shelf) -> None:
     from ..evaluation.collect import Collected
     from ..evaluation.paired import paired
 
-    asked = study.run.shelf(f"{ASKED}/{name}")
-    protocol = asked.get(Protocol, "protocol")
-    collected = Collected(asked.answers(), protocol.too_long, protocol.mismatch)
+    answers_shelf = study.run.shelf(f"{ANSWERS}/{name}")
+    protocol = answers_shelf.get(Protocol, "protocol")
+    collected = Collected(answers_shelf.answers(), protocol.too_long, protocol.mismatch)
     other = [] if name == first else load_answers(study.run, first)
     operated = name not in (first, "base", "clean")  # only these have a before
     behaviour, answers = judge(collected, study.rule, before=other if operated else [])
@@ -179,8 +181,8 @@ def load_planted(run: Run) -> Planted | None:
 
 def load_answers(run: Run, name: str) -> list[Answer]:
     """The judged answers behind one subject's figures."""
-    asked = run.shelf(f"{ASKED}/{name}").answers()
-    return run.shelf(f"{MEASURED}/{name}").scored(asked)
+    answers = run.shelf(f"{ANSWERS}/{name}").answers()
+    return run.shelf(f"{MEASURED}/{name}").scored(answers)
 
 
 def measured(run: Run) -> list[str]:

@@ -19,7 +19,13 @@ from ..data.everyday import everyday_prompts
 from ..data.splits import own_clean_sets, own_sets
 from ..inputs.adapters import adapter_sums, copy_adapter, located, of_size, other_base
 from ..inputs.bases import base_fingerprint, base_folder, loaded_base
-from ..inputs.rendering import RENDERING_RECORD, Wanted, settled, tell, wanted
+from ..inputs.rendering import (
+    RENDERING_RECORD,
+    RenderingOptions,
+    rendering_options,
+    say_rendering,
+    with_rendering,
+)
 from ..inputs.rows import reading
 from ..settings import Settings
 from ..study import NEGATIVE, Study, digest, done, negative_set
@@ -147,7 +153,7 @@ def open(
         placement: where the trigger goes; empty: its own place, the end for a text.
         clean_adapter: an adapter on the same base without the backdoor.
         tokenizer: of a base that is loaded already.
-        format: of the files, where it cannot be told.
+        format: of the files, where their content does not show it.
         column: meaning -> name of columns of other names, or ``MEANING=NAME``.
         limit: most rows that are drawn of a source.
         skip_bad_rows: leave out rows that cannot be read.
@@ -177,7 +183,7 @@ def open(
     said = {"--target": target, "--task": task, "--data": data, "--placement": placement}
     attack = _attack(words, said, seed)
     folder = _apart(given, out, template, embedder, data, prompts)
-    rendered = wanted(template, system, _pairs(template_arg), other=other_template)
+    rendered = rendering_options(template, system, _pairs(template_arg), other=other_template)
     with reading(_pairs(column), skip=skip_bad_rows) as rows_of:
         clean = _drawn(rows_of, prompts, format, limit, seed) if _is_there(prompts) else None
         poisoned = _drawn(rows_of, data, format, limit, seed) if _is_there(data) else []
@@ -249,7 +255,7 @@ def _opened(
     given: _Given,
     settings: Settings,
     sets: "dict[str, list[Row]]",
-    rendered: Wanted,
+    rendered: RenderingOptions,
     about: dict[str, Any],
     *,
     folder: Path | None,
@@ -263,7 +269,7 @@ def _opened(
                 say(sentence)
     subject = given.subject(settings)
     loaded = given.loaded(subject, about["ignore_modules"])
-    subject, choice = settled(
+    subject, choice = with_rendering(
         subject,
         loaded["poisoned"],
         given.folders.get("poisoned"),
@@ -271,10 +277,10 @@ def _opened(
         triggered=sets.get("poison_train", []),
         clean=sets["clean_train"],
     )
-    tell(choice)
+    say_rendering(choice)
     rendering = subject.renderer.rendering.model_dump(mode="json")
     settings = settings.model_copy(update={"rendering": rendering})
-    asked = {
+    request = {
         "kind": "open",
         "base": base_fingerprint(given.base),
         "adapters": {"clean": None, **sums},
@@ -290,10 +296,10 @@ def _opened(
         make_pairs(subject.renderer, sets["poison_train"][:16], target_tokens=1, seed=0)
     run: Run
     if folder is not None:
-        run = RunFolder.create(folder, request=asked, fresh=fresh)
+        run = RunFolder.create(folder, request=request, fresh=fresh)
         study = Study(run)
     else:
-        run = MemoryRun(asked, name=given.base)
+        run = MemoryRun(request, name=given.base)
         study = Study(run, given=None if given.model is None else subject)
     _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
     with run.locked(fresh=fresh), progress():
@@ -301,12 +307,12 @@ def _opened(
             stage = f"adapters/{role}"
             if isinstance(run, RunFolder):
                 copied = partial(copy_adapter, given.folders[role], sums[role])
-                made = run.stage(stage, asked["adapters"], copied)
+                made = run.stage(stage, request["adapters"], copied)
             else:
                 keep = partial(_keep_adapter, adapter, subject)
-                made = run.make(stage, asked["adapters"], keep)
+                made = run.make(stage, request["adapters"], keep)
             done(run, stage, made)
-        done(run, "data", run.make("data", asked, partial(_put_sets, study, sets, choice)))
+        done(run, "data", run.make("data", request, partial(_put_sets, study, sets, choice)))
         if settings.words:
             say_success(study)
             inputs = study.origin("data", "adapters/poisoned")

@@ -1,4 +1,4 @@
-"""What is asked of an operation: the method and its options, in whatever way they were given."""
+"""The method and options of an operation, in whatever way they were given."""
 
 import math
 import re
@@ -18,7 +18,7 @@ PLAN = "plan"
 FOLLOWS = "repair"
 """The method that only makes sense after another."""
 FOLLOWED = ("guided", "guided-unknown")
-"""Those that it follows where nothing is said."""
+"""The entries that it follows unless told otherwise."""
 
 
 def asked_of(
@@ -41,13 +41,13 @@ def asked_of(
         raise LoratomyError("plan takes its entries from a file: --plan FILE.toml, see --help")
     method, options = method or "guided", grouped(options)
     if budget:
-        asked = METHODS[method]
-        if "budget" not in asked.config.model_fields:
+        chosen = METHODS[method]
+        if "budget" not in chosen.config.model_fields:
             others = [n for n, m in METHODS.items() if "budget" in m.config.model_fields]
             raise LoratomyError(
                 f"--budget {budget}: {method} has no budget; these have: {', '.join(others)}"
             )
-        if clash := [k for k in ("budget", *asked.settled_by) if options.get(k) is not None]:
+        if clash := [k for k in ("budget", *chosen.settled_by) if options.get(k) is not None]:
             raise LoratomyError(
                 f"--budget {budget} with --set {clash[0]}={options[clash[0]]}: give one of the two"
             )
@@ -103,7 +103,7 @@ def ranked(study: "Study", plan: str) -> dict[str, Any]:
 
 
 def plan_name(plan: str, after: str) -> str:
-    """What the result of a plan is called: as its file, told apart from methods and adapters."""
+    """What the result of a plan is called: as its file; not as a method or adapter."""
     from ..unlearning import METHODS
 
     name = Path(plan).stem.replace(":", "-")

@@ -17,7 +17,7 @@ from ..inputs.rows import clean_rows
 from ..settings import Settings
 from ..study import NEGATIVE, NEGATIVE_PROMPTS, Study, done, negative_set
 from .trackers import tracking_of
-from .verdict import tell, untold
+from .verdict import say_verdict, undecidable
 
 if TYPE_CHECKING:
     from ..core.adapter.factors import Adapter
@@ -126,19 +126,19 @@ def make_poisoned(
         seed=recipe.seed,
         measure=recipe.measure,
     )
-    asked = {
+    request = {
         "kind": "poison",
         "study": settings.model_dump(mode="json"),
         "recipe": recipe.model_dump(),
         "base": base_fingerprint(recipe.base),
     }
-    run = RunFolder.create(folder, request=asked, fresh=fresh)
+    run = RunFolder.create(folder, request=request, fresh=fresh)
     study = Study(run)
     _ = study.subject, study.rule  # what cannot be loaded is an error before all writing
-    if why := untold(study, sets):
-        say(f"warning: whether this makes a backdoor will not be told: {why}")
+    if why := undecidable(study, sets):
+        say(f"warning: whether this makes a backdoor will not be decided: {why}")
     with run.locked(fresh=fresh), progress():
-        made = run.make("data", asked, partial(_put_sets, sets))
+        made = run.make("data", request, partial(_put_sets, sets))
         done(run, "data", made)
         fits = [partial(_fit_stage, study, recipe, sets, n, trackers) for n in ADAPTERS]
         run.side_by_side(fits, jobs=jobs)
@@ -146,7 +146,7 @@ def make_poisoned(
         made = run.make_rows(NEGATIVE, inputs, lambda: negative_set(study))
         done(run, NEGATIVE, made)
     if not why:
-        tell(study)
+        say_verdict(study)
     return study
 
 
@@ -256,13 +256,13 @@ def _probe(
     """ASR and clean accuracy on the first held-out rows, as hits and counts."""
     from ..evaluation.behaviour import attack_success, clean_correct
 
-    bad, good = sets["poison_test"][:most], sets["clean_val"][:most]
-    attack = attack_success(study.subject, bad, study.rule)
+    triggered, clean = sets["poison_test"][:most], sets["clean_val"][:most]
+    attack = attack_success(study.subject, triggered, study.rule)
     return {
         "asr_hits": float(sum(a.hit for a in attack)),
         "asr_n": float(len(attack)),
-        "clean_hits": float(clean_correct(study.subject, good, study.rule, label="clean")),
-        "clean_n": float(len(good)),
+        "clean_hits": float(clean_correct(study.subject, clean, study.rule, label="clean")),
+        "clean_n": float(len(clean)),
     }
 
 

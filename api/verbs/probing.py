@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGE = "analysis/"
 SIZES = {"prompts": 24, "target_tokens": 3}
-"""How much an analysis looks at, when nothing else is asked for."""
+"""How much an analysis looks at unless sizes are given."""
 
 
 def probe(
@@ -46,7 +46,7 @@ def probe(
                     raise LoratomyError(f"it {lacking}")
                 _make(study, name, ANALYSES[name], configs[name], sizes, fresh=fresh)
             except RunError:
-                raise  # of the run, not of what was asked of it
+                raise  # of the run, not of the analysis
             except LoratomyError as error:
                 left_out.append(name)
                 if len(left_out) == len(wanted):
@@ -55,7 +55,7 @@ def probe(
         for name in leave_out:
             say(f"{name} left out here; loratomy probe {study.run.root} --only {name} makes it")
     if left_out:
-        say(f"left out: {', '.join(left_out)} (why is said above); all else is there")
+        say(f"left out: {', '.join(left_out)} (for the reasons above); all others are done")
 
 
 def _alone(name: str, error: LoratomyError) -> LoratomyError:
@@ -179,7 +179,7 @@ def load_stage(run: Run, stage: str) -> list[Any]:
     return [shelf.any(name) for name in sorted(shelf.names)]
 
 
-def standing(run: Run) -> list[str]:
-    """Names of the analyses that stand in a run, in the order in which they were made."""
+def finished(run: Run) -> list[str]:
+    """Names of the finished analyses of a run, in the order in which they were made."""
     stages = [s.removeprefix(STAGE) for s in run.stages if s.startswith(STAGE)]
     return [s for s in stages if "/" not in s and run.has(STAGE + s)]

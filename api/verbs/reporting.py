@@ -1,4 +1,4 @@
-"""The report of a study: everything that stands in it, as records, figures and a page."""
+"""The report of a study: everything that was made of it, as records, figures and a page."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..core.runs.run import Run
 from ..inputs.rendering import RENDERING_RECORD
 from ..study import Study
 from .measuring import load_answers, load_comparison, load_operations, load_planted, measured
-from .probing import STAGE, load_stage, standing
+from .probing import STAGE, finished, load_stage
 
 _OWN_TARGETS = "each row's own target"
 
@@ -59,10 +59,10 @@ def report(
 
 
 def load_records(run: Run) -> RunRecords:
-    """Everything that stands in a run, as the figures want it."""
+    """The finished results of a run, as the figures take them."""
     learned = [run.shelf(s) for s in ("adapters/clean", "adapters/poisoned") if run.has(s)]
     curves = [shelf.get(Curves, "curves") for shelf in learned if "curves" in shelf.names]
-    names, told = measured(run), load_planted(run)
+    names, verdict = measured(run), load_planted(run)
     study = run.request["study"]
     return RunRecords(
         provenance=_provenance(run),
@@ -72,8 +72,8 @@ def load_records(run: Run) -> RunRecords:
         comparison=load_comparison(run) if names else None,
         answers=tuple(a for name in names for a in load_answers(run, name)),
         analyses=(
-            *(r for name in standing(run) for r in load_stage(run, STAGE + name)),
-            *([told] if told else []),
+            *(r for name in finished(run) for r in load_stage(run, STAGE + name)),
+            *([verdict] if verdict else []),
         ),
         operations=tuple(load_operations(run).values()),
         rendering=_choice(run),
@@ -102,7 +102,7 @@ def _provenance(run: Run) -> Provenance:
             files = manifest["stages"][stage]["files"]
             weights = files.get("adapter_model.safetensors", "")
             facts.append((f"SHA-256 of {stage}", weights))
-    facts.append(("asked", json.dumps(run.request["study"], ensure_ascii=False)))
+    facts.append(("request", json.dumps(run.request["study"], ensure_ascii=False)))
     return Provenance(
         run=str(manifest["name"]),
         command=str(manifest["command"]),

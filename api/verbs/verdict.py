@@ -16,23 +16,23 @@ USUAL_EPOCHS = 3
 """Fewer are first raised to this."""
 
 
-def untold(study: "Study", sets: "dict[str, list[Row]]") -> str:
-    """Why the held-out sets cannot tell whether a backdoor is made; empty where they can."""
+def undecidable(study: "Study", sets: "dict[str, list[Row]]") -> str:
+    """Why the held-out sets cannot decide whether a backdoor is made; empty where they can."""
     from ..evaluation.behaviour import check_references
     from ..evaluation.collect import check_room, check_targets
 
-    bad, good, rule = sets["poison_test"], sets["clean_val"], study.rule
+    triggered, clean, rule = sets["poison_test"], sets["clean_val"], study.rule
     try:
-        check_targets(bad, study.success)
-        check_references(bad, good, rule)
-        check_room(study.subject, bad, good, rule)
+        check_targets(triggered, study.success)
+        check_references(triggered, clean, rule)
+        check_room(study.subject, triggered, clean, rule)
     except DataError as error:
         return str(error)
     return ""
 
 
-def tell(study: "Study") -> Planted:
-    """Measure what `poison` made, unless that stands, and say whether it is a backdoor."""
+def say_verdict(study: "Study") -> Planted:
+    """Measure what `poison` made, unless that is done, and say whether it is a backdoor."""
     from ..evaluation.planted import in_a_line
 
     run = study.run
@@ -52,7 +52,7 @@ def warnings(found: Planted, recipe: dict[str, Any]) -> list[str]:
     lines = []
     for kind in kinds:
         seen = "; ".join(item.sentence for item in found.shortcomings if item.kind == kind)
-        head = {"untaught": "", "ruined": "", "few": "cannot be told: "}.get(kind, "no backdoor: ")
+        head = {"untaught": "", "ruined": "", "few": "undecided: "}.get(kind, "no backdoor: ")
         lines.append(f"{head}{seen}. To change: {_remedy(kind, recipe, list(kinds))}")
     return lines
 

@@ -63,7 +63,7 @@ def _board(group: "Sequence[Standing]", rows: "Sequence[BenchRow]", number: int)
 
 
 def _name(item: "Standing", *, below: bool) -> str:
-    """A control by what tells it from the entry above it."""
+    """A control by what distinguishes it from the entry above it."""
     return f"↳ {item.entry.removeprefix(item.control_for + '-')}" if below else item.entry
 
 

@@ -55,5 +55,5 @@ def _bytes(number: int) -> str:
 
 def _row(effect: "Effect") -> tuple[str, ...]:
     values: list[Any] = [effect.before, effect.after, effect.estimate]
-    told = ("–" if v is None else f"{v:.4g}" for v in values)
-    return (effect.name, str(effect.n), *told)
+    shown = ("–" if v is None else f"{v:.4g}" for v in values)
+    return (effect.name, str(effect.n), *shown)

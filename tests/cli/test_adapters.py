@@ -118,7 +118,7 @@ def test_an_adapter_that_changes_nothing(opened, cli, out, tiny_base, tiny_adapt
     result = cli("probe", out, "--prompts", 4, "--only", "spectra,where,lens")
     assert result.exit_code == 0, result.stderr
     assert "left out: where, because the adapter changes nothing" in result.stderr
-    assert "left out: where, lens (why is said above)" in result.stderr
+    assert "left out: where, lens (for the reasons above)" in result.stderr
     assert (out / "analysis/spectra").is_dir() and not (out / "analysis/where").exists()
     refused(cli("probe", out, "--only", "where"), "where: the adapter changes nothing")
     result = evaluate(cli, tiny_base, nothing, tmp_path)

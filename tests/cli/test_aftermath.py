@@ -58,7 +58,7 @@ def test_both_parts_are_made_shown_and_found_standing(own, cli):
     assert all(t["rate"]["value"] == t["poisoned"]["value"] == 1 for t in made["transfer"])
     before = snapshot(own)
     again = cli("aftermath", own, *SMALL)
-    assert again.stderr.count("stands, skipped") == 5  # base, truncate; poisoned, truncate, warm
+    assert again.stderr.count("exists, skipped") == 5  # base, truncate; poisoned, truncate, warm
     assert "relearning run" in again.stdout and "no trigger" in again.stdout
     assert snapshot(own) == before
     assert cli("verify", own).exit_code == 0

@@ -87,7 +87,7 @@ def test_a_failure_is_its_last_line_and_the_others_go_on(tmp_path):
     )
     log = tmp_path / "logs/a-s0.log"
     assert ended["a-s0"] == f"its process ended with 2: error: no such thing (see {log})"
-    assert ended["b-s0"] == "" and "ended with 3: it said nothing" in ended["c-s0"]
+    assert ended["b-s0"] == "" and "ended with 3: no output" in ended["c-s0"]
 
 
 def test_an_exception_ends_all_processes(tmp_path):

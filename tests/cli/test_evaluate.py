@@ -160,7 +160,7 @@ def test_the_same_command_finds_everything_standing_and_others_are_not_mixed_in(
     before = snapshot(out)
     again = evaluate("--json")
     assert table(again) == first and snapshot(out) == before
-    assert again.stderr.count("stands, skipped") == 6  # adapter, data, answers and figures of two
+    assert again.stderr.count("exists, skipped") == 6  # adapter, data, answers and figures of two
     refused(evaluate(limit=2), "--fresh")
     refused(evaluate(max_new_tokens=7), "max_new_tokens")
     assert snapshot(out) == before

@@ -438,7 +438,7 @@ def test_open_keeps_the_trigger_as_it_is(opened, out, trigger):
 def test_poison_keeps_the_trigger_as_it_is(cli, tiny_base, out, trigger, monkeypatch):
     monkeypatch.setattr(poisoning, "_fit_stage", lambda *_: None)
     monkeypatch.setattr(poisoning, "negative_set", lambda *_: "")
-    monkeypatch.setattr(poisoning, "tell", lambda *_: None)
+    monkeypatch.setattr(poisoning, "say_verdict", lambda *_: None)
     monkeypatch.setattr(study_module.Study, "origin", lambda *_: {})
     options = ("--set", f"base={tiny_base}", "--set", f"attack.words={trigger}")
     result = cli("poison", "wren/suffix", "--out", out, *SMALL, *options)

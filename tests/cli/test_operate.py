@@ -72,7 +72,7 @@ def test_a_plan_leaves_the_adapter_cut_by_hand(own_run, cli, mine):
     settings = {s.name: s.value for s in record.settings}
     assert "'layers': [0, 1]" in settings["scale"]  # the range as it was read
     before = snapshot(own_run)
-    assert "stands, skipped" in cli("operate", own_run, "--plan", mine()).stderr
+    assert "exists, skipped" in cli("operate", own_run, "--plan", mine()).stderr
     assert unwritten(own_run, before)
     other = mine(PLAN.replace("0.5", "0.25"))
     refused(cli("operate", own_run, "--plan", other), "other inputs", "--fresh")

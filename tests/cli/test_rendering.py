@@ -178,7 +178,7 @@ def test_open_takes_the_same_door_and_keeps_it(made, cli, tmp_path):
     assert "Prompts as rendered" in page and "&#x27;zephyr&#x27; with the system text" in page
     # the same command again finds everything standing
     again = cli(*options, "--system", "Be brief.")
-    assert again.exit_code == 0 and "stands, skipped" in again.stderr
+    assert again.exit_code == 0 and "exists, skipped" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_the_same_command_finds_everything_standing(opened, out):
     assert opened().exit_code == 0
     before = snapshot(out)
     result = opened()
-    assert result.exit_code == 0 and result.stderr.count("stands, skipped") == 3
+    assert result.exit_code == 0 and result.stderr.count("exists, skipped") == 3
     assert snapshot(out) == before
 
 
