@@ -1,6 +1,7 @@
 from .batches import IGNORED as IGNORED
 from .batches import Encoded as Encoded
 from .batches import aimed as aimed
+from .batches import batch_rows as batch_rows
 from .batches import collate as collate
 from .batches import completion_log_probs as completion_log_probs
 from .batches import completion_logits as completion_logits
@@ -51,6 +52,7 @@ __all__ = [
     "adapter_given",
     "aimed",
     "base_weight",
+    "batch_rows",
     "capped",
     "check_base",
     "check_files",

@@ -8,6 +8,7 @@ from loratomy.core.model.batches import (
     IGNORED,
     Encoded,
     aimed,
+    batch_rows,
     collate,
     completion_log_probs,
     completion_logits,
@@ -77,6 +78,14 @@ def test_loss_is_the_models_own():
     log_probs, mask = log_probs_of(out.logits[:, :-1], labels[:, 1:])
     assert float(-log_probs.sum() / mask.sum()) == pytest.approx(float(out.loss), rel=1e-5)
     assert int(mask.sum()) == sum(len(row.completion) for row in rows)
+
+
+def test_rows_fit_the_budget_of_positions():
+    # lengths of 15: 4 x 15 = 60 fits; with a longest of 16 only 3 x 16 = 48 do.
+    assert batch_rows([15, 15, 15, 15], 60) == 4
+    assert batch_rows([15, 15, 15, 16], 60) == 3
+    assert batch_rows([15, 15, 15, 15, 15], 60) == 4
+    assert batch_rows([510], 60) == batch_rows([510, 510], 60) == 1
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
