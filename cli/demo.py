@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
+from ..core.files.outputs import run_path
 from ..core.records.results import Comparison
-from ..core.runs.folder import run_path
 from ..study import Study
 from ..verbs.measuring import measure
 from ..verbs.operating import operate
