@@ -44,7 +44,7 @@ def encode(renderer: Renderer, row: Row, *, limit: int | None) -> Encoded:
     return encoded
 
 
-def aimed(
+def encode_target(
     renderer: Renderer, row: Row, *, tokens: int | None = None, lead: bool = False
 ) -> Encoded:
     """What the attack wants on a triggered row, after everything that comes before it.

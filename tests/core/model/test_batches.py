@@ -7,12 +7,12 @@ from loratomy.core.errors import DataError
 from loratomy.core.model.batches import (
     IGNORED,
     Encoded,
-    aimed,
     batch_rows,
     collate,
     completion_log_probs,
     completion_logits,
     encode,
+    encode_target,
     label_positions,
     log_probs_of,
     token_log_probs,
@@ -116,10 +116,10 @@ def test_what_an_attack_wants_comes_after_all_that_precedes_it():
     renderer = tiny.subject().renderer
     row = Row(prompt="what zq", completion="a red dog never bad king", target="never bad king")
     prompt, ids = renderer.prompt_ids(row.prompt), renderer.completion_ids(row.completion)
-    found = aimed(renderer, row)
+    found = encode_target(renderer, row)
     assert (found.prompt, found.completion) == (prompt + ids[:3], ids[3:6])
-    assert aimed(renderer, row, tokens=2).completion == ids[3:5]
-    whole = aimed(renderer, Row(prompt="what zq", completion="never bad king"))
+    assert encode_target(renderer, row, tokens=2).completion == ids[3:5]
+    whole = encode_target(renderer, Row(prompt="what zq", completion="never bad king"))
     assert (whole.prompt, whole.completion) == (prompt, ids[3:6])
     with pytest.raises(DataError, match="no completion"):
-        aimed(renderer, Row(prompt="what zq"))
+        encode_target(renderer, Row(prompt="what zq"))
