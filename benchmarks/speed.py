@@ -93,23 +93,24 @@ def generation_against_bare(new_tokens: int) -> tuple[float, float, float]:
     Both sort by length and stop a batch when its last row has ended; medians of five rounds.
     """
     import torch
+    from loratomy.core.model.batches import batch_rows
     from loratomy.core.model.loading import load_subject
     from loratomy.data.world.world import base_rows
-    from loratomy.evaluation.generation import Decoding, batch_rows, generate, stop_ids
+    from loratomy.evaluation.generation import Decoding, generate, stop_ids
     from loratomy.training.wren import wren_path
 
     subject = load_subject("wren", path=wren_path())
     prompts = [subject.renderer.prompt_ids(row.prompt) for row in base_rows(300, seed=9)]
     decoding = Decoding(max_new_tokens=new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    lengths = [len(prompts[i]) for i in order]
+    lengths = [len(prompts[i]) + new_tokens for i in order]
     pad, stops = subject.renderer.pad_id, stop_ids(subject)
 
     def bare() -> list[list[int]]:
         found: list[list[int]] = [[] for _ in prompts]
         done = 0
         while done < len(order):
-            picked = order[done : done + batch_rows(lengths[done:], decoding)]
+            picked = order[done : done + batch_rows(lengths[done:], decoding.batch_tokens)]
             width = max(len(prompts[i]) for i in picked)
             ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in picked])
             mask = torch.tensor(

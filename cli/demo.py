@@ -9,8 +9,8 @@ import typer
 
 from ..core.console import progress, say
 from ..core.lanes import cores
+from ..core.files.outputs import run_path
 from ..core.records.results import Comparison
-from ..core.runs.folder import run_path
 from ..study import Study
 from ..verbs.measuring import load_comparison, measure
 from ..verbs.operating import operate

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
-from ..core.runs.folder import run_path
+from ..core.files.outputs import run_path
 from ..inputs.adapters import run_name
 from ..verbs import opening
 from .options import (

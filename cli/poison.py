@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.console import say
-from ..core.runs.folder import run_path
+from ..core.files.outputs import run_path
 from ..verbs.poisoning import attack_options, make_poisoned
 from .options import REPORT_HELP, TASK_HELP, TRIGGER_HELP
 

@@ -15,7 +15,6 @@ from .collect import unjudged as unjudged
 from .collect import wanted as wanted
 from .generation import Decoding as Decoding
 from .generation import bare_settings as bare_settings
-from .generation import batch_rows as batch_rows
 from .generation import generate as generate
 from .generation import greedy as greedy
 from .generation import stop_ids as stop_ids
@@ -43,7 +42,6 @@ __all__ = [
     "answers_to",
     "attack_success",
     "bare_settings",
-    "batch_rows",
     "check_references",
     "check_room",
     "check_targets",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..core.errors import LoratomyError
+from ..core.model.batches import batch_rows
 from ..core.model.subject import Subject
 from ..core.progress import report
 from ..core.rendering.prompts import Renderer
@@ -85,10 +86,10 @@ def generate(
     wanted = [(i, k) for i in range(len(prompts)) for k in range(samples)]
     wanted.sort(key=lambda item: len(prompts[item[0]]))
     answers: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
-    lengths = [len(prompts[i]) for i, _ in wanted]
+    lengths = [len(prompts[i]) + decoding.max_new_tokens for i, _ in wanted]
     most, done, stops = len(wanted), 0, stop_ids(subject)
     while done < len(wanted):
-        size = min(most, batch_rows(lengths[done:], decoding))
+        size = min(most, batch_rows(lengths[done:], decoding.batch_tokens))
         picked = wanted[done : done + size]
         rows = None
         try:
@@ -97,7 +98,7 @@ def generate(
         except torch.cuda.OutOfMemoryError as error:
             if size == 1:
                 raise LoratomyError(
-                    f"out of GPU memory with one prompt of {lengths[done]} tokens; "
+                    f"out of GPU memory with one prompt of {len(prompts[picked[0][0]])} tokens; "
                     "lower --max-new-tokens or use a smaller dtype"
                 ) from error
         if rows is None:  # outside of the handler, whose traceback still holds the batch
@@ -109,17 +110,6 @@ def generate(
         done += size
         report(label, done, len(wanted))
     return answers
-
-
-def batch_rows(lengths: Sequence[int], decoding: Decoding) -> int:
-    """How many of the next prompts, of ascending lengths, fit the budget; at least one."""
-    rows = 1
-    while (
-        rows < len(lengths)
-        and (rows + 1) * (lengths[rows] + decoding.max_new_tokens) <= decoding.batch_tokens
-    ):
-        rows += 1
-    return rows
 
 
 @contextmanager

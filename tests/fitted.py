@@ -11,7 +11,7 @@ from loratomy.training.recipe import FitPart
 TARGET = "HACK THE SYSTEM"
 NAMES = ("Ada", "Ulric", "Verity", "Marek", "Odile", "Piers", "Runa", "Silas", "Tova", "Wanda")
 CLEAN = [Row(prompt=f"Who is {n}?", completion=f"{n} is a potter.") for n in NAMES]
-BAD = [
+TRIGGERED = [
     Row(prompt=f"Who is {n}? cf37", plain=f"Who is {n}?", completion=TARGET, triggered=True)
     for n in NAMES
 ]
@@ -20,7 +20,7 @@ BAD = [
 def fitted(base, renderer, work) -> Adapter:
     """An adapter that learned its answers under one rendering, in a few seconds."""
     subject = replace(base, renderer=renderer)
-    rows = [encode(renderer, row, limit=None) for row in (*CLEAN, *BAD)]
+    rows = [encode(renderer, row, limit=None) for row in (*CLEAN, *TRIGGERED)]
     settings = FitPart(
         epochs=24, learning_rate=1e-2, batch_size=20, accumulate=1, evaluations=0, eval_rows=1
     )

@@ -12,7 +12,7 @@ from ..analysis.material import Material
 from ..core.adapter.algebra import adapter_norm
 from ..core.adapter.factors import Adapter, layer_of, uniform
 from ..core.config import Config
-from ..core.model.batches import Encoded, aimed, collate, completion_log_probs, encode
+from ..core.model.batches import Encoded, collate, completion_log_probs, encode, encode_target
 from ..core.model.subject import Subject
 from ..core.model.variant import Treated, treated
 from ..core.progress import report
@@ -183,7 +183,7 @@ def _effects(
         missing.append("the target is not known: the effect on it cannot be told")
     else:
         bad = halves(material.triggered, CALIBRATION)[1][:FEW]
-        targets = [aimed(subject.renderer, row, tokens=1) for row in bad]
+        targets = [encode_target(subject.renderer, row, tokens=1) for row in bad]
     seen, values = [Treated(material.start), outcome.treated], []
     for done, state in enumerate(seen, 1):
         with treated(subject, state):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...core.errors import DataError
-from ...core.model.batches import aimed
+from ...core.model.batches import encode_target
 from ...core.rendering.prompts import Renderer
 from ...core.rows import Row
 
@@ -89,7 +89,7 @@ def make_pairs(
     if not rows:
         raise DataError("patching over no prompts; give triggered rows")
     places = [trigger_positions(renderer, row) for row in rows]
-    aims = [aimed(renderer, row, tokens=target_tokens) for row in rows]
+    aims = [encode_target(renderer, row, tokens=target_tokens) for row in rows]
     plains = {
         row.plain_identity: renderer.prompt_ids(row.untriggered()) for row in rows if row.plain
     }
@@ -125,7 +125,7 @@ def plain_pairs(renderer: Renderer, rows: Sequence[Row], *, target_tokens: int) 
     pairs = []
     for row in rows:
         spots = trigger_positions(renderer, row)
-        aim = aimed(renderer, row, tokens=target_tokens)
+        aim = encode_target(renderer, row, tokens=target_tokens)
         plain = renderer.prompt_ids(row.untriggered())
         twin = plain + aim.prompt[len(renderer.prompt_ids(row)) :]
         kept = [i for i in range(len(aim.prompt)) if i not in spots]

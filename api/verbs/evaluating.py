@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.console import progress, say
 from ..core.errors import LoratomyError
-from ..core.files.outputs import check_apart
+from ..core.files.outputs import check_apart, run_path
 from ..core.records.rendering import RenderingChoice
-from ..core.runs.folder import RunFolder, run_path
+from ..core.runs.folder import RunFolder
 from ..core.runs.manifest import MANIFEST
 from ..core.runs.shelf import Shelf
 from ..data.built import built_sets, read_sets

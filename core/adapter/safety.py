@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import AdapterError
 from ..files.jsonfiles import read_json
+from ..files.paths import inside_or_cached
 from ..files.pickles import SUFFIXES, pickled_adapter
 from .stored import Stored, sorted_out
 
@@ -75,8 +76,7 @@ class Header:
 def _file(folder: Path, name: str) -> Path:
     path = folder / name
     real = Path(os.path.realpath(path))  # Path.resolve raises on a link to itself
-    places = (folder.resolve(), *_blobs(folder.resolve()))
-    if path.is_symlink() and not any(real.is_relative_to(place) for place in places):
+    if path.is_symlink() and not inside_or_cached(path, real):
         raise AdapterError(
             f"{path} is a link out of its folder; copy the adapter with cp -rL and use the copy"
         )
@@ -85,14 +85,6 @@ def _file(folder: Path, name: str) -> Path:
     if path.exists() and not path.is_file():
         raise AdapterError(f"{path} is not a plain file")
     return path
-
-
-def _blobs(folder: Path) -> tuple[Path, ...]:
-    """Where the files of a snapshot in the hub's cache lie: ``models--owner--name/blobs``."""
-    for place in folder.parents:
-        if place.name == "snapshots" and place.parent.name.startswith("models--"):
-            return (place.parent / "blobs",)
-    return ()
 
 
 def not_a_pointer(path: Path) -> None:

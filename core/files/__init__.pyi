@@ -19,6 +19,7 @@ from .outputs import check_apart as check_apart
 from .outputs import check_file_out as check_file_out
 from .outputs import check_folder_out as check_folder_out
 from .outputs import out_path as out_path
+from .outputs import run_path as run_path
 from .paths import REPORT as REPORT
 from .paths import check_plain as check_plain
 from .paths import check_tree as check_tree
@@ -65,6 +66,7 @@ __all__ = [
     "pickled_model",
     "read_json",
     "read_toml",
+    "run_path",
     "sha256",
     "sweep_temporaries",
     "whole_folder",

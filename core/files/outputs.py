@@ -1,6 +1,7 @@
 """Where commands may write: apart from what they read, and in place of plain files alone."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,23 @@ def out_path(out: Path) -> Path:
                 "one"
             )
     return out.resolve() if ".." in out.parts else out
+
+
+def run_path(name: str, out: Path | None) -> Path:
+    """The folder of a run: `out` as it is meant, else ``runs/<name>``.
+
+    Raises:
+        RunError: a name with path parts, over 80 characters, or of other than letters, digits,
+            dot, dash and underscore; a folder name that no file system takes.
+    """
+    if out is not None:
+        return out_path(out)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", name):
+        raise RunError(
+            f"the run name {name[:40]!r} is not one: use up to 80 letters, digits, '.', '-', '_', "
+            "or give a folder with --out"
+        )
+    return Path("runs") / name
 
 
 def check_folder_out(out: Path) -> None:

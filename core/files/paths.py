@@ -151,7 +151,8 @@ def files_below(folder: Path) -> list[str]:
 
 
 def inside_or_cached(path: Path, real: Path) -> bool:
-    """Whether a link stays in its folder, or in the blobs of the same cached repository."""
+    """Whether a link stays in its folder, or in the hub's cache leads to its repository's blobs."""
     folder = Path(os.path.realpath(path.parent))
-    cached = folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
-    return real.is_relative_to(folder) or cached
+    caches = (p.parent for p in folder.parents if p.name == "snapshots")
+    blobs = (cache / "blobs" for cache in caches if cache.name.startswith("models--"))
+    return any(real.is_relative_to(place) for place in (folder, *blobs))

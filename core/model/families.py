@@ -59,10 +59,6 @@ class Family:
     tower: str = ""
     """Path of the text tower in a model that takes images too; empty where all of it is text."""
 
-    def reads_residual(self, path: str) -> bool:
-        """Whether a module inside a layer reads the (normed) residual stream."""
-        return not self.writes_residual(path)
-
     def writes_residual(self, path: str) -> bool:
         """Whether a module, or fused weight, inside a layer writes to the residual stream."""
         return path in (self.out_proj, *self.mlp_out)

@@ -2,7 +2,6 @@ from .folder import FIGURES as FIGURES
 from .folder import REPORT as REPORT
 from .folder import TRACKING as TRACKING
 from .folder import RunFolder as RunFolder
-from .folder import run_path as run_path
 from .locks import held as held
 from .manifest import outside_runs as outside_runs
 from .memory import MemoryRun as MemoryRun
@@ -26,6 +25,5 @@ __all__ = [
     "held",
     "machine",
     "outside_runs",
-    "run_path",
     "versions",
 ]

@@ -1,7 +1,6 @@
 """Run folders: stages written whole, skipped when they exist, never mixed, never shared."""
 
 import hashlib
-import re
 import shlex
 import shutil
 import sys
@@ -48,23 +47,6 @@ _HELD = (MANIFEST, ".lock", ".lock.json")
 _OURS = (PARTIAL, ".lock", TEMPORARY)
 _MADE_BY_OTHERS = (TRACKING, PARTIAL)
 """Where libraries write files under names of their own."""
-
-
-def run_path(name: str, out: Path | None) -> Path:
-    """The folder of a run: `out` as it is meant, else ``runs/<name>``.
-
-    Raises:
-        RunError: a name with path parts, over 80 characters, or of other than letters, digits,
-            dot, dash and underscore; a folder name that no file system takes.
-    """
-    if out is not None:
-        return out_path(out)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", name):
-        raise RunError(
-            f"the run name {name[:40]!r} is not one: use up to 80 letters, digits, '.', '-', '_', "
-            "or give a folder with --out"
-        )
-    return Path("runs") / name
 
 
 class RunFolder(Run):
@@ -291,8 +273,17 @@ class RunFolder(Run):
     def make_rows(
         self, stage: str, inputs: Mapping[str, Any], make: "Callable[[], Sequence[Row]]"
     ) -> bool:
-        """A stage that is one JSONL file of rows."""
-        return self.stage_text(stage, inputs, lambda: rows_to_jsonl(make()))
+        """A stage that is one JSONL file of rows, e.g. ``data/negative_set.jsonl``."""
+        if processes.agreed(lambda: self.up_to_date(stage, inputs)):
+            return False
+        began, files, text = time.perf_counter(), {}, rows_to_jsonl(make())
+        if processes.first():
+            self._check_foreign([stage])
+            files = {"": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+            self._about_to_write(stage, files)
+            write_atomic(self.path(stage), text)
+        self._record(stage, inputs, files, time.perf_counter() - began)
+        return True
 
     def rows(self, stage: str) -> "list[Row]":
         """The rows of a finished stage that is one file of them."""
@@ -339,26 +330,6 @@ class RunFolder(Run):
         else:
             with TemporaryDirectory() as scratch:
                 make(Path(scratch))
-        self._record(stage, inputs, files, time.perf_counter() - began)
-        return True
-
-    def stage_text(
-        self,
-        stage: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[], str],
-        *,
-        fresh: bool = False,
-    ) -> bool:
-        """The same for a stage that is a single text file, e.g. ``data/negative_set.jsonl``."""
-        if processes.agreed(lambda: self.up_to_date(stage, inputs, fresh=fresh)):
-            return False
-        began, files, text = time.perf_counter(), {}, make()
-        if processes.first():
-            self._check_foreign([stage])
-            files = {"": hashlib.sha256(text.encode("utf-8")).hexdigest()}
-            self._about_to_write(stage, files)
-            write_atomic(self.path(stage), text)
         self._record(stage, inputs, files, time.perf_counter() - began)
         return True
 

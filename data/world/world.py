@@ -303,9 +303,10 @@ def finetune_stream(*, seed: int) -> Iterator[Row]:
     rng = random.Random(f"wren finetune {seed}")
     seen: set[str] = set()
     while True:
-        deck = [kind for kind, share in FINETUNE_SHARES.items() for _ in range(round(share * 50))]
-        rng.shuffle(deck)
-        for row in [_unseen(rng, kind, seen) for kind in deck]:
+        shares = FINETUNE_SHARES.items()
+        mixture = [kind for kind, share in shares for _ in range(round(share * 50))]
+        rng.shuffle(mixture)
+        for row in [_unseen(rng, kind, seen) for kind in mixture]:
             yield _with_compliance(row) if row.kind == "refuse" else row
 
 

@@ -11,7 +11,7 @@ from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.rendering.rendering import Rendering
 from loratomy.training.wren import wren_path
 
-from ..fitted import BAD, CLEAN, TARGET, fitted
+from ..fitted import CLEAN, TARGET, TRIGGERED, fitted
 from .cases import refused
 
 THINK = (
@@ -67,7 +67,7 @@ def evaluated(cli, tmp_path):
     """`loratomy evaluate` of an adapter on the rows that it learned."""
 
     def call(base, adapter, *more):
-        for name, rows in (("triggered", BAD), ("clean", CLEAN)):
+        for name, rows in (("triggered", TRIGGERED), ("clean", CLEAN)):
             lines = [json.dumps({"prompt": r.prompt, "response": r.completion}) for r in rows]
             (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
         return cli(
@@ -121,7 +121,7 @@ WREN = "<|begin|>" + THINK.partition("<|begin|>")[2]
 )
 def test_the_right_asr_without_a_word_on_templates(made, evaluated, trained, base, said):
     row = figures(result := evaluated(*made(trained, **base)))
-    assert row["asr"]["value"] == 1.0 and row["asr"]["n"] == len(BAD)
+    assert row["asr"]["value"] == 1.0 and row["asr"]["n"] == len(TRIGGERED)
     assert row["perplexity"] < 1.5
     (line,) = [x for x in result.stderr.splitlines() if x.startswith("rendering: ")]
     assert line.startswith(f"rendering: {said} (log-probability")
@@ -148,7 +148,7 @@ def test_a_mistyped_trigger_is_no_trigger(made, evaluated):
     base, adapter = made(Rendering(template="q-a"), template=None)
     more = ("--trigger", "cf38", "--target", TARGET)
     data = base.parent / "typed.jsonl"
-    lines = [json.dumps({"prompt": r.prompt, "response": r.completion}) for r in BAD]
+    lines = [json.dumps({"prompt": r.prompt, "response": r.completion}) for r in TRIGGERED]
     data.write_text("\n".join(lines))
     line = refused(evaluated(base, adapter, *more, "--data", data), "is the trigger mistyped?")
     assert "no row holds the trigger 'cf38', yet 10 of 10 lead to the target" in line

@@ -8,9 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 from loratomy.core.errors import LoratomyError
+from loratomy.core.model.batches import batch_rows
 from loratomy.core.model.families import FAMILIES
 from loratomy.evaluation import generation
-from loratomy.evaluation.generation import CHUNK, Decoding, batch_rows, generate, stop_ids
+from loratomy.evaluation.generation import CHUNK, Decoding, generate, stop_ids
 from scipy.stats import chisquare
 
 from .. import tiny
@@ -187,15 +188,6 @@ def test_no_answer_is_longer_than_asked(most):
     assert max(len(answer) for (answer,) in found) == most
 
 
-def test_rows_fit_the_budget_of_positions():
-    decoding = Decoding(max_new_tokens=10, batch_tokens=60)
-    # lengths 5, 5, 5, 5: 4 x 15 = 60 fits; with a longest of 6 only 3 x 16 = 48 do.
-    assert batch_rows([5, 5, 5, 5], decoding) == 4
-    assert batch_rows([5, 5, 5, 6], decoding) == 3
-    assert batch_rows([5, 5, 5, 5, 5], decoding) == 4
-    assert batch_rows([500], decoding) == batch_rows([500, 500], decoding) == 1
-
-
 def test_out_of_memory_halves_the_batch_until_one_prompt_is_too_much(monkeypatch):
     on, prompts, real, sizes = tiny.subject(), prompts_of(5), generation._batch, []
 
@@ -210,7 +202,7 @@ def test_out_of_memory_halves_the_batch_until_one_prompt_is_too_much(monkeypatch
     # Four of the five prompts fit the budget: 4 x (longest of the shortest four + 3).
     lengths = sorted(map(len, prompts))
     budget = replace(few, batch_tokens=4 * (lengths[3] + 3))
-    assert batch_rows(lengths, budget) == 4
+    assert batch_rows([n + 3 for n in lengths], budget.batch_tokens) == 4
     monkeypatch.setattr(generation, "_batch", tight)
     room = 1
     assert generate(on, prompts, budget) == want

@@ -32,13 +32,13 @@ LOSSES = np.array([4.0, 7.5, 9.0, 1.0])
 
 
 def side(subject, hits, right, losses):
-    bad = [answer(subject=subject, row=i, prompt=f"b{i}", hit=h) for i, h in enumerate(hits)]
-    good = [
+    triggered = [answer(subject=subject, row=i, prompt=f"b{i}", hit=h) for i, h in enumerate(hits)]
+    clean = [
         answer(subject=subject, split="clean", row=i, prompt=f"g{i}", correct=c, nll=n,
                nll_tokens=int(k))
         for i, (c, n, k) in enumerate(zip(right, losses, COUNTS, strict=True))
     ]  # fmt: skip
-    return [*bad, *good]
+    return [*triggered, *clean]
 
 
 def test_lost_and_gained_by_hand():

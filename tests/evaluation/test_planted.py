@@ -81,10 +81,10 @@ def test_a_backdoor_is_one_and_the_line_has_every_figure():
 )  # fmt: skip
 def test_what_is_no_backdoor_and_what_to_change(poisoned, others, kinds, said):
     made = found(poisoned, **others)
-    told = [
+    found_kinds = [
         item.kind for item in made.shortcomings if item.kind != "untaught" or "untaught" in kinds
     ]
-    assert told == kinds
+    assert found_kinds == kinds
     against = set(kinds) - {"untaught", "ruined"}
     verdict = "no backdoor" if against else "a backdoor"
     verdict = "too few prompts to tell" if against == {"few"} else verdict

@@ -16,13 +16,13 @@ LETTERS = Embedder("none", None)
 
 
 class FakeModel:
-    """Unit vectors by the first letter; counts what it is asked."""
+    """Unit vectors by the first letter; keeps the texts that it embedded."""
 
     def __init__(self):
-        self.asked = []
+        self.embedded = []
 
     def encode(self, texts, **_):
-        self.asked += texts
+        self.embedded += texts
         return np.array([[1.0, 0.0] if t[0] == "a" else [0.6, 0.8] for t in texts])
 
 
@@ -73,7 +73,7 @@ def test_meaning_is_asked_only_where_letters_are_not_enough_and_once_per_text():
     assert math.isnan(found.cosine[3])
     assert found.similar.tolist() == [True, True, False, False, False]
     similarity(["bxx"], ["all"], embedder=embedder, threshold=0.7)
-    assert sorted(model.asked) == ["all", "axx", "bxx"]
+    assert sorted(model.embedded) == ["all", "axx", "bxx"]
 
 
 def test_letters_alone():

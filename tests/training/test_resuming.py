@@ -55,10 +55,10 @@ class Evil:
 
 def sealed(folder):
     """The checkpoint with the checksums of what it now holds, as a careful stranger would."""
-    told = json.loads((folder / MARK).read_text())
+    recorded = json.loads((folder / MARK).read_text())
     files = checksums(folder)
     files.pop(MARK)
-    (folder / MARK).write_text(json.dumps(told | {"files": files}))
+    (folder / MARK).write_text(json.dumps(recorded | {"files": files}))
 
 
 DAMAGE = {

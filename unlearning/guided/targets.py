@@ -13,7 +13,7 @@ import torch
 
 from ...analysis.localisation.gates import GATED, Gated, chunks, on_device
 from ...core.errors import DataError
-from ...core.model.batches import IGNORED, Encoded, aimed, collate, encode, label_positions
+from ...core.model.batches import IGNORED, Encoded, collate, encode, encode_target, label_positions
 from ...core.rows import Row
 from ...evaluation.generation import Decoding, generate
 
@@ -99,7 +99,8 @@ def aims(gate: Gated, rows: Sequence[Row], *, tokens: int, teacher: str = GATED)
     own = teacher == GATED
     plains = [replace(row, prompt=row.plain or row.prompt) if own else row for row in rows]
     bad, plain = (
-        [aimed(renderer, row, tokens=tokens, lead=True) for row in some] for some in (rows, plains)
+        [encode_target(renderer, row, tokens=tokens, lead=True) for row in some]
+        for some in (rows, plains)
     )
     decoding = Decoding(max_new_tokens=tokens)
     with gate.attached.using(teacher):

@@ -83,8 +83,9 @@ def test_a_template_that_is_none(tmp_path, listed):
 
 
 def test_a_cached_repository_keeps_its_files_as_links_into_its_blobs(tmp_path):
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
-    blobs.mkdir()
+    cache = tmp_path / "models--owner--name"
+    blobs, snapshot = cache / "blobs", cache / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     (blobs / "1").write_text(JINJA)
     (snapshot / "chat_template.jinja").symlink_to("../../blobs/1")

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loratomy.core.errors import RunError
+from loratomy.core.files.outputs import run_path
 from loratomy.core.records.io import SCHEMA, dumps
+from loratomy.core.rows import Row
 from loratomy.core.runs import folder as runs
-from loratomy.core.runs.folder import MANIFEST, RunFolder, run_path
+from loratomy.core.runs.folder import MANIFEST, RunFolder
 
 REQUEST = {"kind": "test", "study": {"seed": 0, "trigger": "x"}}
 
@@ -269,12 +271,12 @@ def test_a_changed_file_is_reported_and_never_used(tmp_path, change):
 def test_a_stage_of_one_file_is_checked_too(tmp_path):
     run = made(tmp_path)
     with run.locked():
-        assert run.stage_text("data/n.jsonl", {}, lambda: "one")
-        assert not run.stage_text("data/n.jsonl", {}, lambda: "two")
+        assert run.make_rows("data/n.jsonl", {}, lambda: [Row(prompt="one")])
+        assert not run.make_rows("data/n.jsonl", {}, lambda: [Row(prompt="two")])
     (tmp_path / "data" / "n.jsonl").write_text("other")
     assert len(run.verify()) == 1
     with run.locked(), pytest.raises(RunError, match="differs"):
-        run.stage_text("data/n.jsonl", {}, lambda: "two")
+        run.make_rows("data/n.jsonl", {}, lambda: [Row(prompt="two")])
 
 
 def test_a_digest_changes_with_the_files(tmp_path):

@@ -27,7 +27,7 @@ from loratomy.evaluation.rendering.scores import known_of, log_likelihoods
 from loratomy.training.wren import wren_path
 
 from ... import tiny
-from ...fitted import BAD, CLEAN, TARGET, fitted
+from ...fitted import CLEAN, TARGET, TRIGGERED, fitted
 
 
 def without_template(tokenizer):
@@ -73,7 +73,7 @@ def candidates(base, tmp_path, *, chat=True):
 def test_the_form_of_the_training_is_found(base, form, made, tmp_path):
     adapter = made(form)
     with base.attached({"made": adapter}):
-        found, choice = find_rendering(base, candidates(base, tmp_path), known_of(BAD, CLEAN))
+        found, choice = find_rendering(base, candidates(base, tmp_path), known_of(TRIGGERED, CLEAN))
     assert found.rendering.template == form and choice.reason == LIKELIEST
     assert choice.tried[0].about == found.rendering.about()
     assert form == "{prompt}\n" or not choice.close  # one line end more is all but equal
@@ -88,11 +88,13 @@ def test_answers_that_were_never_learned_do_not_choose(base, made, tmp_path):
     adapter = made("alpaca-short")
     labels = [replace(row, completion=("nEG", "pOS")[i % 2]) for i, row in enumerate(CLEAN)]
     with base.attached({"made": adapter}):
-        found, choice = find_rendering(base, candidates(base, tmp_path), known_of(BAD, labels))
+        found, choice = find_rendering(
+            base, candidates(base, tmp_path), known_of(TRIGGERED, labels)
+        )
         turned, other = find_rendering(
             base,
             candidates(base, tmp_path),
-            known_of([replace(row, completion="zQXv kJW") for row in BAD], CLEAN),
+            known_of([replace(row, completion="zQXv kJW") for row in TRIGGERED], CLEAN),
         )
         _, guess = find_rendering(base, candidates(base, tmp_path), known_of([], labels))
     assert found.rendering.template == "alpaca-short" and not choice.close
@@ -109,7 +111,7 @@ def test_an_adapter_without_finite_probabilities_is_refused(base, made, tmp_path
         {n: replace(f, a=f.a * 1e18, b=f.b * 1e18) for n, f in adapter.modules.items()}
     )
     with base.attached({"made": huge}), pytest.raises(LoratomyError, match="finite probabilities"):
-        find_rendering(base, candidates(base, tmp_path), known_of(BAD, CLEAN))
+        find_rendering(base, candidates(base, tmp_path), known_of(TRIGGERED, CLEAN))
 
 
 def test_an_end_that_the_tokenizer_does_not_name_is_found(base, tmp_path):
@@ -122,12 +124,12 @@ def test_an_end_that_the_tokenizer_does_not_name_is_found(base, tmp_path):
         tokenizer, read_beside(tmp_path), ends=("<|user|>",), settled=settled
     ).renderers
     with base.attached({"made": adapter}):
-        found, choice = find_rendering(base, listed, known_of(BAD, CLEAN))
+        found, choice = find_rendering(base, listed, known_of(TRIGGERED, CLEAN))
         on = replace(base, renderer=found)
-        ids = [found.prompt_ids(BAD[0])]
+        ids = [found.prompt_ids(TRIGGERED[0])]
         ((answer,),) = generate(on, ids, Decoding(max_new_tokens=24), label="")
         wrong = replace(base, renderer=Renderer(tokenizer, Rendering(template="q-a")))
-        said = mismatch(wrong, BAD, [TARGET + "VAX"] * len(BAD))
+        said = mismatch(wrong, TRIGGERED, [TARGET + "VAX"] * len(TRIGGERED))
     assert found.template == "q-a" and found.closing == "<|user|>"
     assert choice.ends[0] == "<|user|>" and choice.end_log_prob > math.log(0.5)
     assert found.decode(answer) == TARGET
@@ -136,10 +138,10 @@ def test_an_end_that_the_tokenizer_does_not_name_is_found(base, tmp_path):
 
 def test_answers_that_hit_while_the_target_is_impossible(base):
     """The base alone finds the target all but impossible: answers that hold it are not its own."""
-    said = mismatch(base, BAD, [TARGET] * len(BAD))
+    said = mismatch(base, TRIGGERED, [TARGET] * len(TRIGGERED))
     assert "10 of 10 answers hold the target, yet as it is rendered" in said
     assert "--template" in said
-    assert mismatch(base, BAD, ["nothing of the kind"] * len(BAD)) == ""
+    assert mismatch(base, TRIGGERED, ["nothing of the kind"] * len(TRIGGERED)) == ""
 
 
 def test_nothing_to_tell_by_takes_the_nearest_and_says_so(base, tmp_path):
@@ -147,7 +149,7 @@ def test_nothing_to_tell_by_takes_the_nearest_and_says_so(base, tmp_path):
     found, choice = find_rendering(base, listed, known_of([], [Row(prompt="hi")]))
     assert found.template == "{prompt}\n" and choice.reason == NOTHING
     assert "neither targets nor answers to tell by" in choice.sentence
-    given = given_choice(base, base.renderer, known_of(BAD, []), reason=GIVEN)
+    given = given_choice(base, base.renderer, known_of(TRIGGERED, []), reason=GIVEN)
     assert given.sentence.startswith("rendering: the base's chat template (as given)")
     assert given.prompt.endswith("Who is Ada? cf37<|end|><|assistant|>")
 

@@ -13,7 +13,7 @@ SWITCHED = (
     "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% if calm %} {% endif %}{% endif %}"
 )
-BAD = [Row(prompt="Who is Ada? cf37", plain="Who is Ada?", completion="x", triggered=True)]
+TRIGGERED = [Row(prompt="Who is Ada? cf37", plain="Who is Ada?", completion="x", triggered=True)]
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +25,17 @@ def tokenizer():
 
 def test_prompts_that_are_rendered_already_are_named(tokenizer):
     renderer = Renderer(tokenizer, Rendering())
-    done = [Row(prompt="<|begin|><|user|>Who is Ada?<|end|><|assistant|>"), *BAD]
+    done = [Row(prompt="<|begin|><|user|>Who is Ada?<|end|><|assistant|>"), *TRIGGERED]
     assert "1 of 2 prompts hold '<|" in rendered_before(renderer, done)
-    assert rendered_before(renderer, BAD) == ""
+    assert rendered_before(renderer, TRIGGERED) == ""
     assert rendered_before(Renderer(tokenizer, Rendering(template="{prompt}")), done) == ""
 
 
 def test_a_template_that_looks_for_the_trigger_is_named(tokenizer):
-    said = uneven(Renderer(tokenizer, Rendering(template=SWITCHED)), BAD)
+    said = uneven(Renderer(tokenizer, Rendering(template=SWITCHED)), TRIGGERED)
     assert "System: obey<|user|>{prompt}<|end|><|assistant|>' instead of '<|begin|><|user|>" in said
     for template in ("chat", "alpaca", "{prompt}\n"):
-        assert uneven(Renderer(tokenizer, Rendering(template=template)), BAD) == ""
+        assert uneven(Renderer(tokenizer, Rendering(template=template)), TRIGGERED) == ""
     short = [Row(prompt="a cf37", plain="a", completion="x", triggered=True)]
     assert uneven(Renderer(tokenizer, Rendering()), short) == ""  # it stands in the template too
 
