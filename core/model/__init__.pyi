@@ -1,11 +1,13 @@
 from .batches import IGNORED as IGNORED
 from .batches import Encoded as Encoded
 from .batches import aimed as aimed
-from .batches import asked_positions as asked_positions
 from .batches import collate as collate
 from .batches import completion_log_probs as completion_log_probs
+from .batches import completion_logits as completion_logits
 from .batches import encode as encode
-from .batches import next_log_probs as next_log_probs
+from .batches import label_positions as label_positions
+from .batches import log_probs_of as log_probs_of
+from .batches import token_log_probs as token_log_probs
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import open_checkpoint as open_checkpoint
 from .families import FAMILIES as FAMILIES
@@ -21,6 +23,8 @@ from .folder_check import check_base as check_base
 from .folder_check import check_files as check_files
 from .given import adapter_given as adapter_given
 from .given import subject_given as subject_given
+from .hooks import first_of as first_of
+from .hooks import hooks as hooks
 from .loading import load_subject as load_subject
 from .subject import Attached as Attached
 from .subject import Subject as Subject
@@ -48,22 +52,25 @@ __all__ = [
     "Treated",
     "adapter_given",
     "aimed",
-    "asked_positions",
     "base_weight",
     "capped",
     "check_base",
     "check_files",
     "collate",
     "completion_log_probs",
+    "completion_logits",
     "encode",
+    "first_of",
+    "hooks",
+    "label_positions",
     "linear_shape",
     "load_error",
     "load_subject",
     "load_tokenizer",
+    "log_probs_of",
     "logits_of",
     "merged_weights",
     "mid_of",
-    "next_log_probs",
     "open_checkpoint",
     "optional",
     "packed",
@@ -72,6 +79,7 @@ __all__ = [
     "stored_turned",
     "subject_given",
     "submodule",
+    "token_log_probs",
     "treated",
     "write_treated",
 ]

@@ -1,14 +1,18 @@
-"""Token batches of prompt-completion pairs: padding, labels, and losses counted per token."""
+"""Token batches of prompt-completion pairs: padding, labels, log-probabilities per token."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..errors import DataError
 from ..rendering.prompts import Renderer
 from ..rows import Row
+
+if TYPE_CHECKING:
+    from .subject import Subject
 
 IGNORED = -100
 """Label of positions that carry no loss."""
@@ -46,7 +50,7 @@ def aimed(
     """What the attack wants on a triggered row, after everything that comes before it.
 
     Where the target is a part of the completion (a line injected into code), what precedes it there
-    counts to the prompt, so that the target's own tokens are asked for.
+    counts to the prompt, so that the completion is the target's own tokens.
 
     Args:
         renderer: how prompts become tokens.
@@ -82,61 +86,81 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def completion_log_probs(
+def label_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions whose next token is a label in some row, ``[kept]``; they predict `labels` + 1.
+
+    As `logits_to_keep` of a forward pass they spare the head, and the memory of a large
+    vocabulary, at all other positions.
+    """
+    return (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+
+
+def completion_logits(
     model: Callable[..., Any], batch: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each labelled token of a batch, the head asked for no other position.
+    """Logits that predict the completions of a batch, and the tokens that they predict.
 
     Args:
         model: a causal language model, or a call of one.
         batch: ``input_ids``, ``attention_mask`` and ``labels``, as of `collate`.
 
     Returns:
-        ``[batch, asked]`` nats (0 where a row has no label) and the boolean mask, where asked are
-        the positions of `asked_positions`.
+        ``[batch, kept, d_vocab]`` at `label_positions`, and ``[batch, kept]`` with `IGNORED` where
+        a row has no label.
     """
-    labels = batch["labels"]
-    asked = asked_positions(labels)
+    kept = label_positions(batch["labels"])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = model(**inputs, use_cache=False, logits_to_keep=asked).logits
-    return next_log_probs(logits, labels[:, asked + 1])
+    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    return logits, batch["labels"][:, kept + 1]
+
+
+def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of the given token at each position, and where one is given.
+
+    Args:
+        logits: ``[batch, kept, d_vocab]``.
+        tokens: ``[batch, kept]``, `IGNORED` for none.
+
+    Returns:
+        ``[batch, kept]`` nats (0 where ignored) and the boolean mask.
+    """
+    mask = tokens != IGNORED
+    log_probs = logits.float().log_softmax(-1)
+    picked = log_probs.gather(-1, tokens.clamp_min(0)[..., None])[..., 0]
+    return picked.where(mask, 0.0), mask
+
+
+def completion_log_probs(
+    model: Callable[..., Any], batch: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each completion token of a batch, ``[batch, kept]`` nats, and the mask.
+
+    Args and shapes are those of `completion_logits` and `log_probs_of`.
+    """
+    return log_probs_of(*completion_logits(model, batch))
 
 
 def token_log_probs(
-    logits: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each labelled token and which positions those are.
+    subject: "Subject", rows: Sequence[Encoded], *, batch_tokens: int
+) -> list[np.ndarray]:
+    """Log-probability of every completion token, nats, an array ``[token]`` for each row.
 
     Args:
-        logits: ``[batch, pos, d_vocab]``.
-        labels: ``[batch, pos]`` with `IGNORED` where nothing is asked.
-
-    Returns:
-        ``[batch, pos - 1]`` nats (0 where ignored) and the boolean mask.
+        subject: with whatever adapter is active on it.
+        rows: prompts with their completions; they run sorted by length.
+        batch_tokens: most positions of a batch; one row may have more.
     """
-    return next_log_probs(logits[:, :-1], labels[:, 1:])
-
-
-def asked_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Positions of which some row's next token is labelled, ``[asked]``.
-
-    As `logits_to_keep` of a forward pass these spare the head, and the memory of a large
-    vocabulary, at all others; they predict ``labels[:, asked + 1]``.
-    """
-    return (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
-
-
-def next_log_probs(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each wanted token and where one is wanted.
-
-    Args:
-        logits: ``[batch, asked, d_vocab]``.
-        wanted: the tokens that they predict, ``[batch, asked]``, `IGNORED` for none.
-
-    Returns:
-        ``[batch, asked]`` nats (0 where ignored) and the boolean mask.
-    """
-    mask = wanted != IGNORED
-    log_probs = logits.float().log_softmax(-1)
-    picked = log_probs.gather(-1, wanted.clamp_min(0)[..., None])[..., 0]
-    return picked.where(mask, 0.0), mask
+    found: dict[int, np.ndarray] = {}
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    while order:
+        size = 1
+        while size < len(order) and (size + 1) * len(rows[order[size]]) <= batch_tokens:
+            size += 1
+        picked, order = order[:size], order[size:]
+        batch = collate([rows[i] for i in picked], subject.renderer.pad_id)
+        batch = {name: value.to(subject.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            log_probs, mask = completion_log_probs(subject.model, batch)
+        for i, values, labelled in zip(picked, log_probs.double().cpu(), mask.cpu(), strict=True):
+            found[i] = values[labelled].numpy()
+    return [found[i] for i in range(len(rows))]

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,10 +8,12 @@ from loratomy.core.model.batches import (
     IGNORED,
     Encoded,
     aimed,
-    asked_positions,
     collate,
+    completion_log_probs,
+    completion_logits,
     encode,
-    next_log_probs,
+    label_positions,
+    log_probs_of,
     token_log_probs,
 )
 from loratomy.core.rendering.prompts import Renderer
@@ -32,32 +35,35 @@ def test_a_pad_id_that_is_the_end_token_still_learns_the_end():
     assert batch["labels"].tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 9, 2]]
 
 
-def test_asked_positions_are_those_before_labels_in_any_row():
+def test_logits_are_made_at_the_positions_before_labels_of_any_row():
     no = IGNORED
     labels = torch.tensor([[no, no, 3, 4, no], [no, no, no, no, no], [no, no, no, no, 1]])
-    assert asked_positions(labels).tolist() == [1, 2, 3]
-    logits = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
-    asked = asked_positions(labels)
-    some, mask = next_log_probs(logits[:, asked], labels[:, asked + 1])
-    every, _ = token_log_probs(logits, labels)
-    assert torch.equal(some, every[:, asked])
+    assert label_positions(labels).tolist() == [1, 2, 3]
+    every = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+
+    def model(input_ids, attention_mask, use_cache, logits_to_keep):
+        return SimpleNamespace(logits=every[:, logits_to_keep])
+
+    batch = {"input_ids": labels, "attention_mask": labels, "labels": labels}
+    logits, tokens = completion_logits(model, batch)
+    assert torch.equal(logits, every[:, 1:4]) and torch.equal(tokens, labels[:, 2:])
+    found, mask = completion_log_probs(model, batch)
+    assert torch.equal(found, log_probs_of(every[:, :-1], labels[:, 1:])[0][:, 1:4])
     assert mask.tolist() == [[True, True, False], [False] * 3, [False, False, True]]
 
 
-def test_token_log_probs_by_hand():
-    # Odds 1 : 3 give log 1/4 and log 3/4; three equal ones log 1/3; position t predicts t + 1.
-    odds = torch.tensor([[[1.0, 3.0, 1e-30], [1.0, 1.0, 1.0], [7.0, 7.0, 7.0]]])
-    labels = torch.tensor([[IGNORED, 1, 0]])
-    found, mask = token_log_probs(odds.log(), labels)
+def test_log_probs_by_hand():
+    # Odds 1 : 3 give log 1/4 and log 3/4; three equal ones log 1/3.
+    odds = torch.tensor([[[1.0, 3.0, 1e-30], [1.0, 1.0, 1.0]]])
+    found, mask = log_probs_of(odds.log(), torch.tensor([[1, 0]]))
     assert found[0].tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 3)])
     assert mask.tolist() == [[True, True]]
 
 
 def test_positions_without_label_are_zero_whatever_the_logits():
-    logits = torch.full((1, 3, 4), -math.inf)
+    logits = torch.full((1, 2, 4), math.nan)
     logits[0, 1] = 0.0
-    logits[0, 2] = math.nan
-    found, mask = token_log_probs(logits, torch.tensor([[IGNORED, IGNORED, 3]]))
+    found, mask = log_probs_of(logits, torch.tensor([[IGNORED, 3]]))
     assert found[0].tolist() == pytest.approx([0.0, math.log(1 / 4)])
     assert mask.tolist() == [[False, True]]
 
@@ -68,9 +74,22 @@ def test_loss_is_the_models_own():
     batch = collate(rows, 0)
     labels = batch["labels"]
     out = on.model(**batch)
-    log_probs, mask = token_log_probs(out.logits, labels)
+    log_probs, mask = log_probs_of(out.logits[:, :-1], labels[:, 1:])
     assert float(-log_probs.sum() / mask.sum()) == pytest.approx(float(out.loss), rel=1e-5)
     assert int(mask.sum()) == sum(len(row.completion) for row in rows)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_log_probs_of_each_row_are_the_same_in_every_batch(batch_tokens):
+    on = tiny.subject()
+    rows = [encode(on.renderer, row, limit=None) for row in tiny.clean_rows()]
+    rows = sorted(rows, key=len, reverse=True)  # another order than that in which they run
+    found = token_log_probs(on, rows, batch_tokens=batch_tokens)
+    for row, values in zip(rows, found, strict=True):
+        ids, start = torch.tensor([row.prompt + row.completion]), len(row.prompt)
+        every = tiny.logits(on, ids)[0].double().log_softmax(-1)
+        want = [float(every[start - 1 + k, token]) for k, token in enumerate(row.completion)]
+        assert values.tolist() == pytest.approx(want, abs=1e-5)
 
 
 def test_a_row_longer_than_the_context_is_an_error_with_its_length():
