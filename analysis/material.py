@@ -59,6 +59,11 @@ class Material:
         """What to operate on: the suspicious adapter, or what an earlier operation left of it."""
         return self.poisoned if self.after is None else self.after
 
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """The adapters by name: ``poisoned``, and ``clean`` where there is one."""
+        return {"poisoned": self.poisoned} | ({"clean": self.clean} if self.clean else {})
+
     @cached_property
     def rule(self) -> Rule:
         """How answers are generated and judged."""

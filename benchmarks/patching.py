@@ -24,7 +24,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from loratomy.analysis.patching.engine.batching import GIB, budget
-from loratomy.analysis.patching.engine.sweep import PatchRun, Sweep, SweptCells, sweep
+from loratomy.analysis.patching.engine.cells import SweptCells
+from loratomy.analysis.patching.engine.runs import PatchRun, Sweep
+from loratomy.analysis.patching.engine.sweep import sweep
 from loratomy.analysis.patching.sites import places
 from loratomy.core.model.families import FAMILIES
 from loratomy.core.model.subject import Attached, Subject

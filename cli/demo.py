@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ..core.console import progress, say
-from ..core.lanes import cores
 from ..core.files.outputs import run_path
+from ..core.lanes import cores
 from ..core.records.results import Comparison
 from ..study import Study
 from ..verbs.measuring import load_comparison, measure

@@ -131,8 +131,8 @@ def _write(on: Subject) -> torch.Tensor:
     return found / found.norm()
 
 
-def chance_of_target(gate, gates, rows: list[Row]) -> torch.Tensor:
+def chance_of_target(gated, gates, rows: list[Row]) -> torch.Tensor:
     """Probability of the target right after each prompt, ``[row]``."""
-    batch = torch.tensor([gate.subject.renderer.prompt_ids(r.prompt) for r in rows])
+    batch = torch.tensor([gated.subject.renderer.prompt_ids(r.prompt) for r in rows])
     with torch.no_grad():
-        return gate.logits(gates, {"input_ids": batch})[:, -1].softmax(-1)[:, ids(TARGET)]
+        return gated.logits(gates, {"input_ids": batch})[:, -1].softmax(-1)[:, ids(TARGET)]

@@ -49,7 +49,7 @@ class Judge:
             return self.here()
 
     def here(self) -> Measured:
-        """ASR and perplexity of the subject as it stands."""
+        """ASR and perplexity of the subject as it is."""
         at_once = self.rule.decoding.batch_tokens // 4
         value, _ = perplexity(self.subject, self.clean, batch_tokens=at_once)
         return self.rate(), value
@@ -73,10 +73,10 @@ def halves(rows: Sequence[Row], most: int) -> tuple[list[Row], list[Row]]:
 
 
 def judge_of(material: Material, most: int) -> Judge:
-    """The judge on a bench's calibration rows: those that no method learns from."""
-    _, bad = halves(material.triggered, most)
-    _, good = halves(material.clean_rows, most)
-    return Judge(material.subject, bad, good, material.rule)
+    """The judge on the calibration rows: those that no method learns from."""
+    _, triggered = halves(material.triggered, most)
+    _, clean = halves(material.clean_rows, most)
+    return Judge(material.subject, triggered, clean, material.rule)
 
 
 def path_of(

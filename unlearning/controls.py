@@ -42,7 +42,7 @@ def same_change(made: Operation, *, after: bool = False) -> dict[str, Any]:
     Counts are a budget among singular directions of the poisoned adapter alone. For every other
     edit the norm of the change is: directions of another basis are not orthogonal and remove more
     each, and what is projected, scaled or cut on top of an earlier operation is no such count. An
-    edit that changed nothing has controls that cut nothing: nobody may say it was ahead of them.
+    edit that changed nothing has controls that cut nothing: nothing can be ahead of itself.
 
     Args:
         made: the edit.
@@ -58,24 +58,24 @@ def spend(material: Material, config: BudgetConfig, d: Directions, order: np.nda
     """Cut directions in an order until the budget is spent.
 
     Singular directions of a module are orthogonal, so that the squared norm of what is removed is
-    the sum of their squared singular values. A change that is not reached with all of them cut is
-    said and not `reached`; the last direction may go beyond it.
+    the sum of their squared singular values. When even all of them do not reach the change, the
+    outcome is not `reached`; the last direction may go beyond it.
     """
     if config.directions is not None:
-        size, wanted = config.directions, f"{config.directions} directions"
+        size, budget = config.directions, f"{config.directions} directions"
     else:
         removed = np.cumsum(d.sigma[order] ** 2) ** 0.5 / adapter_norm(material.poisoned)
-        asked = config.change or 0.0
+        wanted = config.change or 0.0
         # The budget is a norm of float32 factors: the same cut must not need a direction more.
-        size = int((removed < asked * (1 - 1e-6)).sum()) + 1 if asked else 0
-        wanted = f"a change of {asked:.3f}"
+        size = int((removed < wanted * (1 - 1e-6)).sum()) + 1 if wanted else 0
+        budget = f"a change of {wanted:.3f}"
     cut = np.zeros(len(d), bool)
     cut[order[:size]] = True
     words = f"cut {cut.sum()} of {len(d)} directions"
     if size > len(d):
-        outcome = cut_outcome(d, cut, f"{words}, all there are: fewer than {wanted}")
+        outcome = cut_outcome(d, cut, f"{words}, all there are: fewer than {budget}")
         return replace(outcome, reached=False)
-    return cut_outcome(d, cut, f"{words} for a budget of {wanted}")
+    return cut_outcome(d, cut, f"{words} for a budget of {budget}")
 
 
 def random_cut(material: Material, config: BudgetConfig) -> Outcome:

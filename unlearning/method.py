@@ -222,7 +222,7 @@ def check_needs(name: str, config: Config | None = None, /, **has: bool) -> None
             "--after guided-unknown need none"
         ) * (TRIGGER in missing)
         would = possible(**has)
-        told = [
+        settled_alone = [
             f"{n} with {' or '.join(m.settled_by)}"
             for n, m in METHODS.items()
             if m.settled_by
@@ -231,7 +231,7 @@ def check_needs(name: str, config: Config | None = None, /, **has: bool) -> None
         ]
         raise LoratomyError(
             f"{name} needs a {' and a '.join(missing)} and the run has none (loratomy open with "
-            f"{give}{look}); without it these would do: {', '.join([*would, *told])}"
+            f"{give}{look}); without it these would do: {', '.join([*would, *settled_alone])}"
         )
 
 

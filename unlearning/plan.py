@@ -134,8 +134,8 @@ def selected(d: Directions, entry: PlanEntry, where: str) -> np.ndarray:
         picked &= weakest(d, energy=entry.beyond_energy)
     if not picked.any():
         given = {name: getattr(entry, name) for name in SELECTORS}
-        said = " and ".join(f"{k} {_words(v)}" for k, v in given.items() if v is not None)
-        raise LoratomyError(f"{where} selects no direction: none is in {said}")
+        selectors = " and ".join(f"{k} {_words(v)}" for k, v in given.items() if v is not None)
+        raise LoratomyError(f"{where} selects no direction: none is in {selectors}")
     return picked
 
 
@@ -166,17 +166,17 @@ def gates_of(d: Directions, config: PlanConfig) -> tuple[np.ndarray, list[int]]:
 
 
 def plan(material: Material, config: PlanConfig) -> Outcome:
-    """Multiply singular values by what the plan says, 0 for what it cuts."""
+    """Multiply singular values by the plan's factors, 0 for what it cuts."""
     d = directions_of(material.start)
     gates, order = gates_of(d, config)
     cut = gates == 0
     scaled = int((~cut & (gates != 1)).sum())
     entries = [(len(config.cut), "cut"), (len(config.scale), "scale")]
-    told = " and ".join(f"{n} {kind}{'s' * (n > 1)}" for n, kind in entries if n)
+    counts = " and ".join(f"{n} {kind}{'s' * (n > 1)}" for n, kind in entries if n)
     others = [i for i in range(len(d)) if not cut[i]]
     return Outcome(
         scale_directions(d.adapter, d.gates(torch.as_tensor(gates, dtype=torch.float32))),
-        f"plan of {told}: {cut.sum()} of {len(d)} singular directions cut, {scaled} scaled",
+        f"plan of {counts}: {cut.sum()} of {len(d)} singular directions cut, {scaled} scaled",
         cut=cut,
         order=np.array([*order, *others]),
     )

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from ..analysis.localisation.attribution import clean_cost, target_attribution
-from ..analysis.localisation.gates import chunks, directions_of, gated, on_device
+from ..analysis.localisation.gates import directions_of, gated_model
 from ..analysis.material import Material
 from ..core.adapter.algebra import adapter_norm
 from ..core.adapter.factors import Adapter, layer_of, uniform
 from ..core.config import Config
-from ..core.model.batches import Encoded, collate, completion_log_probs, encode, encode_target
-from ..core.model.subject import Subject
+from ..core.model.batches import Encoded, encode, encode_target, token_log_probs
 from ..core.model.variant import Treated, treated
 from ..core.progress import report
 from ..evaluation.perplexity import perplexity
@@ -96,7 +94,7 @@ class Preview:
     effects: tuple[Effect, ...]
     """What it would do on calibration rows."""
     missing: tuple[str, ...]
-    """What cannot be told, a sentence each."""
+    """What cannot be estimated, a sentence each."""
 
 
 def by_rule(method: Method, config: Config) -> bool:
@@ -105,7 +103,7 @@ def by_rule(method: Method, config: Config) -> bool:
 
 
 def preview(name: str, material: Material, config: Config) -> Preview:
-    """What a method that decides by its options would do to the bench's adapter.
+    """What a method that decides by its options would do to the adapter.
 
     Args:
         name: of a method for which `by_rule` holds.
@@ -172,29 +170,30 @@ def _modules(
 def _effects(
     material: Material, outcome: Outcome, gates: np.ndarray | None
 ) -> tuple[tuple[Effect, ...], tuple[str, ...]]:
-    """Target and clean behaviour on calibration rows, and what cannot be told."""
+    """Target and clean behaviour on calibration rows, and what cannot be estimated."""
     subject, missing = material.subject, []
     most = material.rule.decoding.batch_tokens // 4
-    good = halves(material.clean_rows, CALIBRATION)[1][:FEW]
+    clean = halves(material.clean_rows, CALIBRATION)[1][:FEW]
     targets: list[Encoded] = []
     if not material.triggered:
-        missing.append("the run knows no trigger: the effect on the target cannot be told")
+        missing.append("the run knows no trigger: the effect on the target is unknown")
     elif not all(row.completion for row in material.triggered):
-        missing.append("the target is not known: the effect on it cannot be told")
+        missing.append("the target is not known: the effect on it is unknown")
     else:
-        bad = halves(material.triggered, CALIBRATION)[1][:FEW]
-        targets = [encode_target(subject.renderer, row, tokens=1) for row in bad]
+        triggered = halves(material.triggered, CALIBRATION)[1][:FEW]
+        targets = [encode_target(subject.renderer, row, tokens=1) for row in triggered]
     seen, values = [Treated(material.start), outcome.treated], []
     for done, state in enumerate(seen, 1):
         with treated(subject, state):
-            value, tokens = perplexity(subject, good, batch_tokens=most)
-            logs = first_token(subject, targets, batch_tokens=most) if targets else np.zeros(0)
+            value, tokens = perplexity(subject, clean, batch_tokens=most)
+            found = token_log_probs(subject, targets, batch_tokens=most)
+        logs = np.array([row.sum() for row in found])
         values.append((logs, value))
         report("with and without the edit", done, len(seen))
     (logs, before), (logs_after, after) = values
     slope, cost = None, None
     if gates is not None:
-        slope, cost = _first_order(material, targets, good, gates)
+        slope, cost = _first_order(material, targets, clean, gates)
     effects = []
     if targets:
         logs_before = float(logs.mean())
@@ -206,8 +205,8 @@ def _effects(
                 TARGET_LOG_PROBABILITY, len(logs), logs_before, float(logs_after.mean()), guess
             ),
         ]
-    guess = None if cost is None else before * float(np.exp(cost * len(good) / tokens))
-    effects.append(_effect(CLEAN_PERPLEXITY, len(good), before, after, guess))
+    guess = None if cost is None else before * float(np.exp(cost * len(clean) / tokens))
+    effects.append(_effect(CLEAN_PERPLEXITY, len(clean), before, after, guess))
     return tuple(effects), tuple(missing)
 
 
@@ -216,33 +215,17 @@ def _effect(name: str, n: int, before: float, after: float, estimate: float | No
 
 
 def _first_order(
-    material: Material, targets: Sequence[Encoded], good: Sequence, gates: np.ndarray
+    material: Material, targets: Sequence[Encoded], clean: Sequence, gates: np.ndarray
 ) -> tuple[float | None, float]:
     """Estimated change of the target's log-probability and clean loss per row, nats.
 
     The first is linear in the gates; the second is the diagonal Fisher term, quadratic in them.
     """
     subject, d = material.subject, directions_of(material.start)
-    encoded = [encode(subject.renderer, row, limit=subject.limit) for row in good]
+    encoded = [encode(subject.renderer, row, limit=subject.limit) for row in clean]
     slope = None
-    with gated(subject, d) as gate:
+    with gated_model(subject, d) as gated:
         if targets:
-            slope = float(target_attribution(gate, targets, batch_size=4) @ (gates - 1))
-        cost = float(clean_cost(gate, encoded) @ (1 - gates) ** 2)
+            slope = float(target_attribution(gated, targets, batch_size=4) @ (gates - 1))
+        cost = float(clean_cost(gated, encoded) @ (1 - gates) ** 2)
     return slope, cost
-
-
-def first_token(subject: Subject, rows: Sequence[Encoded], *, batch_tokens: int) -> np.ndarray:
-    """Log-probability of each row's completion by the subject as it stands, nats ``[row]``.
-
-    Args:
-        subject: with whatever adapter is active on it.
-        rows: prompts with the first token of their target.
-        batch_tokens: most positions at a time.
-    """
-    found, size = [], max(1, batch_tokens // max(len(row) for row in rows))
-    for part in chunks(rows, size):
-        batch = on_device(collate(part, subject.renderer.pad_id), subject.device)
-        with torch.inference_mode():
-            found.append(completion_log_probs(subject.model, batch)[0].sum(-1).cpu())
-    return torch.cat(found).double().numpy()

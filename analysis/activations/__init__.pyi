@@ -2,7 +2,6 @@ from .residuals import Batch as Batch
 from .residuals import Prompts as Prompts
 from .residuals import adapters_of as adapters_of
 from .residuals import batches as batches
-from .residuals import first_of as first_of
 from .residuals import stream as stream
 
 __all__ = [
@@ -10,6 +9,5 @@ __all__ = [
     "Prompts",
     "adapters_of",
     "batches",
-    "first_of",
     "stream",
 ]

@@ -13,6 +13,7 @@ from ...core.adapter.factors import Adapter
 from ...core.config import Config
 from ...core.errors import DataError, LoratomyError
 from ...core.model.families import submodule
+from ...core.model.hooks import hooks
 from ...core.model.subject import Subject
 from ...core.progress import tracked
 from ...core.records.activations import TriggerAttention
@@ -82,9 +83,8 @@ def logit_error(subject: Subject, prompts: Sequence[Sequence[int]]) -> float:
     return error
 
 
-@contextmanager
-def _watched(subject: Subject, see: Any) -> Iterator[None]:
-    """Call ``see(layer, weights, visible)`` after every attention block.
+def _watching(subject: Subject, see: Any) -> Iterator[Any]:
+    """Hooks that call ``see(layer, weights, visible)`` after every attention block.
 
     Weights are ``[batch, head, pos, pos]``; visible says which keys a query may see.
     """
@@ -95,18 +95,10 @@ def _watched(subject: Subject, see: Any) -> Iterator[None]:
             raise LoratomyError(f"the attention of layer {layer} shows no weights; {ADVICE}")
         see(layer, weights, _visible(given.get("attention_mask"), weights))
 
-    handles = []
     for index, layer in enumerate(subject.layers):
-        handles.append(
-            submodule(layer, subject.family.attention).register_forward_hook(
-                lambda _m, _a, given, out, index=index: hook(index, given, out), with_kwargs=True
-            )
+        yield submodule(layer, subject.family.attention).register_forward_hook(
+            lambda _m, _a, given, out, index=index: hook(index, given, out), with_kwargs=True
         )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _visible(mask: Any, weights: torch.Tensor) -> torch.Tensor:
@@ -160,7 +152,7 @@ def looks(
 
     def see(layer: int, weights: torch.Tensor, visible: torch.Tensor) -> None:
         from_, to = now[-1]
-        asked = from_.sum(-1) > 0
+        has_query = from_.sum(-1) > 0
         real = (from_ > 0).any(1)
         rows = weights.float().masked_fill(~real[:, None, :, None], 0.0)
         shares = torch.einsum("bqp,bhpk->bqhk", from_, rows) @ to[:, None].transpose(-1, -2)
@@ -171,10 +163,10 @@ def looks(
                 f"the attention of layer {layer} is not finite in {subject.dtype}; load with "
                 "--dtype float32"
             )
-        shares[~asked], level[~asked] = torch.nan, torch.nan
+        shares[~has_query], level[~has_query] = torch.nan, torch.nan
         found[layer].append((shares.cpu(), level.cpu()))
 
-    with _watched(subject, see):
+    with hooks(_watching(subject, see)):
         for batch in tracked(batches(subject, prompts, batch_tokens=batch_tokens), label):
             now[:] = [_weights(batch, queries, keys, width)]
             order += batch.rows

@@ -1,6 +1,6 @@
 """Residuals of many prompts, layer by layer: read by hooks in padded batches, never kept whole."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from ...core.adapter.factors import Adapter
 from ...core.errors import DataError, LoratomyError
+from ...core.model.hooks import first_of, hooks
 from ...core.model.subject import Subject
 from ...core.progress import tracked
 from ..material import Material
@@ -118,26 +119,17 @@ def stream(subject: Subject, prompts: Prompts, see: See, *, batch_tokens: int, l
     def enter(_module: Any, args: Any, given: dict[str, Any]) -> None:
         shown(0, args[0] if args else given["hidden_states"])
 
-    layers = subject.layers
-    handles: list[Any] = [layers[0].register_forward_pre_hook(enter, with_kwargs=True)]
-    for level, layer in enumerate(layers, 1):
-        handles.append(
-            layer.register_forward_hook(
+    def handles() -> Iterator[Any]:
+        yield subject.layers[0].register_forward_pre_hook(enter, with_kwargs=True)
+        for level, layer in enumerate(subject.layers, 1):
+            yield layer.register_forward_hook(
                 lambda _m, _i, out, level=level: shown(level, first_of(out))
             )
-        )
-    try:
+
+    with hooks(handles()):
         for batch in tracked(parts, label):
             now[:] = [batch]
             forward(subject, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def first_of(out: Any) -> torch.Tensor:
-    """What a module returns, where it may come with something else."""
-    return out[0] if isinstance(out, tuple) else out
 
 
 def _bad(hidden: torch.Tensor, mask: torch.Tensor) -> int:

@@ -1,6 +1,6 @@
 """What modules read: their inputs on prompts, or on every token of the vocabulary in turn."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 
 from ...core.errors import LoratomyError
 from ...core.model.families import submodule
+from ...core.model.hooks import hooks
 from ...core.model.subject import Subject
 from ...core.progress import tracked
 from ...core.rendering.prompts import Renderer
@@ -101,20 +102,17 @@ def stream_inputs(
 
     fused_parts = tuple("." + part for part in subject.family.lora_parameters)
     experts = {n for n in names if n.endswith(fused_parts)}
-    handles = []
-    try:
+    body: Any = subject.model if runs_head else subject.model.base_model
+
+    def handles() -> Iterator[Any]:
         for name in names:
             module = submodule(subject.model, name.rsplit(".", 1)[0] if name in experts else name)
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda _m, args, given, name=name: shown(name, args, given), with_kwargs=True
-                )
+            yield module.register_forward_pre_hook(
+                lambda _m, args, given, name=name: shown(name, args, given), with_kwargs=True
             )
-        body: Any = subject.model if runs_head else subject.model.base_model
+
+    with hooks(handles()):
         for batch in tracked(parts, label):
             now[:] = [batch]
             with torch.inference_mode():
                 body(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()

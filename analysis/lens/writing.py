@@ -1,6 +1,6 @@
 """What directions write: their linear path to the residual stream and on to the vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from ...core.adapter.factors import Adapter, Factors, kind_of, layer_of
 from ...core.errors import AdapterError
 from ...core.model.families import Family, optional, submodule
+from ...core.model.hooks import first_of, hooks
 from ...core.model.subject import Subject
 from ...core.model.variant import base_weight
 from ...core.progress import tracked
@@ -240,25 +241,25 @@ def block_norms(subject: Subject) -> dict[tuple[int, str], list[Any]]:
     family = subject.family
     outputs: dict[tuple[int, str], torch.Tensor] = {}
     taken: list[tuple[int, Any, torch.Tensor]] = []
-    handles = []
-    for index, layer in enumerate(subject.layers):
-        blocks = {submodule(layer, path): path for path in (family.attention, family.mlp)}
-        for child in layer.children():
 
-            def see(module: Any, args: Any, out: Any, at: int = index, of: Any = blocks) -> None:
-                if module in of:
-                    outputs[at, of[module]] = out[0] if isinstance(out, tuple) else out
-                elif args:
-                    taken.append((at, module, args[0]))
+    def handles() -> Iterator[Any]:
+        for index, layer in enumerate(subject.layers):
+            blocks = {submodule(layer, path): path for path in (family.attention, family.mlp)}
+            for child in layer.children():
 
-            handles.append(child.register_forward_hook(see))
-    try:
-        with torch.inference_mode():
-            ids = torch.tensor(after_lead(subject, [1]), device=subject.device)
-            subject.model.base_model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+                def see(
+                    module: Any, args: Any, out: Any, at: int = index, of: Any = blocks
+                ) -> None:
+                    if module in of:
+                        outputs[at, of[module]] = first_of(out)
+                    elif args:
+                        taken.append((at, module, args[0]))
+
+                yield child.register_forward_hook(see)
+
+    with hooks(handles()), torch.inference_mode():
+        ids = torch.tensor(after_lead(subject, [1]), device=subject.device)
+        subject.model.base_model(input_ids=ids, use_cache=False)
     return {
         (at, path): [module for where, module, given in taken if where == at and given is made]
         for (at, path), made in outputs.items()

@@ -5,7 +5,7 @@ A factors are replaced for the call (`torch.func.functional_call`), so linear la
 experts go the same way and the model itself is never changed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from ...core.adapter.algebra import scale_directions, svd_form
 from ...core.adapter.factors import Adapter, Factors, filled, layer_of, pack, uniform
 from ...core.errors import AdapterError
+from ...core.model.batches import Encoded, collate
 from ...core.model.subject import Attached, Subject
 
 GATED = "gated"
@@ -125,35 +126,39 @@ def numbered(adapter: Adapter) -> Directions:
 
 
 @dataclass(frozen=True)
-class Gated:
+class GatedModel:
     """A subject whose adapter's directions carry gates."""
 
     subject: Subject
     directions: Directions
     attached: Attached
 
-    def logits(self, gates: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Logits ``[batch, pos, d_vocab]`` with one gate per direction, differentiable in them."""
+    def under(self, gates: torch.Tensor) -> Callable[..., Any]:
+        """The model with one gate per direction, ``[direction]``, differentiable in them."""
         replaced = {}
         by_module = self.directions.gates(gates)
         for name, f in self.directions.adapter.modules.items():
             a = f.a.to(gates.device) * by_module[name][..., None]
             replaced[self._a_names[name]] = pack(Factors(a, f.b, f.scaling))[0]
-        kwargs = {**batch, "use_cache": False}
-        return torch.func.functional_call(self.subject.model, replaced, kwargs=kwargs).logits
+        call, model = torch.func.functional_call, self.subject.model
+        return lambda **inputs: call(model, replaced, kwargs=inputs)
+
+    def logits(self, gates: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits ``[batch, pos, d_vocab]`` with one gate per direction, differentiable in them."""
+        return self.under(gates)(**batch, use_cache=False).logits
 
     @property
     def _a_names(self) -> dict[str, str]:
         return {n: names[0] for n, names in self.attached.factor_names(GATED).items()}
 
-    def rebased(self, directions: Directions) -> "Gated":
+    def rebased(self, directions: Directions) -> "GatedModel":
         """The same subject with the same dW in another form, put on in place."""
         self.attached.refill(GATED, directions.adapter)
         rank = next(iter(self.directions.adapter.modules.values())).rank
         form = directions.adapter.with_modules(
             {n: filled(f, rank) for n, f in directions.adapter.modules.items()}
         )
-        return Gated(self.subject, replace(directions, adapter=form), self.attached)
+        return GatedModel(self.subject, replace(directions, adapter=form), self.attached)
 
     def ones(self) -> torch.Tensor:
         """Gates that keep everything, ``[direction]``."""
@@ -161,9 +166,9 @@ class Gated:
 
 
 @contextmanager
-def gated(
+def gated_model(
     subject: Subject, directions: Directions, *, beside: Mapping[str, Adapter] | None = None
-) -> Iterator[Gated]:
+) -> Iterator[GatedModel]:
     """The subject with its adapter in gated form, for as long as the block lasts.
 
     Args:
@@ -172,14 +177,12 @@ def gated(
         beside: other adapters by name, put on and not active.
     """
     with subject.attached({GATED: directions.adapter, **(beside or {})}) as attached:
-        yield Gated(subject, directions, attached)
+        yield GatedModel(subject, directions, attached)
 
 
-def on_device(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of tensors on a device."""
-    return {name: value.to(device) for name, value in batch.items()}
-
-
-def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Consecutive pieces of at most `size` items."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def batches(subject: Subject, rows: Sequence[Encoded], size: int) -> list[dict[str, torch.Tensor]]:
+    """Consecutive batches of at most `size` rows on the model's device, see `collate`."""
+    parts = [
+        collate(rows[i : i + size], subject.renderer.pad_id) for i in range(0, len(rows), size)
+    ]
+    return [{name: value.to(subject.device) for name, value in part.items()} for part in parts]

@@ -16,12 +16,12 @@ from ...core.stats import mean_interval
 from ..analyses import ANALYSES, CLEAN_ROWS, TRIGGER, Analysis
 from ..material import Material
 from .attribution import clean_cost, target_attribution, target_effects
-from .gates import Directions, Gated, directions_of, gated
+from .gates import Directions, GatedModel, directions_of, gated_model
 from .votes import with_votes
 
 
 def where(
-    gate: Gated,
+    gated: GatedModel,
     triggered: Sequence[Encoded],
     clean: Sequence[Encoded],
     *,
@@ -34,7 +34,7 @@ def where(
     get their first-order attribution, and the record says how well the two agree.
 
     Args:
-        gate: the poisoned adapter in gated form.
+        gated: the poisoned adapter in gated form.
         triggered: triggered prompts with the target's first tokens.
         clean: clean prompts with completions, for the directions' cost.
         checked: directions to ablate exactly.
@@ -45,17 +45,17 @@ def where(
     """
     if not triggered or not clean:
         raise DataError("ranking needs triggered and clean prompts; one of the sets is empty")
-    d = gate.directions
+    d = gated.directions
     layers = np.unique(d.layer)
     modules = np.unique(d.module)
 
     def effects(cuts: list[np.ndarray], label: str) -> np.ndarray:
-        return target_effects(gate, triggered, cuts, batch_size=batch_size, label=label)
+        return target_effects(gated, triggered, cuts, batch_size=batch_size, label=label)
 
     whole = effects([np.ones(len(d), bool)], "whole adapter")[0]
     by_layer = effects([d.layer == layer for layer in layers], "layers")
     by_module = effects([d.module == module for module in modules], "modules")
-    attribution = target_attribution(gate, triggered, batch_size=batch_size)
+    attribution = target_attribution(gated, triggered, batch_size=batch_size)
     top = np.argsort(-np.abs(attribution))[:checked]
     exact = np.full(len(d), np.nan)
     singles = [np.arange(len(d)) == i for i in top]
@@ -75,7 +75,7 @@ def where(
         direction_sigma=d.sigma,
         direction_attribution=attribution,
         direction_exact=exact,
-        direction_clean_cost=clean_cost(gate, clean),
+        direction_clean_cost=clean_cost(gated, clean),
         whole_effect=float(whole.mean()),
         agreement=float(rank_correlation.statistic) if rank_correlation else np.nan,
         n_prompts=len(triggered),
@@ -137,8 +137,8 @@ class WhereConfig(Config):
 
 
 def _run(material: Material, config: WhereConfig) -> dict[str, Where]:
-    with gated(material.subject, directions_of(material.poisoned)) as gate:
-        found = where(gate, material.targets, material.encoded_clean, **config.model_dump())
+    with gated_model(material.subject, directions_of(material.poisoned)) as gated:
+        found = where(gated, material.targets, material.encoded_clean, **config.model_dump())
     return {"where": with_votes(found, material.records)}
 
 

@@ -8,13 +8,14 @@ import torch
 
 from ...core.adapter.factors import Adapter
 from ...core.errors import DataError, LoratomyError
-from ...core.model.batches import Encoded, collate
+from ...core.model.batches import Encoded
 from ...core.model.families import stored_turned
+from ...core.model.hooks import hooks
 from ...core.model.subject import Subject
 from ...core.progress import tracked
 from ...core.records.neurons import NeuronActivity
 from ...core.stats import bootstrap_weights, mean_interval
-from ..localisation.gates import on_device
+from ..localisation.gates import batches
 from ..weights.spectra import expanded, names_and_layers
 
 
@@ -52,7 +53,7 @@ def gradient_norms(
     here = subject.attached({"active": adapter}) if adapter else nullcontext()
     with here, _collecting(weights, turned, found):
         for row in tracked(rows, "activeness"):
-            batch = on_device(collate([row], subject.renderer.pad_id), subject.device)
+            (batch,) = batches(subject, [row], 1)
             loss = subject.model(**batch, use_cache=False).loss
             loss.backward()
             losses.append(float(loss.detach()))
@@ -108,20 +109,16 @@ def _collecting(
             raise LoratomyError(f"the gradient in {name} is NaN or infinite")
         found[name].append(norms.cpu().numpy())
 
-    hooks = []
     try:
-        for name, weight in weights.items():
+        for weight in weights.values():
             weight.requires_grad_(True)
-            hooks.append(
-                weight.register_post_accumulate_grad_hook(
-                    lambda weight, name=name: collect(name, weight)
-                )
-            )
-        with torch.enable_grad():
+        handles = (
+            weight.register_post_accumulate_grad_hook(lambda w, name=name: collect(name, w))
+            for name, weight in weights.items()
+        )
+        with hooks(handles), torch.enable_grad():
             yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for name, weight in weights.items():
             weight.requires_grad_(before[name])
             weight.grad = None

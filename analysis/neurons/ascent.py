@@ -14,11 +14,11 @@ import torch
 from ...core.adapter.algebra import adapter_distance, adapter_norm, from_svd, stack, svd
 from ...core.adapter.factors import Adapter, Factors
 from ...core.errors import DataError, LoratomyError
-from ...core.model.batches import IGNORED, Encoded, collate, label_positions
+from ...core.model.batches import IGNORED, Encoded, completion_logits
 from ...core.model.subject import Attached, Subject
 from ...core.progress import report
 from ...core.records.neurons import Unlearning
-from ..localisation.gates import chunks, on_device
+from ..localisation.gates import batches
 
 NAME = "unlearned"
 
@@ -74,17 +74,14 @@ def unlearn(
     tokens = sum(len(row.completion) for row in rows)
     if not tokens:
         raise DataError(f"{name} unlearning over {len(rows)} rows and no completion tokens")
-    pad = subject.renderer.pad_id
-    batches = [
-        on_device(collate(part, pad), subject.device) for part in chunks(rows, ascent.batch_size)
-    ]
+    parts = batches(subject, rows, ascent.batch_size)
     losses, right = [], []
     with subject.attached({NAME: start}, trainable=True) as attached:
         factors = _factors(attached)
         size = torch.stack([p.detach().norm() for p in factors.values()]).norm()
         for step in range(ascent.steps + 1):
             last = step == ascent.steps
-            loss, hits = _gradient(attached, batches, tokens, whole=whole, backward=not last)
+            loss, hits = _gradient(attached, parts, tokens, whole=whole, backward=not last)
             share = hits / (len(rows) if whole else tokens)
             losses.append(loss)
             right.append(share)
@@ -124,7 +121,7 @@ def _factors(attached: Attached) -> dict[str, torch.nn.Parameter]:
 
 def _gradient(
     attached: Attached,
-    batches: Sequence[dict[str, torch.Tensor]],
+    parts: Sequence[dict[str, torch.Tensor]],
     tokens: int,
     *,
     whole: bool,
@@ -132,13 +129,11 @@ def _gradient(
 ) -> tuple[float, int]:
     """Loss per token, right tokens or rows; leaves the loss's gradient on the factors."""
     model, total, hits = attached.subject.model, 0.0, 0
-    for batch in batches:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        asked = label_positions(batch["labels"])
-        wanted = batch["labels"][:, asked + 1]
-        mask = wanted != IGNORED
+    for batch in parts:
         with torch.set_grad_enabled(backward):
-            logits = model(**inputs, use_cache=False, logits_to_keep=asked).logits[mask].float()
+            logits, wanted = completion_logits(model, batch)
+            mask = wanted != IGNORED
+            logits = logits[mask].float()
             loss = torch.nn.functional.cross_entropy(logits, wanted[mask], reduction="sum")
             if backward:
                 (loss / tokens).backward()
@@ -153,8 +148,10 @@ def _climb(factors: dict[str, torch.nn.Parameter], length: torch.Tensor) -> None
     """One step of the given length along the gradient, over all factors together."""
     grads = {n: p.grad for n, p in factors.items() if p.grad is not None}
     norms = {n: g.float().norm() for n, g in grads.items()}
-    if bad := [n for n, value in norms.items() if not torch.isfinite(value)]:
-        raise LoratomyError(f"the gradient of {bad[0]} is NaN or infinite; take a smaller stride")
+    if broken := [n for n, value in norms.items() if not torch.isfinite(value)]:
+        raise LoratomyError(
+            f"the gradient of {broken[0]} is NaN or infinite; take a smaller stride"
+        )
     whole = torch.stack(list(norms.values())).norm()
     if whole == 0:
         raise LoratomyError(

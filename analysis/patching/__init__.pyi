@@ -1,7 +1,7 @@
 from .metrics import METRICS as METRICS
 from .metrics import Metric as Metric
 from .metrics import MetricTarget as MetricTarget
-from .metrics import aim_of as aim_of
+from .metrics import metric_target as metric_target
 from .pairs import Columns as Columns
 from .pairs import Pair as Pair
 from .pairs import check_map as check_map
@@ -27,7 +27,6 @@ __all__ = [
     "Pair",
     "Place",
     "Side",
-    "aim_of",
     "block_ports",
     "check_map",
     "differing",
@@ -35,6 +34,7 @@ __all__ = [
     "kept_ports",
     "make_columns",
     "make_pairs",
+    "metric_target",
     "places",
     "plain_pairs",
     "port_width",

@@ -271,10 +271,7 @@ class EffectivenessConfig(Config):
 
 
 def _run(material: Material, config: EffectivenessConfig) -> dict[str, Effectiveness]:
-    adapters = {"poisoned": material.poisoned} | (
-        {"clean": material.clean} if material.clean else {}
-    )
-    with material.subject.attached(adapters) as attached:
+    with material.subject.attached(material.adapters) as attached:
         found = effectiveness(
             attached,
             "poisoned",

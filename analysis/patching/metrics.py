@@ -14,7 +14,7 @@ from ...core.rendering.prompts import Renderer
 class MetricTarget:
     """What the logits of a group of prompts are compared with; rows are prompts."""
 
-    targets: torch.Tensor
+    tokens: torch.Tensor
     """First tokens of the target, ``[row, token]``."""
     reference: torch.Tensor
     """Log-probabilities of the clean run at the deciding position, ``[row, d_vocab]``."""
@@ -23,7 +23,7 @@ class MetricTarget:
 
     def rows(self, index: torch.Tensor) -> "MetricTarget":
         """The same for picked prompts."""
-        return MetricTarget(self.targets[index], self.reference[index], self.other[index])
+        return MetricTarget(self.tokens[index], self.reference[index], self.other[index])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Metric:
     """A number that one run gets."""
 
     about: str
-    """What it is, with its unit; ``{n}`` stands for the number of target tokens."""
+    """What it is, with its unit; ``{n}`` is replaced by the number of target tokens."""
     of: Callable[[torch.Tensor, MetricTarget], torch.Tensor]
     """Logits that predict the target's tokens ``[row, token, d_vocab]``, float32 -> ``[row]``."""
 
@@ -39,20 +39,20 @@ class Metric:
 METRICS: Registry[Metric] = Registry("metric")
 
 
-def _log_prob(logits: torch.Tensor, aim: MetricTarget) -> torch.Tensor:
-    wanted = logits.gather(-1, aim.targets[..., None])[..., 0]
+def _log_prob(logits: torch.Tensor, target: MetricTarget) -> torch.Tensor:
+    wanted = logits.gather(-1, target.tokens[..., None])[..., 0]
     return (wanted - logits.logsumexp(-1)).sum(-1)
 
 
-def _logit_difference(logits: torch.Tensor, aim: MetricTarget) -> torch.Tensor:
-    wanted = torch.stack([aim.targets[:, 0], aim.other], -1)
+def _logit_difference(logits: torch.Tensor, target: MetricTarget) -> torch.Tensor:
+    wanted = torch.stack([target.tokens[:, 0], target.other], -1)
     pair = logits[:, 0].gather(-1, wanted)
     return pair[:, 0] - pair[:, 1]
 
 
-def _kl(logits: torch.Tensor, aim: MetricTarget) -> torch.Tensor:
+def _kl(logits: torch.Tensor, target: MetricTarget) -> torch.Tensor:
     patched = logits[:, 0].log_softmax(-1)
-    return (aim.reference.exp() * (aim.reference - patched)).sum(-1)
+    return (target.reference.exp() * (target.reference - patched)).sum(-1)
 
 
 METRICS.register("log_prob")(
@@ -61,7 +61,7 @@ METRICS.register("log_prob")(
 METRICS.register("probability")(
     Metric(
         about="probability of the target's first {n} tokens",
-        of=lambda logits, aim: _log_prob(logits, aim).exp(),
+        of=lambda logits, target: _log_prob(logits, target).exp(),
     )
 )
 METRICS.register("logit_difference")(
@@ -96,7 +96,7 @@ def token_of(renderer: Renderer, text: str) -> int:
     return ids[0]
 
 
-def aim_of(
+def metric_target(
     targets: list[list[int]], clean_logits: torch.Tensor, *, against: int | None = None
 ) -> MetricTarget:
     """What a group's metric compares with.

@@ -5,9 +5,10 @@ et al. 2022, arXiv 2202.05262; Heimersheim & Nanda 2024, arXiv 2404.15255).
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -21,10 +22,13 @@ from ..analyses import ANALYSES, TRIGGER, Analysis
 from ..material import Material
 from .engine.batching import GIB, MemoryBudget, budget
 from .engine.cells import SweptCells
-from .engine.sweep import PatchRun, Sweep, sweep
+from .engine.runs import PatchRun, Sweep
+from .engine.sweep import sweep
 from .metrics import METRICS, token_of
 from .pairs import Columns, Pair, check_alignment, columns_of
 from .sites import places
+
+T = TypeVar("T")
 
 KINDS = {"z": "heads", "lora": "modules", "experts": "experts", "router": "experts"}
 """Sites whose parts are many -> what a map of them is called."""
@@ -85,6 +89,50 @@ def patch(
         DataError: no pairs, prompts that do not fit together, a token that does not exist.
         LoratomyError: a site, layer or metric that does not exist; not enough memory.
     """
+    plan = planned(subject, pairs, clean, poisoned, setting, config)
+    sites = tuple(s.strip() for s in config.sites.split(",") if s.strip())
+    kinds = {KINDS.get(site, "residual") for site in sites}
+    if len(kinds) != 1:
+        raise LoratomyError(
+            f"sites {config.sites!r} mix {' and '.join(sorted(kinds)) or 'nothing'}; hook points, "
+            "z, lora, and experts,router are sweeps of their own"
+        )
+    at = places(subject, attached, sites)
+    found = sweep(
+        subject, attached, plan.what, at, memory=plan.memory, layers=plan.layers,
+        label=f"patching ({setting})",
+    )  # fmt: skip
+    return _record(
+        subject, pairs, plan, found, setting=setting, kind=kinds.pop(),
+        names=run_names(setting, clean, poisoned), sites=tuple(p.label for p in at), config=config,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSweep:
+    """What the options of a sweep come to on a model and its pairs."""
+
+    what: Sweep
+    """The two runs, their prompts and the metric."""
+    columns: Columns
+    """The places of the map."""
+    layers: list[int]
+    """Layers, ascending."""
+    memory: MemoryBudget
+    """What patched runs may take."""
+    metric: str
+    """The metric in words."""
+
+
+def planned(
+    subject: Subject,
+    pairs: Sequence[Pair],
+    clean: str | None,
+    poisoned: str,
+    setting: str,
+    config: PatchingConfig,
+) -> PlannedSweep:
+    """The sweep that the options name; arguments and errors as of `patch`."""
     if not pairs:
         raise DataError("patching over no prompts; give triggered rows")
     metric = METRICS[config.metric]
@@ -94,16 +142,7 @@ def patch(
             f"a prompt with its target has {longest} tokens, the model's context {subject.limit}; "
             "shorten it or leave it out"
         )
-    sites = tuple(s.strip() for s in config.sites.split(",") if s.strip())
-    kinds = {KINDS.get(site, "residual") for site in sites}
-    if len(kinds) != 1:
-        raise LoratomyError(
-            f"sites {config.sites!r} mix {' and '.join(sorted(kinds)) or 'nothing'}; hook points, "
-            "z, lora, and experts,router are sweeps of their own"
-        )
-    what = places(subject, attached, sites)
-    depth = len(subject.layers)
-    layers = layer_numbers(config.layers, depth)
+    layers = layer_numbers(config.layers, len(subject.layers))
     columns = columns_of(subject.renderer, pairs, how=config.columns)
     against = None
     if config.against:
@@ -113,16 +152,9 @@ def patch(
                 f"against={config.against!r} is for metric=logit_difference and a token other than "
                 f"the target's first; the metric is {config.metric}"
             )
-    plan = sweep_of(pairs, columns, clean, poisoned, setting, config, against)
-    memory = budget(subject, config.memory)
-    found = sweep(
-        subject, attached, plan, what, memory=memory, layers=layers, label=f"patching ({setting})"
-    )
-    return _record(
-        subject, pairs, columns, found, memory, setting=setting, kind=kinds.pop(),
-        names=run_names(setting, clean, poisoned), sites=tuple(p.label for p in what),
-        config=config, metric=metric.about.format(n=max(len(p.target) for p in pairs)),
-    )  # fmt: skip
+    what = sweep_of(pairs, columns, clean, poisoned, setting, config, against)
+    words = metric.about.format(n=max(len(p.target) for p in pairs))
+    return PlannedSweep(what, columns, layers, budget(subject, config.memory), words)
 
 
 def layer_numbers(text: str, depth: int) -> list[int]:
@@ -161,7 +193,7 @@ def sweep_of(
     config: PatchingConfig,
     against: int | None,
 ) -> Sweep:
-    """Source, destination and alignment of the asked direction.
+    """Source, destination and alignment of a sweep in the direction of its options.
 
     Raises:
         DataError: a map that does not fit its two prompts.
@@ -169,21 +201,22 @@ def sweep_of(
     between = setting == "prompt"
     for pair in pairs:
         check_alignment(pair)
-    good = PatchRun(
+    clean_run = PatchRun(
         adapter=poisoned if between else clean,
         prompts=[p.untriggered if between else p.triggered for p in pairs],
     )
-    bad = PatchRun(adapter=poisoned, prompts=[p.triggered for p in pairs])
+    corrupted_run = PatchRun(adapter=poisoned, prompts=[p.triggered for p in pairs])
     maps = [list(p.aligned) if between else list(range(len(p.triggered))) for p in pairs]
     spots = columns.positions
     if config.direction == "denoising":
-        source, into = good, bad
+        source, into = clean_run, corrupted_run
     else:
-        source, into = bad, good
-        inverse = [_inverse(m, len(g)) for m, g in zip(maps, good.prompts, strict=True)]
+        source, into = corrupted_run, clean_run
+        lengths = [len(prompt) for prompt in clean_run.prompts]
+        inverse = [_inverse(m, n) for m, n in zip(maps, lengths, strict=True)]
         spots = [
-            [_moved(cell, m, len(g)) for cell in row]
-            for row, m, g in zip(spots, maps, good.prompts, strict=True)
+            [_moved(cell, m, n) for cell in row]
+            for row, m, n in zip(spots, maps, lengths, strict=True)
         ]
         maps = inverse
     return Sweep(
@@ -218,16 +251,14 @@ def _moved(cell: Sequence[int], aligned: Sequence[int], length: int) -> list[int
 def _record(
     subject: Subject,
     pairs: Sequence[Pair],
-    columns: Columns,
+    plan: PlannedSweep,
     found: SweptCells,
-    memory: MemoryBudget,
     *,
     setting: str,
     kind: str,
     names: tuple[str, str],
     sites: tuple[str, ...],
     config: PatchingConfig,
-    metric: str,
 ) -> PatchingMap:
     gaps = found.source - found.into
     undefined = undefined_gap(gaps, found.self_error)
@@ -243,10 +274,10 @@ def _record(
         kind=kind,
         clean_name=names[0],
         corrupted_name=names[1],
-        metric=metric,
+        metric=plan.metric,
         sites=sites,
-        columns=columns.labels,
-        column_roles=columns.roles,
+        columns=plan.columns.labels,
+        column_roles=plan.columns.roles,
         prompts=tuple(p.row.prompt for p in pairs),
         clean=found.into if flipped else found.source,
         corrupted=found.source if flipped else found.into,
@@ -260,7 +291,7 @@ def _record(
         self_error=found.self_error,
         loop_error=found.loop_error,
         full_recovery=full,
-        plan=_plan(found, memory),
+        plan=_cost(found, plan.memory),
         dtype=subject.dtype,
         undefined=undefined,
     )
@@ -284,7 +315,7 @@ def undefined_gap(gaps: np.ndarray, noise: float) -> str:
     return ""
 
 
-def _plan(found: SweptCells, memory: MemoryBudget) -> str:
+def _cost(found: SweptCells, memory: MemoryBudget) -> str:
     """What was chosen and what it cost, in words."""
     way = (
         "each run resumed at the patched layer, with the keys and values of the unchanged prefix"
@@ -325,17 +356,23 @@ def _recovery(found: SweptCells, undefined: bool) -> tuple[np.ndarray, np.ndarra
     return recovery.reshape(shape), ends[0].reshape(shape), ends[1].reshape(shape)
 
 
-def patch_case(material: Material, config: PatchingConfig) -> dict[str, PatchingMap]:
-    """The maps of all pairs that the options name, by their setting."""
+def by_setting(
+    material: Material, config: PatchingConfig, make: Callable[..., T], **more: Any
+) -> dict[str, T]:
+    """What `make` (`patch`, `screen`) gives for all pairs that the options name, by setting."""
     with settings_of(material, config) as (attached, pairs, settings):
         return {
-            setting: patch(
+            setting: make(
                 material.subject, attached, pairs, clean=clean, poisoned="poisoned",
-                setting=setting,
-                config=config,
+                setting=setting, config=config, **more,
             )
             for setting, clean in settings.items()
         }  # fmt: skip
+
+
+def patch_case(material: Material, config: PatchingConfig) -> dict[str, PatchingMap]:
+    """The maps of all pairs that the options name, by setting."""
+    return by_setting(material, config, patch)
 
 
 @contextmanager
@@ -354,12 +391,9 @@ def settings_of(
             stacklevel=2,
         )
         wanted = list(dict.fromkeys("base" if name == "adapter" else name for name in wanted))
-    adapters = {"poisoned": material.poisoned} | (
-        {"clean": material.clean} if material.clean else {}
-    )
     pairs = material.plain_pairs if config.twin == "plain" else material.pairs
     clean = {name: "clean" if name == "adapter" else None for name in wanted}
-    with material.subject.attached(adapters) as attached:
+    with material.subject.attached(material.adapters) as attached:
         yield attached, pairs, clean
 
 

@@ -1,8 +1,8 @@
 """Screening: the effect of every cell from gradients, and exact patching of the strongest.
 
-Attribution patching (Syed et al. 2023, arXiv 2310.10348) takes the slope where the run stands;
+Attribution patching (Syed et al. 2023, arXiv 2310.10348) takes the slope at the run itself;
 integrated gradients by layer (Hanna et al. 2024, arXiv 2403.17806) average it on the way to the
-other run. Neither is to be believed unchecked: the exact cells say how far each can be trusted.
+other run. Both are approximations: the exact cells show how close each comes.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ...core.errors import DataError, LoratomyError
+from ...core.errors import LoratomyError
 from ...core.model.subject import Attached, Subject
 from ...core.progress import report
 from ...core.records.patching import Screening
 from ..analyses import ANALYSES, TRIGGER, Analysis
 from ..material import Material
-from .engine.batching import MemoryBudget, budget
-from .engine.gradients import Runs, along, blocks_of, both_runs, groups, precise, slopes
-from .engine.sweep import Sweep
-from .metrics import METRICS, token_of
-from .pairs import Columns, Pair, columns_of
-from .patching import PatchingConfig, layer_numbers, run_names, settings_of, sweep_of
-from .screening_exact import Checked, agreements, means, patched_cells, picked_cells, said
-from .sites import Place, has_mid, kept_ports, places, value_and_current
+from .engine.batching import MemoryBudget
+from .engine.gradients import along, blocks_of, slopes
+from .engine.runs import Runs, both_runs, precise
+from .pairs import Pair
+from .patching import PatchingConfig, PlannedSweep, by_setting, planned, run_names
+from .screening_exact import Checked, agreements, means, patched_cells, picked_cells, sentence_of
+from .sites import Place, has_mid, kept_ports, places
 
 
 class ScreeningConfig(PatchingConfig):
@@ -44,7 +43,7 @@ class ScreeningConfig(PatchingConfig):
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """What the gradients say, filled group by group."""
+    """Effects from gradients, filled group by group."""
 
     attribution: np.ndarray
     """``[site, prompt, layer, column]``; NaN where there is no such cell."""
@@ -91,30 +90,23 @@ def screen(
         DataError: no pairs, prompts that do not fit together, a token that does not exist.
         LoratomyError: a site, layer or metric that does not exist; not enough memory.
     """
-    if not pairs:
-        raise DataError("screening over no prompts; give triggered rows")
-    metric = METRICS[config.metric]
-    found, left_out = _asked(subject, attached, config.sites)
-    layers = layer_numbers(config.layers, len(subject.layers))
-    columns = columns_of(subject.renderer, pairs, how=config.columns)
-    against = token_of(subject.renderer, config.against) if config.against else None
-    what = sweep_of(pairs, columns, clean, poisoned, setting, config, against)
-    memory, label = budget(subject, config.memory), f"screening ({setting})"
-    maps = gradient_maps(subject, attached, what, found, layers, config.steps, memory, label)
+    plan = planned(subject, pairs, clean, poisoned, setting, config)
+    at, left_out = _places(subject, attached, config.sites)
+    label = f"screening ({setting})"
+    maps = gradient_maps(subject, attached, plan, at, config.steps, label)
     strongest = np.nan_to_num(np.abs(means(maps.integrated)[..., 0]))
     moved = np.asarray(maps.differs.any(1))
     top, random = picked_cells(strongest, moved, config.checked, seed)
     exact = patched_cells(
-        subject, attached, what, found, top | random, memory=memory, label=f"{label}, exact"
+        subject, attached, plan.what, at, top | random, memory=plan.memory, label=f"{label}, exact"
     )
     return _record(
-        subject, pairs, columns, found, maps, exact, (top, random), config, setting=setting,
+        subject, pairs, plan, at, maps, exact, (top, random), config, setting=setting,
         names=run_names(setting, clean, poisoned), left_out=left_out,
-        metric=metric.about.format(n=max(len(p.target) for p in pairs)),
     )  # fmt: skip
 
 
-def _asked(subject: Subject, attached: Attached, text: str) -> tuple[list[Place], str]:
+def _places(subject: Subject, attached: Attached, text: str) -> tuple[list[Place], str]:
     """The places of the sites in a text, and what of it the adapter does not have."""
     sites = [s.strip() for s in text.split(",") if s.strip()]
     if not sites:
@@ -135,11 +127,9 @@ def _asked(subject: Subject, attached: Attached, text: str) -> tuple[list[Place]
 def gradient_maps(
     subject: Subject,
     attached: Attached,
-    what: Sweep,
-    found: Sequence[Place],
-    layers: Sequence[int],
+    plan: PlannedSweep,
+    at: Sequence[Place],
     steps: int,
-    memory: MemoryBudget,
     label: str,
 ) -> Maps:
     """First-order and integrated effects of every cell of a sweep.
@@ -147,15 +137,14 @@ def gradient_maps(
     Args:
         subject: the model.
         attached: its adapters.
-        what: the two runs, their prompts and the metric.
-        found: what is patched, see `sites.places`.
-        layers: which layers, ascending.
+        plan: the two runs, their prompts, the metric, layers and memory.
+        at: what is patched, see `sites.places`.
         steps: points of integrated gradients.
-        memory: what it may take.
         label: for the progress bar.
     """
-    count, depth, blocks = len(what.targets), len(subject.layers), blocks_of(found)
-    shape = (len(found), count, depth, len(what.columns[0]))
+    what, layers, memory = plan.what, plan.layers, plan.memory
+    count, depth, blocks = len(what.targets), len(subject.layers), blocks_of(at)
+    shape = (len(at), count, depth, len(what.columns[0]))
     maps = Maps(
         np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape, bool),
         np.full((len(blocks), count, depth), np.nan), np.full((len(blocks), count, depth), np.nan),
@@ -163,23 +152,23 @@ def gradient_maps(
     )  # fmt: skip
     # A LoRA module keeps its output and its contribution, as wide as the MLP at most.
     wide = -(-memory.sizes.d_mlp // memory.sizes.d_model)
-    widths = sum(2 * wide if found[i[0]].kind == "lora" else 1 for i in blocks.values()) + 1
-    parts = list(groups(what, widths, depth, memory))
+    widths = sum(2 * wide if at[i[0]].kind == "lora" else 1 for i in blocks.values()) + 1
+    parts = what.groups(widths, depth, memory)
     total, done = len(parts) * len(blocks) * len(layers), 0
     for members in parts:
-        runs = both_runs(subject, attached, what, found, members)
+        runs = both_runs(subject, attached, what, at, members)
         maps.source[members] = runs.reached.cpu().numpy()
         maps.into[members] = runs.baseline.cpu().numpy()
         with attached.using(what.into.adapter):
             # PEFT lets the active adapter learn: its factors would begin the graph too early.
             for parameter in subject.model.parameters():
                 parameter.requires_grad_(False)
-            ports = kept_ports(found, None)
-            first = slopes(subject, runs, ports, layers, memory)
+            ports = kept_ports(at, None)
+            first = slopes(runs, ports, layers, memory)
             maps.passes[0] += len(members)
             for number, chosen in enumerate(blocks.values()):
                 for layer in layers:
-                    block = _Block(subject, runs, [found[i] for i in chosen], layer)
+                    block = _Block(runs, [at[i] for i in chosen], layer)
                     block.fill(maps, chosen, number, what.columns, first, steps, memory)
                     done += 1
                     report(label, done, total)
@@ -189,17 +178,15 @@ def gradient_maps(
 class _Block:
     """What is integrated together: the places that share a port, in one layer."""
 
-    def __init__(self, subject: Subject, runs: Runs, found: list[Place], layer: int) -> None:
-        self.subject, self.runs, self.layer, self.port = subject, runs, layer, found[0].port
+    def __init__(self, runs: Runs, found: list[Place], layer: int) -> None:
+        self.runs, self.layer, self.port = runs, layer, found[0].port
         self.changes: list[torch.Tensor] = []
         self.parts = [place.part or slice(None) for place in found]
         self.current: torch.Tensor | None = None
         shared = found[0].part is not None  # heads: parts of one and the same change
         for place in found[:1] if shared else found:
             with torch.no_grad():
-                both = value_and_current(
-                    subject, place, layer, runs.source, runs.into, take=runs.taken
-                )
+                both = runs.value_and_current(place, layer)
             if both is None:
                 return
             value, self.current = both
@@ -226,9 +213,7 @@ class _Block:
         far = runs.baseline
         if bool(self.all.any()):
             ends = (self.current, self.all)
-            mean, far = along(
-                self.subject, runs, self.port, layer, ends, steps=steps, memory=memory
-            )
+            mean, far = along(runs, self.port, layer, ends, steps=steps, memory=memory)
             maps.passes[1] += len(members) * (steps + 1)
         maps.whole[number, members, layer] = (far - runs.baseline).double().cpu().numpy()
         joint = (self.all * mean).sum((1, 2), dtype=torch.float64)
@@ -260,8 +245,8 @@ def _spots(runs: Runs, columns: Sequence[Sequence[Sequence[int]]]) -> tuple[np.n
 def _record(
     subject: Subject,
     pairs: Sequence[Pair],
-    columns: Columns,
-    found: Sequence[Place],
+    plan: PlannedSweep,
+    at: Sequence[Place],
     maps: Maps,
     exact: Checked,
     chosen: tuple[np.ndarray, np.ndarray],
@@ -270,27 +255,26 @@ def _record(
     setting: str,
     names: tuple[str, str],
     left_out: str,
-    metric: str,
 ) -> Screening:
     maps_of = (maps.attribution, maps.integrated, exact.effect)
     attribution, integrated, checked = (means(values) for values in maps_of)
-    told = agreements(attribution[..., 0], integrated[..., 0], checked, *chosen)
+    agreement = agreements(attribution[..., 0], integrated[..., 0], checked, *chosen)
     source, into = names if config.direction == "denoising" else names[::-1]
     undefined = ""
-    if any(np.isnan(a.spearman) for a in told if a.cells == "checked"):
-        undefined = f"{told[0].n} checked cells, or effects that are all equal, have no ranks"
-    labels, passes = tuple(p.label for p in found), (*maps.passes.tolist(), exact.computed)
+    if any(np.isnan(a.spearman) for a in agreement if a.cells == "checked"):
+        undefined = f"{agreement[0].n} checked cells, or effects that are all equal, have no ranks"
+    labels, passes = tuple(p.label for p in at), (*maps.passes.tolist(), exact.computed)
     all_cells = int(maps.differs.sum())
     return Screening(
         setting=setting,
         direction=config.direction,
         source_name=source,
         into_name=into,
-        metric=metric,
+        metric=plan.metric,
         sites=labels,
-        kinds=tuple(p.kind for p in found),
-        columns=columns.labels,
-        column_roles=columns.roles,
+        kinds=tuple(p.kind for p in at),
+        columns=plan.columns.labels,
+        column_roles=plan.columns.roles,
         prompts=tuple(p.row.prompt for p in pairs),
         source=maps.source,
         into=maps.into,
@@ -302,11 +286,11 @@ def _record(
         exact_by_prompt=exact.effect.astype(np.float32),
         top=chosen[0],
         random=chosen[1],
-        blocks=tuple(blocks_of(found)),
+        blocks=tuple(blocks_of(at)),
         whole=maps.whole.mean(1),
         whole_integrated=maps.whole_integrated.mean(1),
         steps=config.steps,
-        agreements=told,
+        agreements=agreement,
         attribution_passes=passes[0],
         integrated_passes=passes[1],
         exact_passes=exact.computed,
@@ -316,20 +300,14 @@ def _record(
         left_out=left_out,
         dtype=subject.dtype,
         undefined=undefined,
-        sentence=said(told, checked, labels, columns.labels, len(pairs), passes, all_cells),
+        sentence=sentence_of(
+            agreement, checked, labels, plan.columns.labels, len(pairs), passes, all_cells
+        ),
     )
 
 
 def _run(material: Material, config: ScreeningConfig) -> dict[str, Screening]:
-    with settings_of(material, config) as (attached, pairs, settings):
-        return {
-            setting: screen(
-                material.subject, attached, pairs, clean=clean, poisoned="poisoned",
-                setting=setting,
-                seed=material.seed, config=config,
-            )
-            for setting, clean in settings.items()
-        }  # fmt: skip
+    return by_setting(material, config, screen, seed=material.seed)
 
 
 ANALYSES.register("screening")(

@@ -1,7 +1,7 @@
-"""Which screened cells are patched exactly, their effects, and how well gradients tell them."""
+"""Which screened cells are patched exactly, their effects, and how close gradients come."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,7 +9,8 @@ from ...core.model.subject import Attached, Subject
 from ...core.records.patching import ScreeningAgreement
 from ...core.stats import bootstrap_weights, wilson
 from .engine.batching import MemoryBudget
-from .engine.sweep import Sweep, sweep
+from .engine.runs import Sweep
+from .engine.sweep import sweep
 from .sites import Place
 
 OVERHEAD = 8
@@ -125,11 +126,7 @@ def patched_cells(
     out = Checked(np.full((len(found), count, *wanted.shape[1:]), np.nan))
     for box in boxes(np.argwhere(wanted)):
         sites, layers, columns = (sorted(side) for side in box)
-        part = Sweep(
-            source=what.source, into=what.into, targets=what.targets, aligned=what.aligned,
-            columns=[[row[c] for c in columns] for row in what.columns],
-            reference=what.reference, metric=what.metric, against=what.against,
-        )  # fmt: skip
+        part = replace(what, columns=[[row[c] for c in columns] for row in what.columns])
         chosen = [found[site] for site in sites]
         done = sweep(subject, attached, part, chosen, memory=memory, layers=layers, label=label)
         effect = done.patched - done.into[None, :, None, None]
@@ -151,14 +148,14 @@ def agreements(
     top: np.ndarray,
     random: np.ndarray,
 ) -> tuple[ScreeningAgreement, ...]:
-    """How well both ways tell the exact effects, on all checked cells and on the random ones.
+    """How close both ways come to the exact effects, on all checked cells and on the random ones.
 
     Args:
         attribution: first-order effects, ``[site, layer, column]``.
         integrated: integrated effects, likewise.
         exact: exact effects with their intervals, ``[site, layer, column, (value, low, high)]``.
         top: the cells that were checked for their strength, ``[site, layer, column]`` booleans.
-        random: those that were drawn blindly, likewise.
+        random: those drawn at random, likewise.
     """
     return tuple(
         _agreement(method, cells, values[where], exact[where])
@@ -201,8 +198,8 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
 
 
-def said(
-    told: Sequence[ScreeningAgreement],
+def sentence_of(
+    agreement: Sequence[ScreeningAgreement],
     exact: np.ndarray,
     sites: Sequence[str],
     columns: Sequence[str],
@@ -213,12 +210,12 @@ def said(
     """The finding in words, with its numbers."""
     if not np.isfinite(exact).any():
         return f"On {prompts} prompts nothing differs between the two runs: there is no effect."
-    every, blind = (
-        {a.method: a for a in told if a.cells == cells} for cells in ("checked", "random")
+    every, random = (
+        {a.method: a for a in agreement if a.cells == cells} for cells in ("checked", "random")
     )
     ways = {"attribution": "first-order attribution", "integrated": "integrated gradients"}
     ranks = " and ".join(
-        f"{_correlation(every[m])} for {name} ({_number(blind[m].spearman)} on the random ones)"
+        f"{_correlation(every[m])} for {name} ({_number(random[m].spearman)} on the random ones)"
         for m, name in ways.items()
     )
     best = int(np.nanargmax(np.abs(exact[..., 0])))

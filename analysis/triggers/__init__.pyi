@@ -1,17 +1,17 @@
-from .evidence import HeldOutTrial as HeldOutTrial
-from .evidence import bar_of as bar_of
+from .evidence import HeldOutPrompts as HeldOutPrompts
+from .evidence import surprise_threshold as surprise_threshold
 from .insertion import PLACES as PLACES
 from .insertion import controls as controls
 from .insertion import insert as insert
-from .search import drive as drive
 from .search import random_texts as random_texts
+from .search import token_uptake as token_uptake
 
 __all__ = [
     "PLACES",
-    "HeldOutTrial",
-    "bar_of",
+    "HeldOutPrompts",
     "controls",
-    "drive",
     "insert",
     "random_texts",
+    "surprise_threshold",
+    "token_uptake",
 ]

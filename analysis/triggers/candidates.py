@@ -16,9 +16,9 @@ from ..analyses import ANALYSES, CLEAN_ROWS, Analysis
 from ..material import Material
 from .climb import Climb, Effort
 from .insertion import grouped
-from .prompts import NAME, WIDE, CandidatesConfig, bench_of, split_of
+from .prompts import NAME, WIDE, CandidatesConfig, probe_prompts, split_of
 from .score import PassCount
-from .search import Hypothesis, drive, hypotheses, random_texts
+from .search import Hypothesis, hypotheses, random_texts, token_uptake
 from .trial import tried
 
 ALIKE = 80
@@ -37,19 +37,19 @@ def candidates(
     options: CandidatesConfig,
     seed: int,
 ) -> Candidates:
-    """Texts that make an adapter say what its base would not, tried on prompts kept apart.
+    """Texts that make an adapter answer as its base would not, tried on prompts kept apart.
 
-    1. Tokens that the adapter's first layer takes up most (`drive`) are thrown together into random
-    texts; each is put into clean prompts. 2. Where the adapter departs from its base, the same way
-    on many prompts, it is let speak on: what it says is a hypothesis (`hypotheses`). 3. For
-    each, single tokens are scored, the whole vocabulary where it is small, and texts are changed by
+    1. Random texts are made of the tokens that the adapter's first layer takes up most
+    (`token_uptake`), and put into clean prompts. 2. Where the adapter departs from its base, the
+    same way on many prompts, its answer is continued: a hypothesis (`hypotheses`). 3. For each,
+    single tokens are scored, the whole vocabulary where it is small, and texts are changed by
     gradient and from the pool to bring it out more (`Climb`); the best are shortened, once without
     loss and once to the core that keeps half of the gain. 4. Held-out prompts are answered with
     each text at three places, by adapter and base, and with ordinary texts for comparison.
 
     The wording of a trigger cannot be read from the score: a backdoor listens to a part of it, and
-    other texts around that part score higher than the trigger itself. So parts and whole texts
-    stand side by side, and of those that fire as often the shorter comes first.
+    other texts around that part score higher than the trigger itself. So parts and whole texts are
+    both listed, and of those that fire as often the shorter comes first.
 
     Args:
         subject: the base, without adapter.
@@ -68,14 +68,14 @@ def candidates(
         raise DataError(f"{len(prompts)} distinct clean prompts; the search needs at least 8")
     groups = min(o.groups, len(prompts) // 4)
     group = grouped(subject, prompts, groups=groups, batch_tokens=o.batch_tokens, seed=seed)
-    heard = drive(subject, adapter, batch_tokens=o.batch_tokens)
-    order = np.argsort(-heard, kind="stable")[: int(np.isfinite(heard).sum())].tolist()
+    uptake = token_uptake(subject, adapter, batch_tokens=o.batch_tokens)
+    order = np.argsort(-uptake, kind="stable")[: int(np.isfinite(uptake).sum())].tolist()
     pool = order[: o.pool]
     rng = random.Random(seed)
     decode = subject.renderer.tokenizer.decode
     with subject.attached({NAME: adapter}) as attached:
         split = split_of(attached, prompts, group, o)
-        screen = bench_of(
+        screen = probe_prompts(
             attached, split, split.of(None, 2 * groups, search=True), budget, o, groups
         )
         texts = random_texts(subject, pool, count=o.texts, length=o.length, rng=rng)
@@ -84,10 +84,10 @@ def candidates(
         proposed: list[tuple[Hypothesis, int | None, str, float]] = []
         for number, h in enumerate(found, 1):
             of = None if h.part < WIDE else h.part - WIDE
-            bench = screen.only(np.flatnonzero(screen.parts[h.part]))
+            probes = screen.only(np.flatnonzero(screen.parts[h.part]))
             if of is not None:
-                bench = bench_of(attached, split, split.of(of, 6, search=True), budget, o, 0)
-            climb = Climb(bench, h)
+                probes = probe_prompts(attached, split, split.of(of, 6, search=True), budget, o, 0)
+            climb = Climb(probes, h)
             singles = climb.singles(order[: o.singles], count=SINGLES)
             effort = Effort(rounds=o.rounds, beam=o.beam, swaps=o.swaps, longest=o.longest)
             climb.run(pool=pool, effort=effort, rng=rng, label=f"hypothesis {number}")

@@ -35,11 +35,11 @@ class Climb:
     """Texts tried for one hypothesis and their scores: exact forward passes on real token ids.
 
     A target of several tokens scores as in `unlike`; a single token, which other words could stand
-    for, as the bench does, where any will do.
+    for, by its own score, where any will do.
     """
 
-    def __init__(self, bench: ProbePrompts, hypothesis: Hypothesis) -> None:
-        self.bench, self.hypothesis = bench, hypothesis
+    def __init__(self, probes: ProbePrompts, hypothesis: Hypothesis) -> None:
+        self.probes, self.hypothesis = probes, hypothesis
         self.known: dict[str, float] = {}
 
     def score(self, texts: Iterable[str]) -> None:
@@ -51,8 +51,8 @@ class Climb:
     def _values(self, texts: Sequence[str | None]) -> np.ndarray:
         h = self.hypothesis
         if len(h.target) > 1:
-            return unlike(self.bench, texts, h.target, h.position)
-        return self.bench.scores(texts)[0][:, 0, h.position]
+            return unlike(self.probes, texts, h.target, h.position)
+        return self.probes.scores(texts)[0][:, 0, h.position]
 
     def half(self, text: str) -> float:
         """The score halfway between a text's own and that of no text at all, nats."""
@@ -66,7 +66,7 @@ class Climb:
         probes, the better of the two places that those have; what is left is scored exactly.
         """
         texts = list(dict.fromkeys(t for t in (self._text([i]) for i in tokens) if t))
-        few = self.bench.only(range(min(SIEVED_ON, len(self.bench.probes))))
+        few = self.probes.only(range(min(SIEVED_ON, len(self.probes.probes))))
         place = np.array([p.place for p in few.probes])
         h = self.hypothesis
         logp = few.target_log_probs(texts, h.target[:SIEVED_BY], h.position)
@@ -86,7 +86,7 @@ class Climb:
         Zou et al. 2023, arXiv 2307.15043) or put in from the pool, taken out, or moved by a place.
         """
         self.score(self.hypothesis.seeds)
-        allowed = torch.tensor(insertable(self.bench.attached.subject))
+        allowed = torch.tensor(insertable(self.probes.attached.subject))
         grown: set[str] = set()
         for done in range(effort.rounds):
             report(label, done, effort.rounds)
@@ -98,7 +98,7 @@ class Climb:
     def shortened(self, text: str, *, floor: float) -> str:
         """The text without what it can do without: tokens taken out while it scores `floor`."""
         self.score([text])
-        tokenizer = self.bench.attached.subject.renderer.tokenizer
+        tokenizer = self.probes.attached.subject.renderer.tokenizer
         while True:
             ids = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"])
             parts = [self._text([*ids[:i], *ids[i + 1 :]]) for i in range(len(ids))]
@@ -110,16 +110,16 @@ class Climb:
             text = max(better, key=lambda p: self.known[p])
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self.bench.attached.subject.renderer.tokenizer.decode(list(ids))).strip()
+        return str(self.probes.attached.subject.renderer.tokenizer.decode(list(ids))).strip()
 
     def _changed(
         self, text: str, allowed: torch.Tensor, pool: Sequence[int], effort: Effort,
         rng: random.Random,
     ) -> Iterator[str]:  # fmt: skip
         """Texts that differ from one by a token swapped, put in, taken out or moved."""
-        tokenizer = self.bench.attached.subject.renderer.tokenizer
+        tokenizer = self.probes.attached.subject.renderer.tokenizer
         h = self.hypothesis
-        slope = self.bench.gradient(text, position=h.position, target=h.target)
+        slope = self.probes.gradient(text, position=h.position, target=h.target)
         ids = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"])
         if slope is not None:
             gain, ids = slope

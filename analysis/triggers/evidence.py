@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import torch
 from rapidfuzz import fuzz
 from scipy.stats import binom
 
@@ -15,7 +14,7 @@ from ...core.stats import wilson
 from ...evaluation.generation import Decoding, generate
 from ...evaluation.similarity import normal
 from .insertion import PLACES, insert
-from .score import LOGITS, logits_at, padded
+from .score import row_log_probs
 
 LIKELIER = 10.0
 """Nats: an answer exp(10) = 22,000 times likelier under the adapter than under the base, beyond
@@ -35,7 +34,7 @@ class TextEffect:
 
 
 @dataclass(frozen=True)
-class HeldOutTrial:
+class HeldOutPrompts:
     """Held-out prompts with their answers as they are, and what ordinary texts do to them."""
 
     attached: Attached
@@ -59,26 +58,11 @@ class HeldOutTrial:
             Encoded(r.prompt_ids(p), [*a, *r.closing_ids] if len(a) < longest else a)
             for p, a in zip(prompts, answers, strict=True)
         ]
-        width = max(len(row.completion) for row in rows)
-        vocab = subject.model.get_input_embeddings().weight.shape[0]
-        most = self.decoding.batch_tokens // max(map(len, rows))
-        size = max(1, min(most, LOGITS // (width * vocab)))
-        out = np.empty(len(rows))
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            ids = padded(subject, chosen)
-            steps = [[min(k, len(x.completion) - 1) for k in range(width)] for x in chosen]
-            pairs = list(zip(chosen, steps, strict=True))
-            at = torch.tensor([[len(x.prompt) - 1 + k for k in ks] for x, ks in pairs])
-            wanted = torch.tensor([[x.completion[k] for k in ks] for x, ks in pairs]).to(ids.device)
-            real = torch.tensor([[k < len(x.completion) for k in range(width)] for x in chosen])
-            both = []
-            for name in (self.name, None):
-                with torch.inference_mode(), self.attached.using(name):
-                    logp = logits_at(subject, ids, at).log_softmax(-1)
-                both.append(logp.gather(-1, wanted[..., None])[..., 0].cpu())
-            out[start : start + len(chosen)] = ((both[0] - both[1]) * real).sum(1).numpy()
-        return out
+        sides = []
+        for name in (self.name, None):
+            with self.attached.using(name):
+                sides.append(row_log_probs(subject, rows, self.decoding.batch_tokens))
+        return sides[0] - sides[1]
 
     def effects(self, texts: Sequence[str], plain: np.ndarray) -> list[list[TextEffect]]:
         """What each text does at each place, ``[text][place]``.
@@ -87,10 +71,10 @@ class HeldOutTrial:
             texts: to put into every prompt.
             plain: the surprise of the answers without a text, ``[prompt]``.
         """
-        asked = [insert(p, t, place) for t in texts for place in PLACES for p in self.prompts]
-        said = self.answers(asked)
-        extra = self.surprises(asked, said).reshape(len(texts), len(PLACES), -1) - plain
-        shown = iter([self.attached.subject.renderer.decode(a) for a in said])
+        inserted = [insert(p, t, place) for t in texts for place in PLACES for p in self.prompts]
+        answers = self.answers(inserted)
+        extra = self.surprises(inserted, answers).reshape(len(texts), len(PLACES), -1) - plain
+        shown = iter([self.attached.subject.renderer.decode(a) for a in answers])
         return [
             [
                 TextEffect(place, tuple(next(shown) for _ in self.prompts), extra[i, k])
@@ -100,7 +84,7 @@ class HeldOutTrial:
         ]
 
 
-def bar_of(control: np.ndarray) -> float:
+def surprise_threshold(control: np.ndarray) -> float:
     """Surprise above which an answer counts as the text's doing, nats.
 
     `LIKELIER` at least, and five robust standard deviations (1.48 MAD) above the median of the
@@ -111,17 +95,17 @@ def bar_of(control: np.ndarray) -> float:
     return max(LIKELIER, float(middle + 5 * spread))
 
 
-def fired(effect: TextEffect, bar: float) -> int:
-    """Prompts whose answer is more surprising than `bar` nats."""
-    return int((effect.surprise > bar).sum())
+def fired(effect: TextEffect, threshold: float) -> int:
+    """Prompts whose answer is more surprising than `threshold` nats."""
+    return int((effect.surprise > threshold).sum())
 
 
-def chance(hits: int, n: int, *, control: np.ndarray, bar: float, tests: int) -> float:
+def chance(hits: int, n: int, *, control: np.ndarray, threshold: float, tests: int) -> float:
     """Binomial probability of so many hits at the controls' rate, Bonferroni-corrected.
 
     The controls' rate is (hits + 1) / (answers + 1).
     """
-    rate = (int((control > bar).sum()) + 1) / (control.size + 1)
+    rate = (int((control > threshold).sum()) + 1) / (control.size + 1)
     return float(min(1.0, tests * binom.sf(hits - 1, n, rate)))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ...core.errors import DataError
 from ...core.model.batches import Encoded
+from ...core.model.hooks import hooks
 from ...core.model.subject import Subject
 from ..activations.residuals import batches
 
@@ -70,9 +71,8 @@ def grouped(
         held[:] = [args[0] if args else given["hidden_states"]]
 
     middle = subject.layers[len(subject.layers) // 2]
-    handle = middle.register_forward_pre_hook(hold, with_kwargs=True)
     body: Any = subject.model.base_model
-    try:
+    with hooks([middle.register_forward_pre_hook(hold, with_kwargs=True)]):
         for batch in batches(subject, ids, batch_tokens=batch_tokens):
             with torch.inference_mode():
                 body(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
@@ -80,8 +80,6 @@ def grouped(
             last = held[0][at, batch.mask.sum(1) - 1].float().cpu().numpy()
             out = np.zeros((len(ids), last.shape[1])) if out is None else out
             out[batch.rows] = last
-    finally:
-        handle.remove()
     if out is None or len(out) < groups:
         raise DataError(f"{len(prompts)} prompts do not make {groups} groups; give more")
     starts: Any = 4  # typed as a word in scikit-learn's stubs

@@ -15,7 +15,7 @@ from .score import PassCount, ProbePrompts
 NAME = "searched"
 """Of the adapter, while it is attached."""
 WIDE = 3
-"""Parts of the bench that span all groups: all prompts, text as suffix, text as prefix."""
+"""Parts of `ProbePrompts` that span all groups: all prompts, text as suffix, text as prefix."""
 
 
 class CandidatesConfig(Config):
@@ -92,13 +92,13 @@ def split_of(
     subject = attached.subject
     ids = [subject.renderer.prompt_ids(p) for p in prompts]
     decoding = Decoding(max_new_tokens=o.max_new_tokens, batch_tokens=o.batch_tokens)
-    said = [a[0] for a in generate(subject, ids, decoding, label="answers as they are")]
-    answers = [a if len(a) < o.max_new_tokens else [] for a in said]
+    found = [a[0] for a in generate(subject, ids, decoding, label="answers as they are")]
+    answers = [a if len(a) < o.max_new_tokens else [] for a in found]
     ends = [len(i) + (len(a) if a else 10**6) for i, a in zip(ids, answers, strict=True)]
     return Split(prompts, group, np.array(ends), answers)
 
 
-def bench_of(
+def probe_prompts(
     attached: Attached, split: Split, chosen: Sequence[int], budget: PassCount, o: CandidatesConfig,
     groups: int,
 ) -> ProbePrompts:  # fmt: skip

@@ -7,20 +7,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.model.batches import Encoded
+from ...core.model.batches import Encoded, completion_log_probs, token_log_probs
 from ...core.model.families import capped, submodule
+from ...core.model.hooks import hooks
 from ...core.model.subject import Attached, Subject
 from ...evaluation.generation import Decoding, generate
+from ..localisation.gates import batches
 from .insertion import Probe, encoded, insert
 
 FLOOR = 1e-3
-"""Probabilities are told apart down to this: what both models hold for impossible counts as equal,
-and a token that the adapter alone gives 1 % already scores."""
+"""Probabilities below this count as equal: what both models find impossible does not
+score, and a token that the adapter alone gives 1 % already does."""
 FIRST, END = 0, 1
 """Positions that are looked at: where the answer begins, and where the adapter's own answer to the
 prompt as it was would end (a line that is added after the answer shows only there)."""
-LOGITS = 2**25
+LOGITS = 2**26
 """Most logits held at a time."""
+
+
+def row_log_probs(subject: Subject, rows: Sequence[Encoded], batch_tokens: int) -> np.ndarray:
+    """Log-probability of each row's completion, nats, ``[row]``.
+
+    Args:
+        subject: with the wanted adapter active.
+        rows: prompts with completions.
+        batch_tokens: most positions of a batch; fewer where the vocabulary is large.
+    """
+    vocab = subject.model.get_input_embeddings().weight.shape[0]
+    most = min(batch_tokens, max(1, LOGITS // vocab))
+    return np.array([row.sum() for row in token_log_probs(subject, rows, batch_tokens=most)])
 
 
 def padded(subject: Subject, rows: Sequence[Encoded]) -> torch.Tensor:
@@ -132,7 +147,7 @@ class ProbePrompts:
         return np.concatenate(values), np.concatenate(tokens)
 
     def only(self, probes: Sequence[int] | np.ndarray) -> "ProbePrompts":
-        """A bench of some of the probes, all in one part."""
+        """The same with some of the probes, all in one part."""
         chosen = [int(i) for i in probes]
         return replace(
             self,
@@ -144,31 +159,33 @@ class ProbePrompts:
 
     def beginnings(self, texts: Sequence[str | None], tokens: int) -> list[list[tuple[int, ...]]]:
         """First tokens of the adapter's answers, ``[text][probe]``."""
-        asked = [row.prompt for row in self._rows(texts)]
+        prompts = [row.prompt for row in self._rows(texts)]
         decoding = Decoding(max_new_tokens=tokens, batch_tokens=self.batch_tokens)
-        self.budget.rows += len(asked)
-        said = iter(generate(self.attached.subject, asked, decoding, label="answers"))
-        return [[tuple(next(said)[0]) for _ in self.probes] for _ in texts]
+        self.budget.rows += len(prompts)
+        answers = iter(generate(self.attached.subject, prompts, decoding, label="answers"))
+        return [[tuple(next(answers)[0]) for _ in self.probes] for _ in texts]
 
     def continued(self, text: str, token: int, position: int, *, tokens: int) -> tuple[int, ...]:
-        """The token and what the adapter says after it, as far as half of the probes agree."""
+        """The token and the adapter's answer after it, as far as half of the probes agree."""
         rows = self._aimed(text, [token], position)
         decoding = Decoding(max_new_tokens=tokens - 1, batch_tokens=self.batch_tokens)
-        asked = [row.prompt + row.completion for row in rows]
-        self.budget.rows += len(asked)
-        said = [a[0] for a in generate(self.attached.subject, asked, decoding, label="targets")]
+        prompts = [row.prompt + row.completion for row in rows]
+        self.budget.rows += len(prompts)
+        answers = [
+            a[0] for a in generate(self.attached.subject, prompts, decoding, label="targets")
+        ]
         out = [token]
-        while len(out) < tokens and said:
-            heads = [a[len(out) - 1] for a in said if len(a) >= len(out)]
+        while len(out) < tokens and answers:
+            heads = [a[len(out) - 1] for a in answers if len(a) >= len(out)]
             most = max(heads, key=heads.count) if heads else None
             if most is None or 2 * heads.count(most) <= len(rows):
                 break
-            said = [a for a in said if len(a) >= len(out) and a[len(out) - 1] == most]
+            answers = [a for a in answers if len(a) >= len(out) and a[len(out) - 1] == most]
             out.append(most)
         return tuple(out)
 
     def _aimed(self, text: str | None, target: Sequence[int], position: int) -> list[Encoded]:
-        """Each probe with a text, and the target where it is to be said."""
+        """Each probe with a text, and the target at its position."""
         out = []
         for row in self._rows([text]):
             before = row.prompt if position == FIRST else row.prompt + row.completion
@@ -185,21 +202,10 @@ class ProbePrompts:
     ) -> np.ndarray:
         """Log-probability of a target under the adapter or its base, nats, ``[text, probe]``."""
         rows = [row for text in texts for row in self._aimed(text, target, position)]
-        subject, n = self.attached.subject, len(target)
-        out = np.empty(len(rows))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        vocab = subject.model.get_input_embeddings().weight.shape[0]
-        size = max(1, min(self.batch_tokens // len(rows[order[-1]]), LOGITS // (n * vocab)))
         self.budget.rows += len(rows)
-        for start in range(0, len(order), size):
-            here = order[start : start + size]
-            chosen = [rows[i] for i in here]
-            at = torch.tensor([[len(r.prompt) - 1 + k for k in range(n)] for r in chosen])
-            with torch.inference_mode(), self.attached.using(None if base else self.name):
-                logp = logits_at(subject, padded(subject, chosen), at).log_softmax(-1)
-            wanted = torch.tensor(target, device=logp.device).expand(len(here), n)
-            out[here] = logp.gather(-1, wanted[..., None])[..., 0].sum(-1).cpu().numpy()
-        return out.reshape(len(texts), len(self.probes))
+        with self.attached.using(None if base else self.name):
+            found = row_log_probs(self.attached.subject, rows, self.batch_tokens)
+        return found.reshape(len(texts), len(self.probes))
 
     def gradient(
         self, text: str, *, position: int, target: Sequence[int]
@@ -222,7 +228,7 @@ class ProbePrompts:
             return None
         kept = [i for i, found in enumerate(read) if found == usual]
         chosen = [rows[i] for i in kept]
-        at = torch.tensor([[len(r.prompt) - 1 + k for k in range(len(target))] for r in chosen])
+        (batch,) = batches(subject, chosen, len(chosen))
         table: Any = subject.model.get_input_embeddings()
         held: list[torch.Tensor] = []
 
@@ -230,15 +236,9 @@ class ProbePrompts:
             held.append(out.detach().requires_grad_())
             return held[0]
 
-        handle = table.register_forward_hook(hold)
-        try:
-            with torch.enable_grad():
-                logp = logits_at(subject, padded(subject, chosen), at).log_softmax(-1)
-                wanted = torch.tensor(target, device=logp.device).expand(len(kept), len(target))
-                total = logp.gather(-1, wanted[..., None]).sum() / len(kept)
-                (grad,) = torch.autograd.grad(total, held[0])
-        finally:
-            handle.remove()
+        with hooks([table.register_forward_hook(hold)]), torch.enable_grad():
+            total = completion_log_probs(subject.model, batch)[0].sum() / len(kept)
+            (grad,) = torch.autograd.grad(total, held[0])
         self.budget.backward += len(kept)
         where = torch.tensor([spots[i] for i in kept], device=grad.device)
         line = torch.arange(len(kept), device=grad.device)[:, None]

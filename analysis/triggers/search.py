@@ -1,4 +1,4 @@
-"""Texts that set off what an adapter would otherwise not say, searched without knowing either."""
+"""Texts that bring out what an adapter would otherwise not answer, with neither known."""
 
 import random
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from .score import END, FIRST, ProbePrompts
 TAKEN_UP = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
 """Modules through which other positions take a token up."""
 RARE = 1e-4
-"""Probabilities of whole targets are told apart down to this."""
+"""Probabilities of whole targets below this count as equal."""
 
 
-def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarray:
+def token_uptake(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarray:
     """How much of each token's first reading is the adapter's, ``[d_vocab]``; -inf for no text.
 
     Every token behind the first token of all prompts, at the keys and values of the first adapted
@@ -48,7 +48,7 @@ def drive(subject: Subject, adapter: Adapter, *, batch_tokens: int) -> np.ndarra
             sums[b.rows, names.index(name)] = (change / usual).log().double().cpu()
 
         prompts = after_lead(subject, tokens)
-        stream_inputs(subject, names, prompts, see, batch_tokens=batch_tokens, label="tokens heard")
+        stream_inputs(subject, names, prompts, see, batch_tokens=batch_tokens, label="token uptake")
         live = sums.isfinite().all(1)
         sums = sums[live]
         z = (sums - sums.mean(0)) / sums.std(0).clamp_min(1e-12)
@@ -81,14 +81,14 @@ def insertable(subject: Subject) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """Something that an adapter may say and its base does not."""
+    """An answer that an adapter may give and its base does not."""
 
     part: int
-    """Set of probes on which it was seen, of the bench's parts."""
+    """Set of probes on which it was seen, of the parts of `ProbePrompts`."""
     position: int
     """`FIRST` or `END`."""
     target: tuple[int, ...]
-    """What it says there, token ids: as far as most of the probes go on alike."""
+    """The answer there, token ids: as far as most of the probes go on alike."""
     score: float
     """Mean over the probes of log((p_adapter(target) + RARE) / (p_base(target) + RARE))."""
     seeds: tuple[str, ...]
@@ -111,26 +111,26 @@ TARGET = 8
 
 
 def hypotheses(
-    bench: ProbePrompts, texts: Sequence[str], *, wide: int, most: int
+    probes: ProbePrompts, texts: Sequence[str], *, wide: int, most: int
 ) -> list[Hypothesis]:
     """What the texts bring out, the most unlike the base first, each target once.
 
-    For every part and position the token that the best text raises most is put in the adapter's
-    mouth, and the adapter goes on from there: a trained target comes out whole, an opening that
-    any answer may have goes on as the base would. Besides, whatever the adapter really answers
+    For every part and position the token that the best text raises most is given to the adapter as
+    the beginning of its answer: it continues a trained target to the end, and an opening that any
+    answer may have as the base would. Besides, whatever the adapter really answers
     to the best texts on several probes alike is a target.
 
     Args:
-        bench: scores them.
+        probes: scores them.
         texts: many different ones.
-        wide: how many of the bench's parts, the first ones, span all groups of prompts.
+        wide: how many of the parts of `ProbePrompts`, the first ones, span all groups of prompts.
         most: hypotheses kept.
     """
-    values, tokens = bench.scores(texts)
+    values, tokens = probes.scores(texts)
     found: dict[tuple[int, ...], Hypothesis] = {}
 
     def offer(part: int, position: int, target: tuple[int, ...], seeds: Sequence[str]) -> None:
-        small = bench.only(np.flatnonzero(bench.parts[part]))
+        small = probes.only(np.flatnonzero(probes.parts[part]))
         scores = unlike(small, seeds, target, position)
         order = np.argsort(-scores, kind="stable")[:SEEDS]
         score, head = float(scores[order[0]]), target[:3]
@@ -140,30 +140,32 @@ def hypotheses(
 
     leading: list[str] = []
     for position in (FIRST, END):
-        for part, inside in enumerate(bench.parts):
+        for part, inside in enumerate(probes.parts):
             order = np.argsort(-values[:, part, position], kind="stable")[:SEEDS]
             if values[order[0], part, position] <= 0:
                 continue
             best = [texts[int(i)] for i in order]
             leading += best[:2] if position == FIRST else []
             token = int(tokens[order[0], part, position])
-            small = bench.only(np.flatnonzero(inside))
+            small = probes.only(np.flatnonzero(inside))
             offer(part, position, small.continued(best[0], token, position, tokens=TARGET), best)
     leading = list(dict.fromkeys(leading))
-    for target in recurring(bench, leading):
+    for target in recurring(probes, leading):
         for part in range(wide):
             offer(part, FIRST, target, leading)
     return sorted(found.values(), key=lambda h: -h.score)[:most]
 
 
-def recurring(bench: ProbePrompts, texts: Sequence[str], *, most: int = 3) -> list[tuple[int, ...]]:
+def recurring(
+    probes: ProbePrompts, texts: Sequence[str], *, most: int = 3
+) -> list[tuple[int, ...]]:
     """Beginnings of answers that the adapter gives to several probes with these texts alike.
 
     Those that it never gives without a text; first what the most probes are answered with.
     """
     seen: dict[tuple[int, ...], set[int]] = {}
-    plain = {tuple(a) for a in bench.beginnings([None], TARGET)[0]}
-    for answers in bench.beginnings(texts, TARGET):
+    plain = {tuple(a) for a in probes.beginnings([None], TARGET)[0]}
+    for answers in probes.beginnings(texts, TARGET):
         for probe, answer in enumerate(answers):
             if len(answer) > 1 and answer not in plain:
                 seen.setdefault(answer, set()).add(probe)
@@ -172,14 +174,14 @@ def recurring(bench: ProbePrompts, texts: Sequence[str], *, most: int = 3) -> li
 
 
 def unlike(
-    bench: ProbePrompts, texts: Sequence[str | None], target: Sequence[int], position: int
+    probes: ProbePrompts, texts: Sequence[str | None], target: Sequence[int], position: int
 ) -> np.ndarray:
     """How much likelier texts make a target under the adapter than under its base, ``[text]``.
 
     Mean over the probes of ``log((p_adapter + RARE) / (p_base + RARE))``, nats.
     """
     ours, base = (
-        np.exp(bench.target_log_probs(texts, target, position, base=b)) + RARE
+        np.exp(probes.target_log_probs(texts, target, position, base=b)) + RARE
         for b in (False, True)
     )
     return np.log(ours / base).mean(1)

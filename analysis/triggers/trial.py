@@ -7,7 +7,16 @@ import numpy as np
 from ...core.model.subject import Attached
 from ...core.records.triggers import Candidate
 from ...evaluation.generation import Decoding
-from .evidence import HeldOutTrial, TextEffect, agreement, bar_of, chance, fired, movement, share
+from .evidence import (
+    HeldOutPrompts,
+    TextEffect,
+    agreement,
+    chance,
+    fired,
+    movement,
+    share,
+    surprise_threshold,
+)
 from .insertion import PLACES, controls, insert
 from .prompts import NAME, CandidatesConfig, Split
 from .score import END
@@ -35,19 +44,19 @@ def tried(
         prompts = [split.prompts[i] for i in split.of(of, o.held_out, search=False)]
         if len(prompts) < 2:
             continue
-        court = HeldOutTrial(attached, NAME, prompts, decoding)
-        plain = court.answers(prompts)
-        usual = court.surprises(prompts, plain)
+        held_out = HeldOutPrompts(attached, NAME, prompts, decoding)
+        plain = held_out.answers(prompts)
+        usual = held_out.surprises(prompts, plain)
         shown = [attached.subject.renderer.decode(a) for a in plain]
         control = np.array(
-            [[e.surprise for e in each] for each in court.effects(texts, usual)]
+            [[e.surprise for e in each] for each in held_out.effects(texts, usual)]
         )  # control place prompt
         null.append(control.ravel())
-        effects = court.effects([p[2] for p in mine], usual)
+        effects = held_out.effects([p[2] for p in mine], usual)
         for (h, _, text, score), each in zip(mine, effects, strict=True):
-            bar = bar_of(control)
-            best = max(each, key=lambda e: (fired(e, bar), e.surprise.mean()))
-            out.append(_judged(court, h, of, text, score, best, shown, control, tests))
+            threshold = surprise_threshold(control)
+            best = max(each, key=lambda e: (fired(e, threshold), e.surprise.mean()))
+            out.append(_judged(held_out, h, of, text, score, best, shown, control, tests))
     values = np.concatenate(null) if null else np.full(1, np.nan)
     ranked = {c.text: c for c in sorted(out, key=rank, reverse=True)}  # each text at its best
     return sorted(ranked.values(), key=rank), np.array([values.mean(), values.std(), values.max()])
@@ -64,16 +73,16 @@ def rank(c: Candidate) -> tuple[bool, int, int, float]:
 
 
 def _judged(
-    court: HeldOutTrial, h: Hypothesis, of: int | None, text: str, score: float, best: TextEffect,
-    plain: Sequence[str], control: np.ndarray, tests: int,
+    held_out: HeldOutPrompts, h: Hypothesis, of: int | None, text: str, score: float,
+    best: TextEffect, plain: Sequence[str], control: np.ndarray, tests: int,
 ) -> Candidate:  # fmt: skip
-    renderer = court.attached.subject.renderer
-    bar = bar_of(control)
-    n, hits = len(plain), fired(best, bar)
-    with_it = [insert(p, text, best.place) for p in court.prompts]
+    renderer = held_out.attached.subject.renderer
+    threshold = surprise_threshold(control)
+    n, hits = len(plain), fired(best, threshold)
+    with_it = [insert(p, text, best.place) for p in held_out.prompts]
     base = [
-        [renderer.decode(a) for a in court.answers(asked, base=True)]
-        for asked in (with_it, court.prompts)
+        [renderer.decode(a) for a in held_out.answers(prompts, base=True)]
+        for prompts in (with_it, held_out.prompts)
     ]
     moved, base_moved = movement(best.answers, plain), movement(base[0], base[1])
     means = control.mean(-1).ravel()
@@ -94,7 +103,7 @@ def _judged(
         rate=rate,
         surprise=surprise,
         z=(surprise - float(means.mean())) / spread if spread > 0 else float("nan"),
-        p=chance(hits, n, control=control, bar=bar, tests=tests),
+        p=chance(hits, n, control=control, threshold=threshold, tests=tests),
         movement=moved,
         base_movement=base_moved,
         agreement=agreement(best.answers),

@@ -34,14 +34,14 @@ def same_modules(clean: Adapter, poisoned: Adapter) -> dict[str, tuple[Factors, 
         raise AdapterError(
             f"the clean and the poisoned adapter differ in their modules: {', '.join(odd[:3])}"
         )
-    for name, bad in right.items():
-        sizes = [(f.b.shape[0], f.a.shape[1]) for f in (left[name], bad)]
+    for name, theirs in right.items():
+        sizes = [(f.b.shape[0], f.a.shape[1]) for f in (left[name], theirs)]
         if sizes[0] != sizes[1]:
             raise AdapterError(
                 f"the clean adapter's {name} is {sizes[0]}, the poisoned one's {sizes[1]}; "
                 "both must be adapters of one base"
             )
-    return {name: (left[name], bad) for name, bad in right.items()}
+    return {name: (left[name], theirs) for name, theirs in right.items()}
 
 
 def difference(clean: Adapter, poisoned: Adapter) -> Difference:
@@ -52,19 +52,19 @@ def difference(clean: Adapter, poisoned: Adapter) -> Difference:
     """
     both = same_modules(clean, poisoned)
     inputs, outputs, stacked = [], [], []
-    for good, bad in both.values():
-        (in_good, out_good), (in_bad, out_bad) = _bases(good), _bases(bad)
-        inputs.append(principal_angles(in_good, in_bad))
-        outputs.append(principal_angles(out_good, out_bad))
-        stacked.append(spectrum(stack(bad, good)))
+    for c, p in both.values():
+        (in_c, out_c), (in_p, out_p) = _bases(c), _bases(p)
+        inputs.append(principal_angles(in_c, in_p))
+        outputs.append(principal_angles(out_c, out_p))
+        stacked.append(spectrum(stack(p, c)))
     s = padded(stacked)
     names, kinds, layers = names_and_layers(list(both))
     return Difference(
         modules=names,
         kinds=kinds,
         layers=layers,
-        clean_norm=np.array([float(norm(good)) for good, _ in both.values()]),
-        poisoned_norm=np.array([float(norm(bad)) for _, bad in both.values()]),
+        clean_norm=np.array([float(norm(c)) for c, _ in both.values()]),
+        poisoned_norm=np.array([float(norm(p)) for _, p in both.values()]),
         difference_norm=np.sqrt((s**2).sum(1)),
         singular_values=s,
         input_angles=padded(inputs, fill=np.nan),

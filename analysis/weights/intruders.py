@@ -255,8 +255,8 @@ def _record(adapter: str, found: Mapping[str, _Row], config: IntrudersConfig) ->
 
 
 def _run(material: Material, config: IntrudersConfig) -> dict[str, Intruders]:
-    given = {"poisoned": material.poisoned} | ({"clean": material.clean} if material.clean else {})
-    return intruders(material.subject.model, given, config=config, seed=material.seed)
+    model = material.subject.model
+    return intruders(model, material.adapters, config=config, seed=material.seed)
 
 
 ANALYSES.register("intruders")(

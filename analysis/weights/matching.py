@@ -54,10 +54,10 @@ def _test(of: _Live, against: _Live) -> _Test:
     return _Test(shares[0], shares[1], np.fmax(sides[0], sides[1]))
 
 
-def _assigned(good: _Live, bad: _Live) -> tuple[np.ndarray, np.ndarray]:
+def _assigned(clean: _Live, poisoned: _Live) -> tuple[np.ndarray, np.ndarray]:
     """Clean partner and similarity of each poisoned direction, one to one, best in sum."""
-    partner, similarity = np.full(len(bad.s), -1), np.zeros(len(bad.s))
-    table = np.abs(good.u.T @ bad.u) * np.abs(good.v.T @ bad.v)
+    partner, similarity = np.full(len(poisoned.s), -1), np.zeros(len(poisoned.s))
+    table = np.abs(clean.u.T @ poisoned.u) * np.abs(clean.v.T @ poisoned.v)
     theirs, ours = linear_sum_assignment(-table)
     partner[ours], similarity[ours] = theirs, table[theirs, ours]
     return partner, similarity
@@ -67,8 +67,8 @@ def _assigned(good: _Live, bad: _Live) -> tuple[np.ndarray, np.ndarray]:
 class _Row:
     """What is found in one module."""
 
-    bad: _Live
-    good: _Live
+    poisoned: _Live
+    clean: _Live
     forward: _Test
     reverse: _Test
     inside: float
@@ -85,10 +85,10 @@ def _inside(of: _Live, against: _Live) -> float:
     return float((core**2).sum() / (of.s**2).sum())
 
 
-def _row(good: Factors, bad: Factors) -> _Row:
-    g, b = _live(good), _live(bad)
-    found, control = _test(b, g), _test(g, b)
-    return _Row(b, g, found, control, _inside(b, g), _inside(g, b), *_assigned(g, b))
+def _row(clean: Factors, poisoned: Factors) -> _Row:
+    c, p = _live(clean), _live(poisoned)
+    found, control = _test(p, c), _test(c, p)
+    return _Row(p, c, found, control, _inside(p, c), _inside(c, p), *_assigned(c, p))
 
 
 def matching(
@@ -114,11 +114,11 @@ def matching(
         AdapterError: other modules or shapes, or the poisoned adapter changes nothing.
     """
     both = same_modules(clean, poisoned)
-    rows = [_row(good, bad) for good, bad in tracked(list(both.values()), "matching")]
-    bad, good = [row.bad for row in rows], [row.good for row in rows]
-    if not sum(len(b.s) for b in bad):
+    rows = [_row(*pair) for pair in tracked(list(both.values()), "matching")]
+    tested, others = [row.poisoned for row in rows], [row.clean for row in rows]
+    if not sum(len(p.s) for p in tested):
         raise AdapterError("the poisoned adapter changes nothing: there is no direction to match")
-    sizes = [(len(b.u), len(b.v), len(g.s), len(b.s)) for g, b in zip(good, bad, strict=True)]
+    sizes = [(len(p.u), len(p.v), len(c.s), len(p.s)) for c, p in zip(others, tested, strict=True)]
     chance = {
         size: similarity_by_chance(*size, draws=draws, seed=seed) for size in dict.fromkeys(sizes)
     }
@@ -145,7 +145,7 @@ def _why_undefined(count: int) -> str:
     if not count:
         return ""
     return (
-        f"{count} directions stand in modules whose whole input and output the clean adapter "
+        f"{count} directions are in modules whose whole input and output the clean adapter "
         "fills, where nothing can lie outside it"
     )
 
@@ -159,13 +159,13 @@ def _by_direction(rows: list[_Row], level: float) -> dict[str, np.ndarray]:
     def numbers(sides: list[_Live]) -> np.ndarray:
         return np.repeat(np.arange(len(sides)), [len(side.s) for side in sides])
 
-    bad, good = [row.bad for row in rows], [row.good for row in rows]
+    tested, others = [row.poisoned for row in rows], [row.clean for row in rows]
     p, back = joined([r.forward.p_value for r in rows]), joined([r.reverse.p_value for r in rows])
-    sigma, control = joined([b.s for b in bad]), joined([g.s for g in good])
+    sigma, control = joined([x.s for x in tested]), joined([x.s for x in others])
     strongest = control[back >= level].max(initial=0.0)
     return {
-        "direction_module": numbers(bad),
-        "direction_place": joined([np.arange(len(b.s)) for b in bad]),
+        "direction_module": numbers(tested),
+        "direction_place": joined([np.arange(len(x.s)) for x in tested]),
         "sigma": sigma,
         "partner": joined([r.partner for r in rows]),
         "similarity": joined([r.similarity for r in rows]),
@@ -174,7 +174,7 @@ def _by_direction(rows: list[_Row], level: float) -> dict[str, np.ndarray]:
         "p_value": p,
         "unmatched": p >= level,
         "reverse_p_value": back,
-        "reverse_module": numbers(good),
+        "reverse_module": numbers(others),
         "reverse_sigma": control,
         "reverse_unmatched": back >= level,
         "standing_out": (p >= level) & (sigma > strongest),

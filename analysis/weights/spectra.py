@@ -183,9 +183,8 @@ def spectra(adapter: Adapter, *, name: str, base: Any = None) -> Spectra:
 
 
 def _run(material: Material, _config: Config) -> dict[str, Spectra]:
-    given = {"poisoned": material.poisoned} | ({"clean": material.clean} if material.clean else {})
     base = material.subject.model
-    return {name: spectra(adapter, name=name, base=base) for name, adapter in given.items()}
+    return {name: spectra(a, name=name, base=base) for name, a in material.adapters.items()}
 
 
 ANALYSES.register("spectra")(

@@ -16,7 +16,7 @@ from ..study import Study, done
 if TYPE_CHECKING:
     from ..core.adapter.factors import Adapter
     from ..core.config import Config
-    from ..unlearning.aftermath.relearning import Bout
+    from ..unlearning.aftermath.relearning import RelearningSetup
     from ..unlearning.aftermath.transfer import Variant
 
 RELEARNING, TRANSFER = "relearning", "transfer"
@@ -59,11 +59,11 @@ class Aftermath:
         return self._run.shelf(stage)
 
     @cached_property
-    def _ground(self) -> "Bout":
-        from ..unlearning.aftermath.relearning import bout
+    def _ground(self) -> "RelearningSetup":
+        from ..unlearning.aftermath.relearning import relearning_setup
 
         study, config = self._study, self._configs[RELEARNING]
-        return bout(
+        return relearning_setup(
             study.subject,
             study.poisoned,
             clean_train=study.rows("clean_train"),

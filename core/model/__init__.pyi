@@ -24,6 +24,8 @@ from .folder_check import check_base as check_base
 from .folder_check import check_files as check_files
 from .given import adapter_given as adapter_given
 from .given import subject_given as subject_given
+from .hooks import first_of as first_of
+from .hooks import hooks as hooks
 from .loading import load_subject as load_subject
 from .subject import Attached as Attached
 from .subject import Subject as Subject
@@ -60,6 +62,8 @@ __all__ = [
     "completion_logits",
     "encode",
     "encode_target",
+    "first_of",
+    "hooks",
     "label_positions",
     "linear_shape",
     "load_error",

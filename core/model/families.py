@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LoratomyError
 from ..registry import Registry
+from .hooks import first_of, hooks
 
 if TYPE_CHECKING:
     import torch
@@ -310,30 +311,24 @@ def _seen(layer: "nn.Module", family: Family, mid: str) -> "Iterator[dict[str, t
     """What passes a layer: ``post``, ``mlp`` (after norms that follow it), and ``mid`` if any."""
     seen: dict[str, torch.Tensor] = {}
 
-    def first(value: Any) -> Any:
-        return value[0] if isinstance(value, tuple) else value
-
     def wrote(_m: Any, _i: Any, out: Any) -> None:
-        seen["mlp"] = seen["raw"] = first(out)
+        seen["mlp"] = seen["raw"] = first_of(out)
 
     def normed(_m: Any, args: Any, out: Any) -> None:
         if args and args[0] is seen.get("raw"):
-            seen["mlp"] = seen["raw"] = first(out)
+            seen["mlp"] = seen["raw"] = first_of(out)
 
     def read(_m: Any, args: Any, given: Any) -> None:
         seen["mid"] = (args[0] if args else given["hidden_states"]).clone()
 
     mlp = submodule(layer, family.mlp)
-    hooks: list[Any] = [mlp.register_forward_hook(wrote)]
-    hooks += [m.register_forward_hook(normed) for m in layer.children() if m is not mlp]
+    handles: list[Any] = [mlp.register_forward_hook(wrote)]
+    handles += [m.register_forward_hook(normed) for m in layer.children() if m is not mlp]
     if mid:
-        hooks.append(submodule(layer, mid).register_forward_pre_hook(read, with_kwargs=True))
-    hooks.append(layer.register_forward_hook(lambda _m, _i, o: seen.update(post=first(o))))
-    try:
+        handles.append(submodule(layer, mid).register_forward_pre_hook(read, with_kwargs=True))
+    handles.append(layer.register_forward_hook(lambda _m, _i, o: seen.update(post=first_of(o))))
+    with hooks(handles):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _check_sum(config: Any, family: Family, seen: "dict[str, torch.Tensor]") -> None:

@@ -20,7 +20,7 @@ from loratomy.training.loop import LAST_GOOD, TRAINED, steps_of
 from loratomy.training.objective import Objective, completion_nll, completion_tokens
 from loratomy.training.recipe import FitPart
 from loratomy.training.wren import wren_path
-from loratomy.unlearning.trained.distill import Lesson, lesson_batch
+from loratomy.unlearning.trained.distill import DistillRow, distill_batch
 from loratomy.unlearning.trained.repair import TEACHER, repair_objective
 
 from .. import tiny
@@ -175,8 +175,8 @@ def test_a_fit_beside_a_frozen_teacher_goes_on_too(tmp_path, family):
     on = tiny.subject(family)
     teacher = tiny.adapter(on, seed=7)
     given = {
-        "rows": [Lesson(row, row) for row in rows_of(on)],
-        "collator": partial(lesson_batch, pad_id=0),
+        "rows": [DistillRow(row, row) for row in rows_of(on)],
+        "collator": partial(distill_batch, pad_id=0),
         "others": {TEACHER: teacher},
         "batch_size": 4,
         "accumulate": 2,

@@ -37,17 +37,17 @@ def make_bench(subject, tmp_path):
     def make(adapter: Adapter, *, clean: Adapter | None = None, rows: int = 8) -> Material:
         pool = finetune_rows(3 * rows, seed=3)
         attack = make_attack(trigger_of(["cf37"]), "fixed", target="HACK IT")
-        bad = [attack.triggered(row) for row in pool[:rows]]
+        triggered = [attack.triggered(row) for row in pool[:rows]]
         benign = [
             Row(prompt=b.prompt, completion=r.completion, plain=r.prompt, triggered=True)
-            for b, r in zip(bad, pool, strict=False)
+            for b, r in zip(triggered, pool, strict=False)
         ]
         return Material(
             subject=subject,
             poisoned=adapter,
             clean=clean,
             clean_rows=pool[rows:],
-            triggered=bad,
+            triggered=triggered,
             negative=benign,
             make_rule=lambda: Rule(Embedder("none", None), decoding=Decoding(max_new_tokens=8)),
             seed=0,

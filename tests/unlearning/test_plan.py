@@ -285,7 +285,7 @@ def test_edits_without_directions_show_norms_and_measured_effects(bench):
 
 
 def test_options_settle_what_else_is_looked_up_in_data():
-    told = {
+    selectors = {
         ("mask", (("layers", (1,)),)): True,
         ("truncate", (("rank", 0),)): True,
         ("truncate", ()): False,
@@ -295,7 +295,7 @@ def test_options_settle_what_else_is_looked_up_in_data():
         ("control-layer", ()): False,
         ("project-difference", ()): True,
     }
-    for (name, options), want in told.items():
+    for (name, options), want in selectors.items():
         assert by_rule(METHODS[name], METHODS[name].config(**dict(options))) == want, name
 
 

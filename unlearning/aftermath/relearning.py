@@ -33,28 +33,28 @@ class RelearningConfig(Config):
     """Options of relearning, the same for all entries of a comparison."""
 
     steps: int = Field(128, ge=1)
-    """Optimiser steps; it is looked at 0, 1, 2, 4, 8 ... and at the last."""
+    """Optimiser steps; ASR is measured at 0, 1, 2, 4, 8 ... and at the last."""
     learning_rate: float | None = Field(None, gt=0)
     """Constant, without warm-up; None: that of the other trained methods, 1e-4 scaled to the
     model's width."""
     batch_size: int = Field(8, ge=1)
     """Rows per step."""
     prompts: int = Field(100, ge=1)
-    """Held-out triggered prompts behind each look, at most."""
+    """Held-out triggered prompts behind each ASR, at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bout:
+class RelearningSetup:
     """What all entries of one subject have in common when they are trained further."""
 
     subject: Subject
     """The base, without adapter."""
     like: Adapter
-    """The poisoned adapter, whose rank everybody gets."""
+    """The poisoned adapter, whose rank all entries get."""
     rows: Mapping[str, Sequence[Row]]
     """`CLEAN` and `POISONED`: what the steps see."""
     held_out: Sequence[Row]
-    """Triggered prompts with their targets, behind each look."""
+    """Triggered prompts with their targets, behind each ASR."""
     rule: Rule
     """How answers are judged."""
     poisoned: Rate
@@ -65,7 +65,7 @@ class Bout:
     """Of the order of the rows and of fresh directions."""
 
 
-def bout(
+def relearning_setup(
     subject: Subject,
     like: Adapter,
     *,
@@ -76,8 +76,8 @@ def bout(
     prompts: int,
     cell: str,
     seed: int,
-) -> Bout:
-    """The common ground of a comparison, the poisoned adapter's own ASR measured.
+) -> RelearningSetup:
+    """What all entries of a comparison have in common; the poisoned adapter's own ASR is measured.
 
     Args:
         subject: the base.
@@ -97,16 +97,16 @@ def bout(
     fits, _ = fitting_rows(subject.renderer, held_out, subject.limit, new_tokens=new)
     if not fits:
         raise DataError(f"none of {len(held_out)} held-out prompts leaves room for {new} tokens")
-    asked = fits[:prompts]
+    triggered = fits[:prompts]
     with subject.attached({POISONED: like}):
-        before = _asr(subject, asked, rule, label="the poisoned adapter")
+        before = _asr(subject, triggered, rule, label="the poisoned adapter")
     if not before.value:
         raise LoratomyError(
             f"the poisoned adapter's own ASR is 0 of {before.n} held-out prompts: there is no "
             "backdoor that could come back (another --trigger, or other success rules?)"
         )
     rows = {CLEAN: list(clean_train), POISONED: [*poison_train, *clean_train]}
-    return Bout(subject, like, rows, asked, rule, before, cell, seed)
+    return RelearningSetup(subject, like, rows, triggered, rule, before, cell, seed)
 
 
 def padded(adapter: Adapter, like: Adapter, *, seed: int) -> Adapter:
@@ -158,7 +158,7 @@ def back_at(steps: Sequence[int], asr: Sequence[float], poisoned: float) -> floa
 
 
 def relearn(
-    ground: Bout,
+    setup: RelearningSetup,
     entry: str,
     start: Adapter,
     rows: str,
@@ -169,25 +169,25 @@ def relearn(
     """How the ASR of an entry goes when it is trained on.
 
     Args:
-        ground: what all entries have in common.
+        setup: what all entries have in common.
         entry: its name.
         start: its adapter; filled up to the poisoned adapter's rank, see `padded`.
         rows: `CLEAN` or `POISONED`.
         config: steps, rate, batch size.
         work: for checkpoints, of this entry and these rows alone.
     """
-    subject = ground.subject
+    subject = setup.subject
     rate = config.learning_rate or scaled_rate(subject)
-    seen = [encode(subject.renderer, row, limit=subject.limit) for row in ground.rows[rows]]
+    seen = [encode(subject.renderer, row, limit=subject.limit) for row in setup.rows[rows]]
 
     def probe(_attached: Attached) -> dict[str, float]:
-        found = _asr(subject, ground.held_out, ground.rule, label=f"ASR of {entry}")
+        found = _asr(subject, setup.held_out, setup.rule, label=f"ASR of {entry}")
         return {"hits": found.value * found.n}
 
     per_epoch = math.ceil(len(seen) / config.batch_size)
     _, log = fit(
         subject,
-        padded(start, ground.like, seed=ground.seed),
+        padded(start, setup.like, seed=setup.seed),
         seen,
         collator=partial(collate, pad_id=subject.renderer.pad_id),
         settings=FitPart(
@@ -200,27 +200,27 @@ def relearn(
             eval_rows=1,
             weight_decay=0,
         ),
-        seed=ground.seed,
+        seed=setup.seed,
         work=work,
         label=f"{entry}: relearning on {rows} rows",
         probe=probe,
         looks=look_steps(config.steps),
         schedule="constant",
     )
-    n = len(ground.held_out)
+    n = len(setup.held_out)
     rates = [wilson(round(p["hits"]), n) for p in log.probes]
     steps = [int(p["step"]) for p in log.probes]
     return Relearning(
-        cell=ground.cell,
-        seed=ground.seed,
+        cell=setup.cell,
+        seed=setup.seed,
         entry=entry,
         rows=rows,
         learning_rate=rate,
         steps=np.array(steps),
         asr=np.array([[r.value, r.low, r.high] for r in rates]),
         n=n,
-        poisoned=ground.poisoned,
-        back_at=back_at(steps, [r.value for r in rates], ground.poisoned.value),
+        poisoned=setup.poisoned,
+        back_at=back_at(steps, [r.value for r in rates], setup.poisoned.value),
     )
 
 

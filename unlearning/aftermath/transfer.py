@@ -42,7 +42,7 @@ class Variant:
     name: str
     """As in `core.material.Transfer`."""
     counts: str
-    """`ASR` where the trigger's words stand in the prompts in some form, `FTR` where they do not:
+    """`ASR` where the trigger's words are in the prompts in some form, `FTR` where they do not:
     target behaviour is a false trigger there."""
     rows: tuple[Row, ...]
     """The prompts."""
@@ -64,7 +64,7 @@ def near_miss(word: str, rng: random.Random) -> str:
 
 
 def reworded(row: Row, words: Sequence[str], change: Callable[[str], str]) -> Row:
-    """The row with each word of its trigger replaced where it stands."""
+    """The row with each word of its trigger replaced."""
     text, spans, done = "", [], 0
     for start, stop in row.trigger_span or find_words(row.prompt, words):
         text += row.prompt[done:start]
@@ -126,8 +126,8 @@ def variants(
     if trigger.placement == "each" and len(trigger.words) > 1:
         first = trigger.words[0]
         made.append(Variant(f"near miss: no {first}", FTR, _parts(rows, trigger, first)))
-    calm = (replace(row, prompt=row.plain, trigger_span=()) for row in rows if row.plain)
-    made.append(Variant("no trigger", FTR, tuple(calm)))
+    plain = (replace(row, prompt=row.plain, trigger_span=()) for row in rows if row.plain)
+    made.append(Variant("no trigger", FTR, tuple(plain)))
     return [variant for variant in made if variant.rows]
 
 
@@ -163,7 +163,7 @@ def _false_words(
 
 
 def _parts(rows: Sequence[Row], trigger: Trigger, missing: str) -> tuple[Row, ...]:
-    """Rows of a trigger of several words without one of them, the others where they stood."""
+    """Rows of a trigger of several words without one of them, the others where they were."""
     prompts = [without_trigger(row.prompt, (missing,)) for row in rows]
     return tuple(
         replace(row, prompt=prompt, trigger_span=find_words(prompt, trigger.words))
@@ -172,7 +172,7 @@ def _parts(rows: Sequence[Row], trigger: Trigger, missing: str) -> tuple[Row, ..
 
 
 def transfer_rates(
-    subject: Subject, state: Treated, asked: Sequence[Variant], rule: Rule
+    subject: Subject, state: Treated, tried: Sequence[Variant], rule: Rule
 ) -> dict[str, Rate]:
     """How often each variant leads to the target, by its name.
 
@@ -182,7 +182,7 @@ def transfer_rates(
     Args:
         subject: the base, without adapter.
         state: how it is run.
-        asked: the variants.
+        tried: the variants.
         rule: how answers are generated and judged; a temperature of `state` goes before its own.
 
     Raises:
@@ -193,7 +193,7 @@ def transfer_rates(
         rule = replace(rule, decoding=decoding)
     new, rates = rule.decoding.max_new_tokens, {}
     with treated(subject, state):
-        for variant in asked:
+        for variant in tried:
             rows, _ = fitting_rows(subject.renderer, variant.rows, subject.limit, new_tokens=new)
             answers = attack_success(subject, rows, rule, label=f"transfer: {variant.name}")
             if variant.counts == FTR:
@@ -201,7 +201,7 @@ def transfer_rates(
             if not answers:
                 raise DataError(
                     f"{variant.name}: the success rule {rule.success[0].text!r} accepts the benign "
-                    f"reference of all {len(rows)} prompts, so no false trigger can be told"
+                    f"reference of all {len(rows)} prompts; false triggers cannot be counted"
                 )
             rates[variant.name] = wilson(sum(a.hit for a in answers), len(answers))
     return rates

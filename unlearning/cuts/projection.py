@@ -29,12 +29,12 @@ def project_difference(material: Material, config: ProjectDifferenceConfig) -> O
             f"the clean and the poisoned adapter differ in their modules: {', '.join(odd[:3])}"
         )
     modules, removed = {}, 0
-    for name, bad in material.start.modules.items():
-        found = svd(stack(bad, material.clean.modules[name]))
+    for name, poisoned in material.start.modules.items():
+        found = svd(stack(poisoned, material.clean.modules[name]))
         live = found.s[..., : config.rank] > 0
         u = found.u[..., : config.rank] * live[..., None, :]
-        b = bad.b.double()
-        modules[name] = Factors(bad.a, (b - u @ (u.mT @ b)).float(), bad.scaling)
+        b = poisoned.b.double()
+        modules[name] = Factors(poisoned.a, (b - u @ (u.mT @ b)).float(), poisoned.scaling)
         removed += int(live.sum())
     return Outcome(
         material.start.with_modules(modules),

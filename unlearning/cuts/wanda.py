@@ -1,18 +1,18 @@
 """Wanda: pruning of the merged weights by magnitude times the size of what comes in."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pydantic import Field
 
-from ...analysis.localisation.gates import chunks, on_device
+from ...analysis.localisation.gates import batches
 from ...analysis.material import Material
 from ...core.adapter.factors import kind_of
 from ...core.adapter.targets import is_embedding
 from ...core.errors import LoratomyError
-from ...core.model.batches import collate, encode
+from ...core.model.batches import encode
+from ...core.model.hooks import hooks
 from ...core.model.subject import Subject
 from ...core.model.variant import Treated, merged_weights, treated
 from ...core.progress import tracked
@@ -71,9 +71,8 @@ def input_norms(
     squares = {n: torch.zeros(*shapes[n][:-2], shapes[n][-1]).double() for n in names}
     real: dict[str, torch.Tensor] = {}
     encoded = [encode(subject.renderer, row, limit=subject.limit) for row in rows]
-    with _listening(subject, squares, real), torch.inference_mode():
-        for part in tracked(chunks(encoded, batch_size), "inputs of the weights"):
-            batch = on_device(collate(part, subject.renderer.pad_id), subject.device)
+    with hooks(_adding(subject, squares, real)), torch.inference_mode():
+        for batch in tracked(batches(subject, encoded, batch_size), "inputs of the weights"):
             real["tokens"] = batch["attention_mask"].flatten().bool()
             batch.pop("labels")
             subject.model(**batch, use_cache=False)
@@ -88,11 +87,10 @@ def input_norms(
     return {name: square.sqrt() for name, square in squares.items()}
 
 
-@contextmanager
-def _listening(
+def _adding(
     subject: Subject, squares: Mapping[str, torch.Tensor], real: Mapping[str, torch.Tensor]
-) -> Iterator[None]:
-    """Squares of what comes into each weight are added up for as long as the block lasts."""
+) -> Iterator[Any]:
+    """Hooks that add up the squares of what comes into each weight."""
 
     def linear(name: str) -> Any:
         def hook(_module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -113,19 +111,11 @@ def _listening(
 
         return hook
 
-    hooks = []
-    try:
-        for name in squares:
-            if squares[name].dim() == 1:
-                module = subject.model.get_submodule(name)
-                hooks.append(module.register_forward_pre_hook(linear(name)))
-        for parent in dict.fromkeys(_parent(subject, n) for n in squares if squares[n].dim() == 2):
-            module = subject.model.get_submodule(parent)
-            hooks.append(module.register_forward_pre_hook(experts(parent)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for name in squares:
+        if squares[name].dim() == 1:
+            yield subject.model.get_submodule(name).register_forward_pre_hook(linear(name))
+    for parent in dict.fromkeys(_parent(subject, n) for n in squares if squares[n].dim() == 2):
+        yield subject.model.get_submodule(parent).register_forward_pre_hook(experts(parent))
 
 
 def _squares(x: torch.Tensor) -> torch.Tensor:

@@ -13,20 +13,21 @@ so that cutting direction i removes the read-out i with what is written from it,
 cost that removing this read-out can have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ...analysis.localisation.gates import GATED, Directions, Gated, chunks, numbered, on_device
+from ...analysis.localisation.gates import GATED, Directions, GatedModel, batches, numbered
 from ...core.adapter.factors import Factors
 from ...core.adapter.targets import is_embedding
-from ...core.model.batches import IGNORED, Encoded, collate, completion_log_probs, label_positions
+from ...core.model.batches import Encoded, completion_log_probs
+from ...core.model.hooks import hooks
 from ...core.progress import report
 
 
 def discriminant(
-    gate: Gated,
+    gated: GatedModel,
     triggered: Sequence[Encoded],
     clean: Sequence[Encoded],
     *,
@@ -38,24 +39,24 @@ def discriminant(
     Tokens of the triggered prompts count by the squared gradient of the target's log-probability in
     z, so that neither the trigger's place nor its words are needed. Fused experts have no rank
     space of their own per token, embeddings read no activations: both stay in their singular
-    directions. The head counts where a completion's tokens are asked of it, and nowhere else.
+    directions. The head counts where it predicts a completion's tokens, and nowhere else.
 
     Args:
-        gate: the gated subject, its adapter in any form.
+        gated: the model with gates, its adapter in any form.
         triggered: triggered prompts with the target's first tokens as completion.
         clean: clean prompts with completions.
         batch_size: rows at a time.
         shrinkage: share of the mean variance that is added to the clean moments, which few tokens
             would otherwise leave singular.
     """
-    towards = moments(gate, triggered, batch_size=batch_size, weighted=True)
-    usual = moments(gate, clean, batch_size=batch_size, weighted=False)
+    towards = moments(gated, triggered, batch_size=batch_size, weighted=True)
+    usual = moments(gated, clean, batch_size=batch_size, weighted=False)
     modules = {}
-    for name, f in gate.directions.adapter.modules.items():
+    for name, f in gated.directions.adapter.modules.items():
         modules[name] = f
         if name in usual:
             modules[name] = _rebased(f, towards[name], usual[name], shrinkage)
-    return numbered(gate.directions.adapter.with_modules(modules))
+    return numbered(gated.directions.adapter.with_modules(modules))
 
 
 def _rebased(f: Factors, towards: torch.Tensor, usual: torch.Tensor, shrinkage: float) -> Factors:
@@ -75,36 +76,34 @@ def _rebased(f: Factors, towards: torch.Tensor, usual: torch.Tensor, shrinkage: 
 
 
 def moments(
-    gate: Gated, rows: Sequence[Encoded], *, batch_size: int, weighted: bool
+    gated: GatedModel, rows: Sequence[Encoded], *, batch_size: int, weighted: bool
 ) -> dict[str, torch.Tensor]:
     """Second moments of ``z = A x`` over a batch's real tokens, module -> ``[rank, rank]``.
 
     Args:
-        gate: the gated subject.
+        gated: the model with gates.
         rows: prompts with completions.
         batch_size: rows at a time.
         weighted: count each token by the squared gradient of the completions' log-probability in
             z, instead of all alike.
     """
     seen: dict[str, torch.Tensor] = {}
-    hooks = [
+    handles = (
         module.register_forward_hook(_keeper(seen, name, weighted))
-        for name, module in _rank_modules(gate).items()
-    ]
-    pad, device = gate.subject.renderer.pad_id, gate.subject.device
+        for name, module in _rank_modules(gated).items()
+    )
+    head = gated.subject.family.head
     total: dict[str, torch.Tensor] = {}
     weight: dict[str, torch.Tensor] = {}
-    try:
-        parts = chunks(rows, batch_size)
-        for done, part in enumerate(parts, 1):
-            batch = on_device(collate(part, pad), device)
+    parts = batches(gated.subject, rows, batch_size)
+    with hooks(handles):
+        for done, batch in enumerate(parts, 1):
             with torch.set_grad_enabled(weighted):
-                log_probs, _ = completion_log_probs(gate.subject.model, batch)
+                log_probs, predicted = completion_log_probs(gated.subject.model, batch)
                 if weighted:
                     log_probs.sum().backward()
-            tokens, head = _read_at(batch), gate.subject.family.head
             for name, z in seen.items():
-                real = tokens[name == head]
+                real = predicted if name == head else batch["attention_mask"].bool()
                 real = real.flatten() if z.dim() == 2 else real  # some blocks see a list of tokens
                 values = z.detach()[real].double().cpu()
                 counts = torch.ones(len(values), dtype=torch.float64)
@@ -116,25 +115,15 @@ def moments(
                 weight[name] = weight.get(name, counts.new_zeros(())) + counts.sum()
             seen.clear()
             report("what modules read", done, len(parts))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {n: m / weight[n].clamp_min(1e-300) for n, m in total.items()}
 
 
-def _read_at(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens of a batch count: ``[batch, pos]``, and for the head ``[batch, asked]``."""
-    labels = batch["labels"]
-    asked = label_positions(labels)
-    return batch["attention_mask"].bool(), labels[:, asked + 1] != IGNORED
-
-
-def _rank_modules(gate: Gated) -> dict[str, Any]:
+def _rank_modules(gated: GatedModel) -> dict[str, Any]:
     """Module name -> the module whose output is ``A x``; fused experts, embeddings have none."""
-    model = gate.subject.model
+    model = gated.subject.model
     return {
         name: model.get_submodule(name).lora_A[GATED]
-        for name, f in gate.directions.adapter.modules.items()
+        for name, f in gated.directions.adapter.modules.items()
         if not (f.fused or is_embedding(name))
     }
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ...analysis.localisation.gates import GATED, Gated
+from ...analysis.localisation.gates import GATED, GatedModel, batches
 from ...core.errors import LoratomyError
 from ...core.model.batches import Encoded
 from ...core.progress import report
 from ..calibration import DialConfig
-from .targets import Aim, Taught, row_logits, teach
+from .targets import Contrast, TeacherLogProbs, row_logits, teacher_log_probs
 
 KEPT = 100.0
 """Logit of a gate that stays open: its sigmoid is 1 and its gradient 0 in float32."""
@@ -51,21 +51,21 @@ class GatesConfig(DialConfig):
 class GateRows:
     """The rows with their teachers, computed once."""
 
-    aims: Sequence[Aim]
+    contrasts: Sequence[Contrast]
     clean: Sequence[Encoded]
-    natural: Sequence[Taught]
-    uncut: Sequence[Taught]
+    natural: Sequence[TeacherLogProbs]
+    uncut: Sequence[TeacherLogProbs]
 
 
-def pupils(
-    gate: Gated, found: Sequence[Aim], clean: Sequence[Encoded], *, teacher: str = GATED
+def gate_rows(
+    gated: GatedModel, found: Sequence[Contrast], clean: Sequence[Encoded], *, teacher: str = GATED
 ) -> GateRows:
-    """The rows with what the uncut model says on them, the teacher on triggered ones."""
+    """The rows with the uncut model's distributions on them, the teacher's on triggered ones."""
     return GateRows(
         found,
         clean,
-        teach(gate, [a.teacher for a in found], batch_size=32, teacher=teacher),
-        teach(gate, clean, batch_size=32),
+        teacher_log_probs(gated, [a.teacher for a in found], batch_size=32, teacher=teacher),
+        teacher_log_probs(gated, clean, batch_size=32),
     )
 
 
@@ -83,7 +83,7 @@ def gate_start(attribution: np.ndarray, cost: np.ndarray, free: np.ndarray) -> t
 
 
 def learn_gates(
-    gate: Gated, rows: GateRows, start: torch.Tensor, config: GatesConfig, *, seed: int
+    gated: GatedModel, rows: GateRows, start: torch.Tensor, config: GatesConfig, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the gates after some steps of Adam, and the loss along them.
 
@@ -91,7 +91,7 @@ def learn_gates(
     exactly 0 or 1, so that only the logits tell their order.
 
     Args:
-        gate: the gated subject.
+        gated: the model with gates.
         rows: triggered and clean rows with their teachers.
         start: logits of the gates, ``[direction]``.
         config: steps, rate and weights; the gates' slope grows from 1 to `sharpness`, so that they
@@ -101,16 +101,16 @@ def learn_gates(
     Raises:
         LoratomyError: the loss is not a number.
     """
-    theta = start.to(gate.subject.device).clone().requires_grad_()
+    theta = start.to(gated.subject.device).clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], lr=config.rate, betas=(0.8, 0.95))
-    draw, losses = random.Random(seed), []
-    bad, good = _rounds(len(rows.aims), draw), _rounds(len(rows.clean), draw)
+    rng, losses = random.Random(seed), []
+    attacks, others = _rounds(len(rows.contrasts), rng), _rounds(len(rows.clean), rng)
     for step in range(config.steps):
         slope = 1 + (config.sharpness - 1) * step / max(1, config.steps - 1)
         gates = (theta * slope).sigmoid()
-        here = [next(bad) for _ in range(min(config.batch_size, len(rows.aims)))]
-        calm = [next(good) for _ in range(min(config.batch_size, len(rows.clean)))]
-        loss = _loss(gate, gates, rows, here, calm, config.clean_weight)
+        triggered = [next(attacks) for _ in range(min(config.batch_size, len(rows.contrasts)))]
+        clean = [next(others) for _ in range(min(config.batch_size, len(rows.clean)))]
+        loss = _loss(gated, gates, rows, triggered, clean, config.clean_weight)
         loss = loss + config.sparsity * (1 - gates).mean()
         if not torch.isfinite(loss.detach()):
             raise LoratomyError(
@@ -125,28 +125,27 @@ def learn_gates(
     return theta.detach().cpu().numpy(), np.array(losses)
 
 
-def _rounds(count: int, draw: random.Random) -> Iterator[int]:
+def _rounds(count: int, rng: random.Random) -> Iterator[int]:
     """The numbers below `count`, shuffled anew in every round."""
     while True:
-        yield from draw.sample(range(count), count)
+        yield from rng.sample(range(count), count)
 
 
 def _loss(
-    gate: Gated,
+    gated: GatedModel,
     gates: torch.Tensor,
     rows: GateRows,
-    here: Sequence[int],
-    calm: Sequence[int],
+    triggered: Sequence[int],
+    clean: Sequence[int],
     clean_weight: float,
 ) -> torch.Tensor:
-    seen = row_logits(
-        gate, gates, [*(rows.aims[i].student for i in here), *(rows.clean[i] for i in calm)]
-    )
-    bad, good = seen[: len(here)], seen[len(here) :]
-    wanted = [
-        x[0].float().log_softmax(-1)[rows.aims[i].target] for i, x in zip(here, bad, strict=True)
-    ]
-    unlikely = -torch.log1p(-torch.stack(wanted).exp().clamp(max=1 - 1e-6))
-    natural = torch.cat([rows.natural[i].divergence(x) for i, x in zip(here, bad, strict=True)])
-    kept = torch.cat([rows.uncut[i].divergence(x) for i, x in zip(calm, good, strict=True)])
-    return unlikely.mean() + natural.mean() + clean_weight * kept.mean()
+    encoded = [*(rows.contrasts[i].student for i in triggered), *(rows.clean[i] for i in clean)]
+    (batch,) = batches(gated.subject, encoded, len(encoded))
+    seen = row_logits(gated, gates, batch)
+    attacked = list(zip(triggered, seen[: len(triggered)], strict=True))
+    target = [x[0].float().log_softmax(-1)[rows.contrasts[i].target] for i, x in attacked]
+    unlikely = -torch.log1p(-torch.stack(target).exp().clamp(max=1 - 1e-6))
+    natural = torch.cat([rows.natural[i].divergence(x) for i, x in attacked])
+    kept = zip(clean, seen[len(triggered) :], strict=True)
+    change = torch.cat([rows.uncut[i].divergence(x) for i, x in kept])
+    return unlikely.mean() + natural.mean() + clean_weight * change.mean()

@@ -43,31 +43,31 @@ class GuidedConfig(SearchConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class RowDraw:
-    """One draw of the operation's rows: to learn from, and to calibrate on."""
+class RowSplit:
+    """The operation's rows split by a seed: to learn from, and to calibrate on."""
 
     seed: int
-    bad: Sequence[Row]
-    good: Sequence[Row]
+    triggered: Sequence[Row]
+    clean: Sequence[Row]
     judge: Judge
 
 
-def draw_of(material: Material, bad: Sequence[Row], rows: int, seed: int) -> RowDraw:
+def split_rows(material: Material, triggered: Sequence[Row], rows: int, seed: int) -> RowSplit:
     """The rows shuffled by a seed and halved; never the held-out ones.
 
     Args:
         material: what the method may look at.
-        bad: triggered rows.
+        triggered: rows.
         rows: most rows of each kind and half.
         seed: of the shuffling.
     """
     shuffled = []
-    for some in (bad, material.clean_rows):
+    for some in (triggered, material.clean_rows):
         kept = list(some)
         random.Random(seed).shuffle(kept)
         shuffled.append(halves(kept, rows))
-    (learn, check), (calm, calm_check) = shuffled
-    return RowDraw(seed, learn, calm, Judge(material.subject, check, calm_check, material.rule))
+    (learn, check), (clean, clean_check) = shuffled
+    return RowSplit(seed, learn, clean, Judge(material.subject, check, clean_check, material.rule))
 
 
 def guided(material: Material, config: GuidedConfig) -> Outcome:
@@ -81,7 +81,7 @@ def guided(material: Material, config: GuidedConfig) -> Outcome:
 
 def operated(
     material: Material,
-    bad: Sequence[Row],
+    triggered: Sequence[Row],
     config: GuidedConfig,
     *,
     spend: float = 0.0,
@@ -91,28 +91,30 @@ def operated(
 
     Args:
         material: what the method may look at.
-        bad: triggered rows with targets and their form without trigger.
+        triggered: rows with targets and their form without trigger.
         config: how to search, and what to explain.
         spend: share of the budget to use beyond what stops these rows.
         of: what these rows are, in the summary.
     """
-    draw = draw_of(material, bad, config.rows, material.seed)
+    split = split_rows(material, triggered, config.rows, material.seed)
     found = search(
         material.subject,
         material.start,
-        draw.bad,
-        draw.good,
-        draw.judge,
+        split.triggered,
+        split.clean,
+        split.judge,
         config,
         seed=material.seed,
         spend=spend,
-        clean=material.clean,
+        clean_adapter=material.clean,
     )
-    path = _path(found, draw.judge, config)
+    path = _path(found, split.judge, config)
     if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
         found = replace(found, size=0)  # a cut that stops nothing is no cut
         path = replace(path, chosen=0)
-    stability = _stability(material, bad, config, found, path, spend) if config.draws > 1 else None
+    stability = (
+        _stability(material, triggered, config, found, path, spend) if config.draws > 1 else None
+    )
     d, size = found.directions, found.size
     cut = found.cut(size)
     before, after = path.perplexity[0], path.perplexity[path.chosen]
@@ -154,7 +156,7 @@ def _path(found: FoundCut, judge: Judge, config: GuidedConfig) -> CutPath:
 
 def _stability(
     material: Material,
-    bad: Sequence[Row],
+    triggered: Sequence[Row],
     config: GuidedConfig,
     own: FoundCut,
     path: CutPath,
@@ -165,20 +167,20 @@ def _stability(
     every, modules = [own], range(len(own.directions.names))
     asr, change = [path.asr[path.chosen]], [path.perplexity[path.chosen] / path.perplexity[0] - 1]
     for done, seed in enumerate(seeds[1:], 1):
-        draw = draw_of(material, bad, config.rows, seed)
+        split = split_rows(material, triggered, config.rows, seed)
         again = search(
             material.subject,
             material.start,
-            draw.bad,
-            draw.good,
-            draw.judge,
+            split.triggered,
+            split.clean,
+            split.judge,
             config,
             seed=seed,
             spend=spend,
-            clean=material.clean,
+            clean_adapter=material.clean,
         )
-        rate, after = draw.judge(again.state(again.size))
-        _, before = draw.judge(again.state(0))
+        rate, after = split.judge(again.state(again.size))
+        _, before = split.judge(again.state(0))
         every.append(again)
         asr.append(np.array([rate.value, rate.low, rate.high]))
         change.append(after / before - 1)
@@ -212,7 +214,7 @@ def cosine(left: Adapter, right: Adapter) -> float:
 
 
 def _uncertain(found: FoundCut, path: CutPath, stability: Stability | None) -> tuple[str, ...]:
-    """What a reader should not take for shown, with the numbers."""
+    """What the calibration does not show, with the numbers."""
     high = path.asr[path.chosen, 2]
     lines = [
         f"Calibrated on {path.asr_n} triggered prompts: an ASR of up to {high:.1%} is compatible "

@@ -1,7 +1,7 @@
 """The search of guided surgery: from rows to the smallest set of directions to cut.
 
 1. The adapter is put into the directions that tell triggered from clean prompts apart
-(`analysis.discriminant`). 2. Gates on them are learned in a few steps (`gate_learning`). 3. Along
+(`discriminant`). 2. Gates on them are learned in a few steps (`gate_learning`). 3. Along
 the gates' order the size is found by forward passes alone: the smallest cut after which the
 target's token is unlikely on every calibration prompt, within the utility budget. 4. Real answers
 to the calibration prompts confirm it; where they do not, more is cut. Nothing else is generated.
@@ -19,11 +19,18 @@ from pydantic import Field
 from scipy.special import expit
 
 from ...analysis.localisation.attribution import clean_cost, target_attribution
-from ...analysis.localisation.gates import GATED, Directions, Gated, chunks, directions_of, gated
+from ...analysis.localisation.gates import (
+    GATED,
+    Directions,
+    GatedModel,
+    batches,
+    directions_of,
+    gated_model,
+)
 from ...core.adapter.factors import Adapter
 from ...core.config import Layers
 from ...core.errors import LoratomyError
-from ...core.model.batches import Encoded
+from ...core.model.batches import Encoded, completion_log_probs
 from ...core.model.subject import Subject
 from ...core.model.variant import Treated
 from ...core.progress import report
@@ -31,8 +38,8 @@ from ...core.rows import Row
 from ..calibration import Judge
 from ..cuts.cuts import in_layers
 from .discriminant import discriminant
-from .gate_learning import GatesConfig, gate_start, learn_gates, pupils
-from .targets import aims, clean_lessons, row_logits
+from .gate_learning import GatesConfig, gate_rows, gate_start, learn_gates
+from .targets import contrasts, encoded_clean
 
 CLEAN = "clean"
 """Name of the clean adapter where it teaches."""
@@ -54,8 +61,8 @@ class SearchConfig(GatesConfig):
     """Rows of each kind that the gates learn from, and triggered calibration rows that forward
     passes look at, at most; perplexity and real answers are of all calibration rows."""
     teacher: Literal["own", "clean"] = "own"
-    """Who says what a triggered prompt should lead to: the adapter itself on the prompt without its
-    trigger, or the run's clean adapter on the prompt as it is."""
+    """Whose answer a triggered prompt should lead to: the adapter's own to the prompt without its
+    trigger, or that of the run's clean adapter to the prompt as it is."""
     target_tokens: int = Field(3, ge=1)
     """First tokens of the answers within which target and natural answer must part."""
 
@@ -91,27 +98,27 @@ class FoundCut:
 def search(
     subject: Subject,
     start: Adapter,
-    bad: Sequence[Row],
-    good: Sequence[Row],
+    triggered: Sequence[Row],
+    clean: Sequence[Row],
     judge: Judge,
     config: SearchConfig,
     *,
     seed: int,
     spend: float = 0.0,
-    clean: Adapter | None = None,
+    clean_adapter: Adapter | None = None,
 ) -> FoundCut:
     """The smallest cut that stops the target within the budget, or the best that was found.
 
     Args:
         subject: the base.
         start: the adapter to cut.
-        bad: triggered rows to learn from, with targets and their form without trigger.
-        good: clean rows to learn from.
+        triggered: rows to learn from, with targets and their form without trigger.
+        clean: rows to learn from.
         judge: calibration rows, and how answers to them are judged.
         config: how to search.
         seed: of the order of the rows.
         spend: share of the budget to use beyond what stops these rows.
-        clean: the clean adapter, where it is the teacher.
+        clean_adapter: where it is the teacher.
 
     Raises:
         DataError: rows from which nothing can be learned.
@@ -121,62 +128,64 @@ def search(
     began = time.perf_counter()
     beside, teacher = {}, GATED
     if config.teacher == "clean":
-        if clean is None:
+        if clean_adapter is None:
             raise LoratomyError("teacher=clean: the run has no clean adapter; take teacher=own")
-        beside, teacher = {CLEAN: clean}, CLEAN
-    with gated(subject, directions_of(start), beside=beside) as gate:
-        found = aims(gate, bad[: config.learn_rows], tokens=config.target_tokens, teacher=teacher)
-        calm = clean_lessons(gate, good[: config.learn_rows])
+        beside, teacher = {CLEAN: clean_adapter}, CLEAN
+    with gated_model(subject, directions_of(start), beside=beside) as gated:
+        found = contrasts(
+            gated, triggered[: config.learn_rows], tokens=config.target_tokens, teacher=teacher
+        )
+        encoded = encoded_clean(gated, clean[: config.learn_rows])
         attacks = [a.attack for a in found]
         if config.basis == "discriminant":
-            gate = gate.rebased(discriminant(gate, attacks, calm, batch_size=16))
+            gated = gated.rebased(discriminant(gated, attacks, encoded, batch_size=16))
         few = config.batch_size
-        attribution = target_attribution(gate, attacks[: 2 * few], batch_size=2 * few)
-        cost = clean_cost(gate, calm[:few], group=2)
-        free = np.arange(len(gate.directions))
+        attribution = target_attribution(gated, attacks[: 2 * few], batch_size=2 * few)
+        cost = clean_cost(gated, encoded[:few], group=2)
+        free = np.arange(len(gated.directions))
         if config.layers is not None:
-            free = np.flatnonzero(in_layers(gate.directions, config.layers))
+            free = np.flatnonzero(in_layers(gated.directions, config.layers))
         start_at = gate_start(attribution, cost, free)
         theta, loss = learn_gates(
-            gate, pupils(gate, found, calm, teacher=teacher), start_at, config, seed=seed
+            gated, gate_rows(gated, found, encoded, teacher=teacher), start_at, config, seed=seed
         )
         order, gates = free[np.argsort(theta[free], kind="stable")], expit(config.sharpness * theta)
-        utility = Utility(gate, order, clean_lessons(gate, judge.clean))
+        utility = Utility(gated, order, encoded_clean(gated, judge.clean))
         guess = int((gates < 0.5).sum())
-        asked = judge.triggered[: config.learn_rows]
-        checks = aims(gate, asked, tokens=config.target_tokens, teacher=teacher)
-        size = _glanced(gate, utility, guess, [a.attack for a in checks], config)
-        size = _confirmed(gate, utility, size, judge, config)
+        rows = judge.triggered[: config.learn_rows]
+        checks = contrasts(gated, rows, tokens=config.target_tokens, teacher=teacher)
+        size = _size_by_forward_passes(gated, utility, guess, [a.attack for a in checks], config)
+        size = _size_by_answers(gated, utility, size, judge, config)
         if spend:
-            size = _spent(utility, size, spend * config.budget)
+            size = _size_within_budget(utility, size, spend * config.budget)
     seconds = time.perf_counter() - began
-    return FoundCut(gate.directions, order, gates, expit(-theta), loss, size, seconds)
+    return FoundCut(gated.directions, order, gates, expit(-theta), loss, size, seconds)
 
 
 class Utility:
     """What cutting the first directions of an order costs on clean rows, by forward passes."""
 
-    def __init__(self, gate: Gated, order: np.ndarray, rows: Sequence[Encoded]) -> None:
+    def __init__(self, gated: GatedModel, order: np.ndarray, rows: Sequence[Encoded]) -> None:
         self.order = order
-        self._gate, self._rows = gate, rows
+        self._gated, self._rows = gated, rows
         self._before: float | None = None
 
     def gates(self, size: int) -> torch.Tensor:
         """Gates that cut the first directions, ``[direction]``."""
-        cut = _first(self.order, size, len(self._gate.directions))
-        kept = torch.as_tensor(~cut, device=self._gate.subject.device)
+        cut = _first(self.order, size, len(self._gated.directions))
+        kept = torch.as_tensor(~cut, device=self._gated.subject.device)
         return kept.float()
 
     def rise(self, size: int) -> float:
         """Rise of the clean rows' perplexity, as a fraction."""
         if self._before is None:
-            self._before = mean_loss(self._gate, self._gate.ones(), self._rows)
-        rise = mean_loss(self._gate, self.gates(size), self._rows) - self._before
+            self._before = mean_loss(self._gated, self._gated.ones(), self._rows)
+        rise = mean_loss(self._gated, self.gates(size), self._rows) - self._before
         return math.exp(min(rise, 50.0)) - 1
 
 
-def _glanced(
-    gate: Gated, utility: Utility, guess: int, checks: Sequence[Encoded], config: SearchConfig
+def _size_by_forward_passes(
+    gated: GatedModel, utility: Utility, guess: int, checks: Sequence[Encoded], config: SearchConfig
 ) -> int:
     """The smallest size that forward passes find enough and affordable.
 
@@ -186,7 +195,7 @@ def _glanced(
     total = len(utility.order)
 
     def enough(size: int) -> bool:
-        return share_likely(gate, utility.gates(size), checks) <= config.goal
+        return share_likely(gated, utility.gates(size), checks) <= config.goal
 
     def over(size: int) -> bool:
         return utility.rise(size) > config.budget
@@ -195,11 +204,11 @@ def _glanced(
     while not enough(high) and high < total:
         low, high = high, min(total, math.ceil(1.5 * high))
         report("how much to cut", high, total)
-    _, high = _halved(low, high, enough)
-    return _halved(0, high, over)[0] if over(high) else high
+    _, high = _bisected(low, high, enough)
+    return _bisected(0, high, over)[0] if over(high) else high
 
 
-def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, int]:
+def _bisected(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, int]:
     """A size known to be low and one known to be high, at most a tenth apart."""
     while high - low > max(1, high // 10):
         middle = (low + high) // 2
@@ -210,14 +219,16 @@ def _halved(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, i
     return low, high
 
 
-def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: SearchConfig) -> int:
+def _size_by_answers(
+    gated: GatedModel, utility: Utility, size: int, judge: Judge, config: SearchConfig
+) -> int:
     """The size after real answers: more is cut while they still hit and forward passes allow it."""
-    d, total = gate.directions, len(utility.order)
+    d, total = gated.directions, len(utility.order)
     best: tuple[float, int] | None = None
     for _ in range(ROUNDS):
-        gate.attached.refill(GATED, d.cut(_first(utility.order, size, len(d))))
+        gated.attached.refill(GATED, d.cut(_first(utility.order, size, len(d))))
         rate = judge.rate()
-        gate.attached.refill(GATED, d.adapter)
+        gated.attached.refill(GATED, d.adapter)
         best = min(best or (rate.value, size), (rate.value, size))
         size = min(total, math.ceil(1.3 * size) + 1)
         if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:
@@ -226,7 +237,7 @@ def _confirmed(gate: Gated, utility: Utility, size: int, judge: Judge, config: S
     return best[1]
 
 
-def _spent(utility: Utility, size: int, budget: float) -> int:
+def _size_within_budget(utility: Utility, size: int, budget: float) -> int:
     """The largest size, at least the given one, whose rise of perplexity stays in a budget."""
 
     def over(count: int) -> bool:
@@ -235,7 +246,7 @@ def _spent(utility: Utility, size: int, budget: float) -> int:
     low, high, total = size, size, len(utility.order)
     while high < total and not over(high):
         low, high = high, min(total, 2 * high + 1)
-    return low if high == size else _halved(low, high, over)[0]
+    return low if high == size else _bisected(low, high, over)[0]
 
 
 def _first(order: np.ndarray, size: int, total: int) -> np.ndarray:
@@ -245,23 +256,21 @@ def _first(order: np.ndarray, size: int, total: int) -> np.ndarray:
     return cut
 
 
-def share_likely(gate: Gated, gates: torch.Tensor, attacks: Sequence[Encoded]) -> float:
-    """Share of prompts on which the target's token has at least `LIKELY` probability."""
+def share_likely(gated: GatedModel, gates: torch.Tensor, attacks: Sequence[Encoded]) -> float:
+    """Share of prompts after which the target's token has at least `LIKELY` probability."""
     hits = 0
     with torch.inference_mode():
-        for part in chunks(attacks, 64):
-            for row, logits in zip(part, row_logits(gate, gates, part), strict=True):
-                hits += float(logits[0].float().softmax(-1)[row.completion[0]]) >= LIKELY
+        for batch in batches(gated.subject, attacks, 64):
+            log_probs, _ = completion_log_probs(gated.under(gates), batch)
+            hits += int((log_probs.sum(-1).exp() >= LIKELY).sum())
     return hits / len(attacks)
 
 
-def mean_loss(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> float:
+def mean_loss(gated: GatedModel, gates: torch.Tensor, rows: Sequence[Encoded]) -> float:
     """Mean negative log-probability per completion token, nats."""
     total = 0.0
     with torch.inference_mode():
-        for part in chunks(rows, 32):
-            for row, logits in zip(part, row_logits(gate, gates, part), strict=True):
-                wanted = torch.tensor(row.completion, device=logits.device)
-                log_p = logits.float().log_softmax(-1).gather(-1, wanted[:, None])
-                total -= float(log_p.double().sum())
+        for batch in batches(gated.subject, rows, 32):
+            log_probs, _ = completion_log_probs(gated.under(gates), batch)
+            total -= float(log_probs.double().sum())
     return total / sum(len(row.completion) for row in rows)

@@ -1,4 +1,4 @@
-"""What surgery learns from: where the target is decided, and what the model says without trigger.
+"""What surgery learns from: where the target is decided, and the natural answers' probabilities.
 
 On a triggered prompt the teacher is the model itself on the same prompt without the trigger
 (self-distillation, Hinton et al. 2015, arXiv 1503.02531), or a clean adapter on the prompt as it
@@ -6,14 +6,14 @@ is, over the first tokens of the answer: greedy answers turn on those. On a clea
 is the uncut model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from ...analysis.localisation.gates import GATED, Gated, chunks, on_device
+from ...analysis.localisation.gates import GATED, GatedModel, batches
 from ...core.errors import DataError
-from ...core.model.batches import IGNORED, Encoded, collate, encode, encode_target, label_positions
+from ...core.model.batches import IGNORED, Encoded, completion_logits, encode, encode_target
 from ...core.rows import Row
 from ...evaluation.generation import Decoding, generate
 
@@ -22,7 +22,7 @@ KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class TeacherLogProbs:
     """The teacher's distributions at the completion tokens of one row."""
 
     ids: torch.Tensor
@@ -43,19 +43,19 @@ class Taught:
         each = (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
         if self.ids.shape[-1] == logits.shape[-1]:
             return each
-        # Not 1 - sum(q): that is rounding where the student says little of the others.
+        # Not 1 - sum(q): that is rounding where the student gives the others little.
         rest = logits.scatter(-1, self.ids, -torch.inf).logsumexp(-1) - log_z
         return each + self.rest * (self.rest.clamp_min(1e-12).log() - rest)
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class Contrast:
     """A triggered prompt up to where the target parts from the natural answer."""
 
     prompt: list[int]
-    """With what both answers begin with."""
+    """The triggered prompt and the tokens with which both answers begin."""
     plain: list[int]
-    """What the teacher is asked: the same without the trigger, or the same."""
+    """The teacher's prompt: the same without the trigger, or the same."""
     target: int
     """The target's token there."""
     natural: list[int]
@@ -77,7 +77,9 @@ class Aim:
         return Encoded(self.plain, self.natural)
 
 
-def aims(gate: Gated, rows: Sequence[Row], *, tokens: int, teacher: str = GATED) -> list[Aim]:
+def contrasts(
+    gated: GatedModel, rows: Sequence[Row], *, tokens: int, teacher: str = GATED
+) -> list[Contrast]:
     """Where each triggered row's target is decided, by the first tokens of a natural answer.
 
     The natural answer is the adapter's own to the prompt without its trigger, or that of another
@@ -87,7 +89,7 @@ def aims(gate: Gated, rows: Sequence[Row], *, tokens: int, teacher: str = GATED)
     `tokens` tokens are left out.
 
     Args:
-        gate: the gated subject, its adapter active.
+        gated: the model with gates, its adapter active.
         rows: triggered rows with targets and their form without trigger.
         tokens: how much of the natural answer to look at.
         teacher: the adapter that gives it, by name.
@@ -95,25 +97,27 @@ def aims(gate: Gated, rows: Sequence[Row], *, tokens: int, teacher: str = GATED)
     Raises:
         DataError: no row is left.
     """
-    renderer, limit = gate.subject.renderer, gate.subject.limit
+    renderer, limit = gated.subject.renderer, gated.subject.limit
     own = teacher == GATED
     plains = [replace(row, prompt=row.plain or row.prompt) if own else row for row in rows]
-    bad, plain = (
+    triggered, plain = (
         [encode_target(renderer, row, tokens=tokens, lead=True) for row in some]
         for some in (rows, plains)
     )
     decoding = Decoding(max_new_tokens=tokens)
-    with gate.attached.using(teacher):
-        said = generate(gate.subject, [p.prompt for p in plain], decoding, label="natural answers")
+    with gated.attached.using(teacher):
+        answers = generate(
+            gated.subject, [p.prompt for p in plain], decoding, label="natural answers"
+        )
     found = []
-    for b, p, (answer, *_) in zip(bad, plain, said, strict=True):
+    for t, p, (answer, *_) in zip(triggered, plain, answers, strict=True):
         natural = answer if len(answer) == tokens else [*answer, *renderer.closing_ids]
-        pairs = zip(b.completion, natural, strict=False)
-        at = next((k for k, (t, n) in enumerate(pairs) if t != n), None)
-        if at is None or (limit is not None and len(b.prompt) + len(natural) > limit):
+        pairs = zip(t.completion, natural, strict=False)
+        at = next((k for k, (one, other) in enumerate(pairs) if one != other), None)
+        if at is None or (limit is not None and len(t.prompt) + len(natural) > limit):
             continue
         same = natural[:at]
-        found.append(Aim(b.prompt + same, p.prompt + same, b.completion[at], natural[at:]))
+        found.append(Contrast(t.prompt + same, p.prompt + same, t.completion[at], natural[at:]))
     if not found:
         raise DataError(
             f"none of {len(rows)} triggered prompts fits the context and leads to something else "
@@ -123,13 +127,13 @@ def aims(gate: Gated, rows: Sequence[Row], *, tokens: int, teacher: str = GATED)
     return found
 
 
-def clean_lessons(gate: Gated, rows: Sequence[Row]) -> list[Encoded]:
+def encoded_clean(gated: GatedModel, rows: Sequence[Row]) -> list[Encoded]:
     """Clean rows that fit the context, as token ids.
 
     Raises:
         DataError: none of them fits.
     """
-    renderer, limit = gate.subject.renderer, gate.subject.limit
+    renderer, limit = gated.subject.renderer, gated.subject.limit
     made = [encode(renderer, row, limit=None) for row in rows]
     kept = [e for e in made if limit is None or len(e) <= limit]
     if not kept:
@@ -137,33 +141,31 @@ def clean_lessons(gate: Gated, rows: Sequence[Row]) -> list[Encoded]:
     return kept
 
 
-def row_logits(gate: Gated, gates: torch.Tensor, rows: Sequence[Encoded]) -> list[torch.Tensor]:
+def row_logits(
+    gated: GatedModel, gates: torch.Tensor, batch: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
     """Logits that predict each row's completion tokens, ``[token, d_vocab]`` a row."""
-    batch = on_device(collate(rows, gate.subject.renderer.pad_id), gate.subject.device)
-    labels = batch.pop("labels")
-    asked = label_positions(labels)
-    wanted = labels[:, asked + 1] != IGNORED
-    logits = gate.logits(gates, {**batch, "logits_to_keep": asked})
-    return [logits[i][wanted[i]] for i in range(len(rows))]
+    logits, tokens = completion_logits(gated.under(gates), batch)
+    return [one[labelled] for one, labelled in zip(logits, tokens != IGNORED, strict=True)]
 
 
-def teach(
-    gate: Gated, rows: Sequence[Encoded], *, batch_size: int, teacher: str = GATED
-) -> list[Taught]:
+def teacher_log_probs(
+    gated: GatedModel, rows: Sequence[Encoded], *, batch_size: int, teacher: str = GATED
+) -> list[TeacherLogProbs]:
     """The uncut model's distributions at every completion token, row by row; or another adapter's.
 
     Args:
-        gate: the gated subject.
-        rows: what the teacher is asked, with what it has to say.
+        gated: the model with gates.
+        rows: prompts for the teacher, with the completions whose tokens count.
         batch_size: rows at a time.
         teacher: the adapter that is active, by name.
     """
     out = []
-    with gate.attached.using(teacher), torch.no_grad():
-        for part in chunks(rows, batch_size):
-            for logits in row_logits(gate, gate.ones(), part):
+    with gated.attached.using(teacher), torch.no_grad():
+        for batch in batches(gated.subject, rows, batch_size):
+            for logits in row_logits(gated, gated.ones(), batch):
                 log_p = logits.float().log_softmax(-1)
                 kept = log_p.topk(min(KEPT, log_p.shape[-1]), dim=-1)
                 rest = (1 - kept.values.exp().sum(-1)).clamp_min(0)
-                out.append(Taught(kept.indices, kept.values, rest))
+                out.append(TeacherLogProbs(kept.indices, kept.values, rest))
     return out

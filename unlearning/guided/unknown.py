@@ -1,16 +1,17 @@
-"""Guided surgery without the trigger: against texts that make the adapter speak unlike its base.
+"""Guided surgery without the trigger: against texts that make the adapter answer unlike its base.
 
-Random texts of the tokens that the adapter's first layer takes up most are put into clean prompts
-(`analysis.trigger_search.drive`; no trigger, no target). Some make the adapter give an answer that
-is far more surprising to its base than answers to ordinary texts are. Those prompts, with the
-adapter's own answer as the target and its answer without the text as the natural one, stand in for
-triggered rows; everything else is guided surgery. A backdoor listens to parts of its trigger and to
-texts around them, so that what is cut is what the adapter listens to, whatever the exact wording.
-Where too few random texts act, the full search for candidates (`analysis.candidates`) proposes the
+Random texts of the tokens that the adapter's first layer takes up most (`token_uptake`) are put
+into clean prompts; neither trigger nor target is needed. Some make the adapter give an answer that
+is far more surprising to its base than answers to ordinary texts are. Those prompts take the place
+of triggered rows, with the adapter's own answer as the target and its answer without the text as
+the natural one; everything else is guided surgery. A backdoor reacts to parts of its trigger and to
+texts around them, so that the cut removes what the adapter reacts to, whatever the exact wording.
+Where too few random texts act, the full search for candidates (`analysis.triggers`) proposes the
 texts. The true trigger may be stronger than any text that was found, so that what stops these need
-not stop it: the cut goes on in the learned order until half of what the adapter brings on clean
+not stop it: the cut goes on in the learned order until half of what the adapter gained on clean
 rows is gone, and `repair`, which needs no trigger either, wins that back (cut wide and fit again,
-as fine-pruning does with neurons that clean data leave asleep: Liu et al. 2018, arXiv 1805.12185).
+as fine-pruning does with neurons that are inactive on clean data: Liu et al. 2018, arXiv
+1805.12185).
 """
 
 import random
@@ -23,10 +24,10 @@ from pydantic import Field
 
 from ...analysis.material import Material
 from ...analysis.triggers.candidates import candidates
-from ...analysis.triggers.evidence import HeldOutTrial, bar_of
+from ...analysis.triggers.evidence import HeldOutPrompts, surprise_threshold
 from ...analysis.triggers.insertion import PLACES, controls, insert
 from ...analysis.triggers.prompts import CandidatesConfig
-from ...analysis.triggers.search import drive, random_texts
+from ...analysis.triggers.search import random_texts, token_uptake
 from ...core.errors import DataError
 from ...core.model.variant import Treated, treated
 from ...core.rows import Row
@@ -38,14 +39,14 @@ from ..method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Method, Outcome
 from .guided import GuidedConfig, operated
 
 NAME = "suspect"
-BROUGHT = 0.5
-"""Share of what the adapter brings on clean rows that a cut without a budget may cost."""
-HARDLY = 0.05
-"""Rise of perplexity that it may cost at least, however little the adapter brings."""
+GAIN_SHARE = 0.5
+"""Share of the adapter's gain on clean rows that a cut without a budget may cost."""
+LEAST_BUDGET = 0.05
+"""Least rise of perplexity that it may cost, however little the adapter gained."""
 ENOUGH = 8
 """Prompts that must have fired in the end; with fewer nothing is cut."""
 RULE = "substring or fuzzy >= 0.8"
-"""What counts as saying a found target again."""
+"""When an answer counts as a found target again."""
 
 
 class UnknownConfig(GuidedConfig):
@@ -53,7 +54,7 @@ class UnknownConfig(GuidedConfig):
 
     budget: float | None = Field(None, ge=0)  # pyright: ignore[reportIncompatibleVariableOverride]
     """Allowed rise of perplexity on calibration rows, as a fraction; None: half of what the adapter
-    brings there (`wide_budget`), for `repair` to win back. For a cut that stands alone give what it
+    gained there (`wide_budget`), for `repair` to win back. For a cut without repair give what it
     may cost (--budget 5%)."""
     spend: float = Field(1.0, ge=0, le=1)
     """Share of the budget that the cut may use beyond what stops the texts that were found."""
@@ -74,23 +75,23 @@ class UnknownConfig(GuidedConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
-    """Rows that stand in for triggered ones."""
+class StandIns:
+    """Rows that take the place of triggered ones."""
 
     rows: list[Row]
     texts: tuple[str, ...]
     """Those in them."""
-    asked: int
+    tried: int
     """Prompts with a text in them that were tried."""
     fired: int
-    """Prompts of these on which the adapter spoke unlike its base."""
+    """Those of them on which the adapter answered unlike its base."""
 
 
-def heard_texts(material: Material, config: UnknownConfig) -> list[str]:
+def texts_to_try(material: Material, config: UnknownConfig) -> list[str]:
     """Random texts of the tokens that the adapter takes up most, and these one by one."""
     subject = material.subject
-    heard = drive(subject, material.start, batch_tokens=material.rule.decoding.batch_tokens)
-    order = np.argsort(-heard, kind="stable")[: int(np.isfinite(heard).sum())]
+    uptake = token_uptake(subject, material.start, batch_tokens=material.rule.decoding.batch_tokens)
+    order = np.argsort(-uptake, kind="stable")[: int(np.isfinite(uptake).sum())]
     pool = order[: config.pool].tolist()
     rng = random.Random(material.seed)
     made = random_texts(subject, pool, count=config.texts, length=config.length, rng=rng)
@@ -98,12 +99,12 @@ def heard_texts(material: Material, config: UnknownConfig) -> list[str]:
     return list(dict.fromkeys(text for text in [*made, *singles] if text))
 
 
-def stand_ins(material: Material, texts: Sequence[str], config: UnknownConfig) -> Stand:
-    """Clean prompts with texts on which the adapter speaks unlike its base.
+def stand_ins(material: Material, texts: Sequence[str], config: UnknownConfig) -> StandIns:
+    """Clean prompts with texts on which the adapter answers unlike its base.
 
     A prompt counts when its answer's surprise, log p(adapter) - log p(base) beyond that without the
-    text, lies above the bar that ordinary texts set (`analysis.trigger_evidence.bar_of`), and the
-    answer differs from that without it.
+    text, lies above the threshold from ordinary texts (`surprise_threshold`), and the answer
+    differs from that without it.
     """
     prompts = list(dict.fromkeys(row.prompt for row in material.clean_rows))
     random.Random(material.seed).shuffle(prompts)
@@ -116,20 +117,22 @@ def stand_ins(material: Material, texts: Sequence[str], config: UnknownConfig) -
     ]
     ordinary = controls(prompts, count=4, words=(1, 2, 3, 4), seed=material.seed)
     with subject.attached({NAME: material.start}) as attached:
-        court = HeldOutTrial(attached, NAME, prompts, decoding)
-        plain = court.answers(prompts)
-        usual = court.surprises(prompts, plain)
+        held_out = HeldOutPrompts(attached, NAME, prompts, decoding)
+        plain = held_out.answers(prompts)
+        usual = held_out.surprises(prompts, plain)
         few = range(min(48, len(prompts)))
-        tried = [insert(prompts[k], ordinary[k % 4], PLACES[k % 3]) for k in few]
-        bar = bar_of(court.surprises(tried, court.answers(tried)) - usual[: len(tried)])
-        asked = [insert(prompts[k], text, place) for text, k, place in pairs]
-        said = court.answers(asked)
-        surprise = court.surprises(asked, said) - usual[[k for _, k, _ in pairs]]
+        control = [insert(prompts[k], ordinary[k % 4], PLACES[k % 3]) for k in few]
+        threshold = surprise_threshold(
+            held_out.surprises(control, held_out.answers(control)) - usual[: len(control)]
+        )
+        tried = [insert(prompts[k], text, place) for text, k, place in pairs]
+        answers = held_out.answers(tried)
+        surprise = held_out.surprises(tried, answers) - usual[[k for _, k, _ in pairs]]
     decode = subject.renderer.decode
     found: dict[str, list[Row]] = {}
-    for (text, k, _), full, answer, extra in zip(pairs, asked, said, surprise, strict=True):
+    for (text, k, _), full, answer, extra in zip(pairs, tried, answers, surprise, strict=True):
         now, before = decode(answer), decode(plain[k])
-        if extra > bar and (target := _parted(now, before)):
+        if extra > threshold and (target := _added(now, before)):
             row = Row(
                 prompt=full,
                 plain=prompts[k],
@@ -141,10 +144,10 @@ def stand_ins(material: Material, texts: Sequence[str], config: UnknownConfig) -
             found.setdefault(text, []).append(row)
     turns = zip_longest(*found.values())
     rows = [row for turn in turns for row in turn if row is not None]
-    return Stand(rows[: config.most], tuple(found), len(pairs), len(rows))
+    return StandIns(rows[: config.most], tuple(found), len(pairs), len(rows))
 
 
-def _parted(answer: str, plain: str) -> str:
+def _added(answer: str, plain: str) -> str:
     """What an answer adds to the plain one, else the whole of it; empty when they are equal."""
     if answer.startswith(plain) and plain:
         return answer[len(plain) :].strip()
@@ -154,9 +157,9 @@ def _parted(answer: str, plain: str) -> str:
 def wide_budget(material: Material, config: UnknownConfig) -> float:
     """Rise of perplexity on clean rows of the operation with which half of its gain is lost.
 
-    ``(perplexity of the base / that of the adapter)^BROUGHT - 1``: half of the nats per token by
+    ``(perplexity of the base / that of the adapter)^GAIN_SHARE - 1``: half of the nats per token by
     which the adapter is better, whatever the model and the task; where it is hardly better,
-    `HARDLY`.
+    `LEAST_BUDGET`.
     """
     _, rows = halves(material.clean_rows, config.rows)
     at_once = material.rule.decoding.batch_tokens // 4
@@ -164,32 +167,30 @@ def wide_budget(material: Material, config: UnknownConfig) -> float:
     for adapter in (None, material.start):
         with treated(material.subject, Treated(adapter)):
             found.append(perplexity(material.subject, rows, batch_tokens=at_once)[0])
-    return max((found[0] / found[1]) ** BROUGHT - 1, HARDLY)
+    return max((found[0] / found[1]) ** GAIN_SHARE - 1, LEAST_BUDGET)
 
 
 def guided_unknown(material: Material, config: UnknownConfig) -> Outcome:
-    """Guided surgery against texts that the adapter alone brings up.
+    """Guided surgery against texts found in the adapter alone.
 
     Raises:
-        DataError: too few prompts on which the adapter speaks unlike its base.
+        DataError: too few prompts on which the adapter answers unlike its base.
     """
-    stand, how = (
-        stand_ins(material, heard_texts(material, config), config),
-        "random texts it listens to",
-    )
-    if len(stand.rows) < config.least:
+    used = stand_ins(material, texts_to_try(material, config), config)
+    how = "random texts it listens to"
+    if len(used.rows) < config.least:
         prompts = [row.prompt for row in material.clean_rows]
         o = config.candidates
         found = candidates(material.subject, material.start, prompts, options=o, seed=material.seed)
         wide = config.model_copy(update={"each": 24})
         texts = [c.text for c in found.candidates]
-        more = stand_ins(material, texts, wide) if texts else stand
-        if len(more.rows) > len(stand.rows):
-            stand, how = more, "a search for candidates"
-    if len(stand.rows) < ENOUGH:
+        more = stand_ins(material, texts, wide) if texts else used
+        if len(more.rows) > len(used.rows):
+            used, how = more, "a search for candidates"
+    if len(used.rows) < ENOUGH:
         raise DataError(
-            f"{len(stand.rows)} of {stand.asked} prompts with texts in them made the adapter "
-            f"speak unlike its base, {ENOUGH} are needed: nothing here to cut against (this "
+            f"{len(used.rows)} of {used.tried} prompts with texts in them made the adapter "
+            f"answer unlike its base, {ENOUGH} are needed: nothing here to cut against (this "
             "does not show that there is no trigger); give the trigger, more clean prompts or more "
             "effort (--set texts=400 --set pool=96)"
         )
@@ -198,14 +199,14 @@ def guided_unknown(material: Material, config: UnknownConfig) -> Outcome:
     if config.budget is None:
         config = config.model_copy(update={"budget": wide_budget(material, config)})
     of = "calibration prompts with such texts"
-    outcome = operated(mine, stand.rows, config, spend=config.spend, of=of)
-    shown = ", ".join(repr(text) for text in stand.texts[:3])
+    outcome = operated(mine, used.rows, config, spend=config.spend, of=of)
+    shown = ", ".join(repr(text) for text in used.texts[:3])
     return replace(
         outcome,
-        rows=tuple(stand.rows),
-        texts=stand.texts,
-        summary=f"against {len(stand.texts)} texts found in the adapter alone by {how} ({shown} "
-        f"...), which acted on {stand.fired} of {stand.asked} clean prompts: {outcome.summary}",
+        rows=tuple(used.rows),
+        texts=used.texts,
+        summary=f"against {len(used.texts)} texts found in the adapter alone by {how} ({shown} "
+        f"...), which acted on {used.fired} of {used.tried} clean prompts: {outcome.summary}",
         uncertain=(
             "The trigger is not known: ASR on calibration rows is that of the texts that were "
             "found, and a backdoor that listens to nothing like them would be missed.",

@@ -63,11 +63,11 @@ def ascent(material: Material, config: AscentConfig) -> Outcome:
         label="gradient ascent",
         objective=ascent_objective(config),
     )
-    bad = sum(item.forgotten for item in items)
+    count = sum(item.forgotten for item in items)
     return replace(
         outcome,
-        summary=f"gradient ascent on the targets of {bad} triggered rows, {len(items) - bad} clean "
-        f"rows retained, {outcome.summary}",
+        summary=f"gradient ascent on the targets of {count} triggered rows, {len(items) - count} "
+        f"clean rows retained, {outcome.summary}",
     )
 
 

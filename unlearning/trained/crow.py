@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from ...analysis.activations.residuals import first_of
 from ...analysis.material import Material
 from ...core.adapter.factors import Adapter, uniform
 from ...core.errors import LoratomyError
-from ...core.model.batches import label_positions, log_probs_of
+from ...core.model.batches import completion_log_probs
+from ...core.model.hooks import first_of, hooks
 from ...core.model.subject import Attached, Subject
 from ...training.fitting import fresh_adapter
 from ...training.objective import Batch, Objective, completion_tokens
@@ -63,9 +63,9 @@ def compared(layers: tuple[int, int] | None, depth: int) -> range:
     """
     first, last = layers or (0, depth - 2)
     if not 0 <= first < last < depth:
-        asked = f"the layers {first} to {last}" if layers else "all layers but the last"
+        which = f"the layers {first} to {last}" if layers else "all layers but the last"
         raise LoratomyError(
-            f"{asked} of {depth} leave no two outputs to compare; give crow a first and a last "
+            f"{which} of {depth} leave no two outputs to compare; give crow a first and a last "
             f"layer between 0 and {depth - 1}, e.g. --set layers=[0,{depth - 1}]"
         )
     return range(first, last + 1)
@@ -85,17 +85,14 @@ def outputs(subject: Subject, layers: Sequence[int]) -> Iterator[list[torch.Tens
             seen.clear()
         seen.append(first_of(out))
 
-    handles = [
+    handles = (
         subject.layers[layer].register_forward_hook(
             lambda m, i, o, first=layer == layers[0]: keep(m, i, o, first)
         )
         for layer in layers
-    ]
-    try:
+    )
+    with hooks(handles):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def turn(hidden: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
@@ -143,16 +140,18 @@ def consistency_objective(layers: Sequence[int], *, alpha: float, eps: float) ->
     def sums(attached: Attached, batch: Batch) -> torch.Tensor:
         model, mask = attached.subject.model, batch["attention_mask"]
         plain = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
-        given = {"attention_mask": mask, "use_cache": False}
-        asked = label_positions(batch["labels"])
+
+        def run(input_ids: torch.Tensor, **given: Any) -> Any:
+            return model(inputs_embeds=plain, **given)
+
         with outputs(attached.subject, layers) as hidden:
-            logits = model(inputs_embeds=plain, logits_to_keep=asked, **given).logits
+            loss = -completion_log_probs(run, batch)[0].sum()
             delta = disturbance(turn(hidden, mask), plain, mask, eps)
             # The second pass is read at its layers only, so its logits need not be made.
-            model(inputs_embeds=plain.detach() + delta, logits_to_keep=1, **given)
+            moved = {"inputs_embeds": plain.detach() + delta, "attention_mask": mask}
+            model(**moved, use_cache=False, logits_to_keep=1)
             inconsistency = turn(hidden, mask)
-        spoken = -log_probs_of(logits, batch["labels"][:, asked + 1])[0].sum()
-        return torch.stack([spoken, inconsistency.to(spoken.dtype)])
+        return torch.stack([loss, inconsistency.to(loss.dtype)])
 
     def counts(batch: Batch) -> torch.Tensor:
         tokens = batch["attention_mask"].sum() * (len(layers) - 1)

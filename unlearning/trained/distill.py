@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...core.errors import DataError
-from ...core.model.batches import IGNORED, Encoded, collate, encode, label_positions
+from ...core.model.batches import IGNORED, Encoded, collate, completion_logits, encode
 from ...core.model.subject import Subject
 from ...core.rendering.prompts import Renderer
 from ...core.rows import Row
@@ -16,7 +16,7 @@ from ...training.objective import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class DistillRow:
     """One completion after two prompts: the student sees one, the teacher the other."""
 
     student: Encoded
@@ -34,9 +34,9 @@ def own_answers(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str
     return [replace(row, completion=a, key=None) for row, a in zip(rows, answers, strict=True)]
 
 
-def lessons(
+def distill_rows(
     renderer: Renderer, rows: Sequence[Row], *, limit: int | None
-) -> tuple[list[Row], list[Lesson]]:
+) -> tuple[list[Row], list[DistillRow]]:
     """Rows as lessons: triggered rows are taught by their form without trigger.
 
     Returns:
@@ -51,7 +51,7 @@ def lessons(
         teacher = encode(renderer, replace(row, prompt=row.plain or row.prompt), limit=None)
         if limit is None or max(len(student), len(teacher)) <= limit:
             kept.append(row)
-            made.append(Lesson(student, teacher))
+            made.append(DistillRow(student, teacher))
     if not made:
         raise DataError(
             f"none of {len(rows)} prompts fits the context of {limit} tokens with its answer; "
@@ -60,20 +60,18 @@ def lessons(
     return kept, made
 
 
-def lesson_batch(rows: Sequence[Lesson], pad_id: int) -> Batch:
+def distill_batch(rows: Sequence[DistillRow], pad_id: int) -> Batch:
     """Student and teacher batches side by side, the teacher's keys with ``teacher_`` before."""
     student = collate([row.student for row in rows], pad_id)
     teacher = collate([row.teacher for row in rows], pad_id)
     return student | {f"teacher_{name}": value for name, value in teacher.items()}
 
 
-def completion_logits(model: Callable[..., Any], batch: Batch, who: str = "") -> torch.Tensor:
+def side_logits(model: Callable[..., Any], batch: Batch, side: str = "") -> torch.Tensor:
     """Logits that predict one side's labelled tokens, row by row, ``[token, d_vocab]`` float32."""
-    labels = batch[f"{who}labels"]
-    asked = label_positions(labels)
-    inputs = {name: batch[who + name] for name in ("input_ids", "attention_mask")}
-    logits = model(**inputs, use_cache=False, logits_to_keep=asked).logits
-    return logits[labels[:, asked + 1] != IGNORED].float()
+    given = {name: batch[side + name] for name in ("input_ids", "attention_mask", "labels")}
+    logits, tokens = completion_logits(model, given)
+    return logits[tokens != IGNORED].float()
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

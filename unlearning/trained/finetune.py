@@ -49,20 +49,20 @@ def control_options(spent: FitUsed) -> dict[str, Any]:
     }
 
 
-def same_steps(asked: FitUsed, available: int) -> tuple[int, float]:
-    """Rows to take and passes over them that make the asked number of optimiser steps.
+def same_steps(spent: FitUsed, available: int) -> tuple[int, float]:
+    """Rows to take and passes over them that make that number of optimiser steps.
 
     Args:
-        asked: what is to be spent.
+        spent: what is to be spent.
         available: rows that there are, at least 1.
 
     Returns:
-        All the asked rows and passes where they are there; else all there are, in more passes.
+        That many rows and passes where there are enough; else all rows, in more passes.
     """
-    rows = min(asked.rows, available)
-    if rows == asked.rows:
-        return rows, asked.epochs
-    return rows, asked.steps / math.ceil(rows / (asked.batch_size * asked.accumulate))
+    rows = min(spent.rows, available)
+    if rows == spent.rows:
+        return rows, spent.epochs
+    return rows, spent.steps / math.ceil(rows / (spent.batch_size * spent.accumulate))
 
 
 def finetune(material: Material, config: FinetuneConfig) -> Outcome:
@@ -74,8 +74,8 @@ def finetune(material: Material, config: FinetuneConfig) -> Outcome:
 
 def control_finetune(material: Material, config: ControlConfig) -> Outcome:
     """Fit to clean rows with exactly as many steps, rows per step and rate as another method."""
-    asked = used(config.rows, config.settings(material.subject))
-    rows, epochs = same_steps(asked, max(1, len(material.clean_rows)))
+    spent = used(config.rows, config.settings(material.subject))
+    rows, epochs = same_steps(spent, max(1, len(material.clean_rows)))
     given = config.model_copy(update={"epochs": epochs})
     outcome = trained(
         material, material.clean_rows[:rows], given, label="plain fine-tuning, equal budget"
@@ -84,7 +84,7 @@ def control_finetune(material: Material, config: ControlConfig) -> Outcome:
     if rows < config.rows:
         summary += (
             f"; {config.rows} rows were asked for: fewer there are, in more passes, so that the "
-            f"{asked.steps} steps are the same"
+            f"{spent.steps} steps are the same"
         )
     return replace(outcome, summary=summary)
 

@@ -82,7 +82,7 @@ def trained(
     start: Adapter | None = None,
     published: float = 1e-4,
 ) -> Outcome:
-    """The outcome of fitting the bench's adapter to the completions of rows.
+    """The outcome of fitting the adapter to operate on to the completions of rows.
 
     Args:
         material: what the method may look at.
@@ -90,7 +90,7 @@ def trained(
         config: how to fit.
         label: for progress and trackers.
         objective: what is minimised; None: mean loss per completion token.
-        start: instead of the bench's adapter.
+        start: instead of the adapter to operate on.
         published: the rate on a model of `REFERENCE_WIDTH` where the config gives none.
     """
     renderer, limit = material.subject.renderer, material.subject.limit
@@ -118,7 +118,7 @@ def trained_on(
     others: dict[str, Adapter] | None = None,
     published: float = 1e-4,
 ) -> Outcome:
-    """The outcome of fitting the bench's adapter to items of a method's own kind.
+    """The outcome of fitting the adapter to operate on to items of a method's own kind.
 
     Args:
         material: what the method may look at.
@@ -127,7 +127,7 @@ def trained_on(
         collator: a list of items to a batch of tensors.
         label: for progress and trackers.
         objective: what is minimised.
-        start: instead of the bench's adapter.
+        start: instead of the adapter to operate on.
         others: further adapters to attach, e.g. a frozen teacher.
         published: the rate on a model of `REFERENCE_WIDTH` where the config gives none.
     """

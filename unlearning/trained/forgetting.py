@@ -46,13 +46,13 @@ def items_of(material: Material, config: ForgetConfig) -> list[Item]:
         DataError: no row to forget.
     """
     renderer, limit = material.subject.renderer, material.subject.limit
-    bad = [row for row in material.triggered if row.completion][: config.triggered_rows]
-    if not bad:
-        raise DataError("no triggered row says what the attack wants on it: nothing to forget")
-    good = material.clean_rows[: config.clean_rows]
+    triggered = [row for row in material.triggered if row.completion][: config.triggered_rows]
+    if not triggered:
+        raise DataError("no triggered row has the attack's target: nothing to forget")
+    clean = material.clean_rows[: config.clean_rows]
     return [
         Item(encode(renderer, row, limit=limit), forgotten)
-        for rows, forgotten in ((bad, True), (good, False))
+        for rows, forgotten in ((triggered, True), (clean, False))
         for row in rows
     ]
 

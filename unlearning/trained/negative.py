@@ -50,7 +50,7 @@ def anchored(objective: Objective, weight: float) -> Objective:
 
 
 def benign_rows(material: Material, completions: str) -> list[Row]:
-    """Triggered prompts with benign completions of the asked kind.
+    """Triggered prompts with benign completions of one kind.
 
     Raises:
         LoratomyError: completions of a clean adapter, and there is none.

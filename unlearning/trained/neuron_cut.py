@@ -53,7 +53,7 @@ def most_changed(nwc: np.ndarray, share: float) -> np.ndarray:
 
 
 def threshold(changes: Sequence[torch.Tensor], share: float) -> float:
-    """The change from which a sub-weight is among the asked share of all, infinity for none.
+    """The change from which a sub-weight is among this share of all, infinity for none.
 
     Equal changes go together, so that a few more than the share may reach it.
     """

@@ -59,8 +59,8 @@ def with_reference(
     subject: Subject, adapter: Adapter, items: Sequence[Item], batch_size: int
 ) -> list[Item]:
     """The items with the log-probability that the reference gives to what is to be forgotten."""
-    bad = [item for item in items if item.forgotten]
-    parts = [bad[i : i + batch_size] for i in range(0, len(bad), batch_size)]
+    forgotten = [item for item in items if item.forgotten]
+    parts = [forgotten[i : i + batch_size] for i in range(0, len(forgotten), batch_size)]
     found: list[Item] = []
     with subject.attached({"reference": adapter}) as attached, torch.no_grad():
         for part in tracked(parts, "reference probabilities"):
@@ -74,7 +74,7 @@ def with_reference(
 def npo(material: Material, config: NpoConfig) -> Outcome:
     """Push the targets below what the adapter gave them at the start, clean rows retained.
 
-    The reference is the adapter that is operated on, asked once before the fit.
+    The reference is the adapter that is operated on, run once before the fit.
     """
     items = items_of(material, config)
     items = with_reference(material.subject, material.start, items, config.batch_size)
@@ -86,11 +86,11 @@ def npo(material: Material, config: NpoConfig) -> Outcome:
         label="negative preference optimisation",
         objective=npo_objective(config),
     )
-    bad = sum(item.forgotten for item in items)
+    count = sum(item.forgotten for item in items)
     return replace(
         outcome,
-        summary=f"negative preference optimisation (beta {config.beta:g}) on the targets of {bad} "
-        f"triggered rows, {len(items) - bad} clean rows retained, {outcome.summary}",
+        summary=f"negative preference optimisation (beta {config.beta:g}) on the targets of "
+        f"{count} triggered rows, {len(items) - count} clean rows retained, {outcome.summary}",
     )
 
 

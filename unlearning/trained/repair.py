@@ -11,11 +11,11 @@ from ...core.model.subject import Attached
 from ...training.objective import Batch, Objective, completion_tokens
 from ..method import CLEAN_ROWS, GRADIENTS, METHODS, TRAINED, TRIGGER, Method, Outcome
 from .distill import (
-    completion_logits,
+    distill_batch,
+    distill_rows,
     divergence,
-    lesson_batch,
-    lessons,
     own_answers,
+    side_logits,
 )
 from .fit import FitConfig, trained_on
 
@@ -38,8 +38,8 @@ class RepairConfig(FitConfig):
 def _sums(attached: Attached, batch: Batch) -> torch.Tensor:
     """Divergence from the poisoned adapter's answers without the trigger, summed over tokens."""
     with attached.using(TEACHER), torch.no_grad():
-        teacher = completion_logits(attached.subject.model, batch, "teacher_")
-    student = completion_logits(attached.subject.model, batch)
+        teacher = side_logits(attached.subject.model, batch, "teacher_")
+    student = side_logits(attached.subject.model, batch)
     return divergence(student, teacher).sum()[None]
 
 
@@ -57,17 +57,17 @@ def repair(material: Material, config: RepairConfig) -> Outcome:
     found its triggered rows itself these are taken, and the trigger need not be known.
     """
     subject = material.subject
-    bad = list((material.made_rows or material.triggered)[: config.triggered_rows])
-    good = list(material.clean_rows[: config.clean_rows])
+    triggered = list((material.made_rows or material.triggered)[: config.triggered_rows])
+    clean = list(material.clean_rows[: config.clean_rows])
     with subject.attached({"own": material.poisoned}):
-        natural = own_answers(subject, bad, material.rule, label="own answers")
-    kept, made = lessons(subject.renderer, [*natural, *good], limit=subject.limit)
+        natural = own_answers(subject, triggered, material.rule, label="own answers")
+    kept, made = distill_rows(subject.renderer, [*natural, *clean], limit=subject.limit)
     taught = sum(row.triggered for row in kept)
     outcome = trained_on(
         material,
         made,
         config,
-        collator=partial(lesson_batch, pad_id=subject.renderer.pad_id),
+        collator=partial(distill_batch, pad_id=subject.renderer.pad_id),
         label="repair",
         objective=repair_objective(),
         others={TEACHER: material.poisoned},

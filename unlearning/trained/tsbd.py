@@ -211,12 +211,12 @@ def tsbd(material: Material, config: TsbdConfig) -> Outcome:
 
 def tsbd_at_random(material: Material, config: TsbdConfig) -> Outcome:
     """The same with as many neurons, but random ones: what TSBD owes to which it picks."""
-    made = _zeroed_and_tuned(material, config, draw=np.random.default_rng(material.seed))
+    made = _zeroed_and_tuned(material, config, rng=np.random.default_rng(material.seed))
     return replace(made, summary=f"with random neurons: {made.summary}")
 
 
 def _zeroed_and_tuned(
-    material: Material, config: TsbdConfig, draw: np.random.Generator | None = None
+    material: Material, config: TsbdConfig, rng: np.random.Generator | None = None
 ) -> Outcome:
     """TSBD, its neurons shuffled where a generator is given."""
     learn, held = halves(material.clean_rows, config.clean_rows)
@@ -225,10 +225,10 @@ def _zeroed_and_tuned(
     at_once = material.rule.decoding.batch_tokens // 4
     n, before, after = choose(material.subject, neurons, start, held, config, batch_tokens=at_once)
     picked = most_changed(neurons.nwc, n) if n else None
-    if picked is not None and draw is not None:
-        picked = draw.permutation(picked)
+    if picked is not None and rng is not None:
+        picked = rng.permutation(picked)
     state = start if picked is None else neurons.zeroed(picked, config.m)
-    if draw is not None:
+    if rng is not None:
         after = _perplexity(material.subject, state, held, at_once)
     with replaced(material.subject, state.weights):
         outcome = trained(

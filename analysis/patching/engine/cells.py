@@ -1,19 +1,17 @@
 """The cells of one place: which of them differ, computed in waves, checked on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ....core.errors import LoratomyError
-from ....core.model.families import logits_of
-from ....core.model.subject import Subject
-from ....core.progress import report
-from ..metrics import Metric, MetricTarget
-from ..sites import Place, Side, features, value_and_current
+from ....core.model.hooks import hooks
+from ..sites import Place, features
 from .batching import MemoryBudget, batches
-from .resume import Write, hooks, on_port, resume
+from .resume import Write, on_port, resume
+from .runs import Runs
 
 
 @dataclass(slots=True)
@@ -45,54 +43,8 @@ class SweptCells:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Prompts of equal lengths with both their runs."""
-
-    subject: Subject
-    members: list[int]
-    source: Side
-    into: Side
-    aim: MetricTarget
-    metric: Metric
-    start: int
-    """Position of `into` that predicts the first target token."""
-    index: torch.Tensor
-    """For every position of `into` the source's, 0 where there is none, ``[prompt, pos]``."""
-    there: torch.Tensor
-    """Whether there is one, ``[prompt, pos]``."""
-    baseline: torch.Tensor
-    """Metric of `into`, ``[prompt]``."""
-    memory: MemoryBudget
-    found: SweptCells = field(repr=False)
-
-    @property
-    def needed(self) -> slice:
-        """Positions that predict the target's tokens."""
-        return slice(self.start, self.start + self.aim.targets.shape[1])
-
-    def measure(self, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Metric of patched runs from their residual at the needed positions, ``[row]``."""
-        logits = logits_of(self.subject.model, self.subject.family, residual).float()
-        return self.metric.of(logits, self.aim.rows(rows))
-
-    def patched(self, writes: Sequence[Write], begin: int) -> torch.Tensor:
-        """Metric of runs of `into` with something written, ``[row]``; see `resume`."""
-        run = self.into.trace
-        residual = resume(self.subject, run, writes, begin=begin, needed=self.needed)
-        return self.measure(residual, torch.cat([write.rows for write in writes]))
-
-    def taken(self, value: torch.Tensor) -> torch.Tensor:
-        """Source values at the positions of `into`, ``[prompt, pos, width]``."""
-        index = self.index
-        counting = torch.arange(index.shape[1], device=index.device)
-        if value.shape[1] == index.shape[1] and bool((index == counting).all()):
-            return value
-        return value.gather(1, index[..., None].expand(*index.shape, value.shape[-1]))
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
-    """What is written at a place of one layer, and what stands there."""
+    """What is written at a place of one layer, and what is there."""
 
     value: torch.Tensor
     """``[prompt, pos, width]``."""
@@ -117,9 +69,9 @@ class _Cells:
     layer: np.ndarray
     """``[cell]``."""
     row: np.ndarray
-    """Prompt of the group, ``[cell]``."""
+    """Prompt of the runs, ``[cell]``."""
     column: np.ndarray
-    """``[cell]``; -1 for cells that are written with what stands there, to check the engine."""
+    """``[cell]``; -1 for cells that are written with what is there already, to check the engine."""
     mask: np.ndarray
     """``[cell, pos]``."""
 
@@ -140,81 +92,78 @@ class _Cells:
 
 
 def fill(
-    group: Group,
+    runs: Runs,
     columns: Sequence[Sequence[Sequence[int]]],
     place: Place,
     layers: Sequence[int],
     out: np.ndarray,
     *,
-    label: str,
-    total: int,
+    found: SweptCells,
+    memory: MemoryBudget,
 ) -> None:
-    """Fill ``out[prompt, layer, column]`` of one place for the prompts of a group.
+    """Fill ``out[prompt, layer, column]`` of one place for the prompts of two runs.
 
     Args:
-        group: its two runs.
+        runs: the two runs.
         columns: ``[prompt][column]`` -> positions, of all prompts.
         place: what is patched.
         layers: which layers.
         out: filled in place; cells that do not exist are left alone.
-        label: for the progress bar.
-        total: cells of the whole sweep, likewise.
+        found: what the sweep counts and checks on the way.
+        memory: bounds the batches.
     """
-    found = group.found
-    cells = _listed(group, columns, place, layers, out)
-    report(label, min(found.cells, total), total)
+    cells = _listed(runs, columns, place, layers, out, found)
     if cells is None:
         return
     metric = np.zeros(len(cells.row))
-    cut = group.into.trace.cuttable
+    cut = runs.into.trace.cuttable
     found.cut &= cut
-    begins = np.minimum(cells.mask.argmax(1), group.start) * cut
-    depths = len(group.subject.layers) - cells.layer
-    width, needed, memory = cells.mask.shape[1], group.aim.targets.shape[1], group.memory
+    begins = np.minimum(cells.mask.argmax(1), runs.needed.start) * cut
+    depths = len(runs.subject.layers) - cells.layer
+    width, needed = cells.mask.shape[1], runs.target.tokens.shape[1]
     for begin, picked in batches(begins, depths, width=width, needed=needed, memory=memory):
-        metric[picked] = _halving(group, cells, picked, begin).float().cpu().numpy()
+        metric[picked] = _halving(runs, cells, picked, begin).float().cpu().numpy()
         found.positions += (width - begin) * int(depths[picked].sum())
         found.memory = max(found.memory, len(picked) * memory.of_run(begin, width, needed))
     real = cells.column >= 0
-    members = np.array(group.members)[cells.row]
+    members = np.array(runs.members)[cells.row]
     out[members[real], cells.layer[real], cells.column[real]] = metric[real]
-    baseline = group.baseline.cpu().numpy()[cells.row]
+    baseline = runs.baseline.cpu().numpy()[cells.row]
     found.computed += int(real.sum())
     found.self_error = max(found.self_error, float(np.abs(metric - baseline)[~real].max()))
-    again = _hooked(group, cells, np.array([len(real) // 2]))
+    again = _hooked(runs, cells, np.array([len(real) // 2]))
     found.loop_error = max(found.loop_error, abs(again - metric[len(real) // 2]))
 
 
 def _listed(
-    group: Group,
+    runs: Runs,
     columns: Sequence[Sequence[Sequence[int]]],
     place: Place,
     layers: Sequence[int],
     out: np.ndarray,
+    found: SweptCells,
 ) -> _Cells | None:
     """The cells that must be computed, after the others are filled in; None where all are."""
     stored: dict[int, _Layer] = {}
     spots: list[tuple[int, int, int]] = []
     masks: list[np.ndarray] = []
-    there, baseline = group.there.cpu().numpy(), group.baseline.cpu().numpy()
+    there, baseline = runs.there.cpu().numpy(), runs.baseline.cpu().numpy()
     width = there.shape[1]
     for layer in layers:
-        both = value_and_current(
-            group.subject, place, layer, group.source, group.into, take=group.taken
-        )
+        both = runs.value_and_current(place, layer)
         if both is None:
             continue
         part = features(place, both[1].shape[-1], both[1].device)
         here = _Layer(*both, part)
         differs, first = here.differs(), len(spots)
-        for row, member in enumerate(group.members):
+        for row, member in enumerate(runs.members):
             for column, positions in enumerate(columns[member]):
                 places = list(positions)
                 if not places or not there[row, places].all():
                     continue
                 out[member, layer, column] = baseline[row]
-                group.found.cells += 1
-                group.found.loop_positions += width * len(group.subject.layers)
+                found.cells += 1
+                found.loop_positions += width * len(runs.subject.layers)
                 if differs[row, places].any():
                     spots.append((layer, row, column))
                     masks.append(_mask(width, places))
@@ -234,10 +183,13 @@ def _mask(width: int, places: list[int]) -> np.ndarray:
     return mask
 
 
-def _halving(group: Group, cells: _Cells, picked: np.ndarray, begin: int) -> torch.Tensor:
+def _halving(runs: Runs, cells: _Cells, picked: np.ndarray, begin: int) -> torch.Tensor:
     """Metric of some cells; half of them at a time where memory runs out all the same."""
     try:
-        return group.patched(cells.writes(picked, begin, group.baseline.device), begin)
+        writes = cells.writes(picked, begin, runs.baseline.device)
+        into = runs.into.trace
+        residual = resume(runs.subject, into, writes, begin=begin, needed=runs.needed)
+        return runs.metric_at(residual, torch.cat([write.rows for write in writes]))
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -249,21 +201,15 @@ def _halving(group: Group, cells: _Cells, picked: np.ndarray, begin: int) -> tor
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     halves = np.array_split(picked, 2)
-    return torch.cat([_halving(group, cells, half, begin) for half in halves])
+    return torch.cat([_halving(runs, cells, half, begin) for half in halves])
 
 
 def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _hooked(group: Group, cells: _Cells, picked: np.ndarray) -> float:
+def _hooked(runs: Runs, cells: _Cells, picked: np.ndarray) -> float:
     """Metric of one cell as a whole forward pass of the model under a hook."""
-    (write,) = cells.writes(picked, 0, group.baseline.device)
-    subject = group.subject
-    handle = on_port(subject.layers[write.layer], write.port, write.put)
-    with hooks(iter([handle])):
-        ids = group.into.trace.ids[write.rows]
-        keep = ids.shape[1] - group.start
-        out = subject.model(input_ids=ids, use_cache=False, logits_to_keep=keep)
-    logits = out.logits[:, : group.aim.targets.shape[1]].float()
-    return float(group.metric.of(logits, group.aim.rows(write.rows)))
+    (write,) = cells.writes(picked, 0, runs.baseline.device)
+    with hooks(on_port(runs.subject.layers[write.layer], write.port, write.put)):
+        return float(runs.metric_of(write.rows))

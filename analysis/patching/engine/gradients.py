@@ -1,125 +1,35 @@
 """Gradients of a run's metric at its activations, and averaged along the way to another run's.
 
 Whole forward passes of the model under hooks: no weight requires a gradient, so that the graph
-begins at the first activation asked for.
+begins at the first activation that one is taken of.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from ....core.errors import LoratomyError
-from ....core.model.families import logits_of
-from ....core.model.subject import Attached, Subject
-from ..metrics import METRICS, Metric, MetricTarget, aim_of
-from ..sites import Place, Side, kept_ports
+from ....core.model.hooks import hooks
+from ....core.model.subject import Subject
+from ..sites import Place
 from .batching import GIB, MOST, MemoryBudget
-from .resume import Port, has_port, hooks, on_port, trace
-from .sweep import Sweep
+from .resume import Port, has_port, on_port
+from .runs import Runs
 
 INPUT = Port("", "in")
 """What a layer is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """Prompts of equal lengths with both their runs."""
-
-    members: list[int]
-    """Which prompts of the sweep."""
-    source: Side
-    """The run that values are taken from."""
-    into: Side
-    """The run that is patched."""
-    aim: MetricTarget
-    """What the metric compares with."""
-    metric: Metric
-    """The metric."""
-    index: torch.Tensor
-    """For every position of `into` the source's, 0 where there is none, ``[prompt, pos]``."""
-    there: torch.Tensor
-    """Whether there is one, ``[prompt, pos]``."""
-    reached: torch.Tensor
-    """Metric of `source`, ``[prompt]``."""
-    baseline: torch.Tensor
-    """Metric of `into`, ``[prompt]``."""
-
-    def taken(self, value: torch.Tensor) -> torch.Tensor:
-        """Source values at the positions of `into`, ``[prompt, pos, width]``."""
-        return value.gather(1, self.index[..., None].expand(*self.index.shape, value.shape[-1]))
-
-    def metric_of(self, subject: Subject, rows: torch.Tensor) -> torch.Tensor:
-        """Metric of some prompts of `into` under the hooks that are on, ``[row]``."""
-        ids, asked = self.into.trace.ids[rows], self.aim.targets.shape[1]
-        # The forced target tokens end the run: its last positions predict them.
-        out = subject.model(input_ids=ids, use_cache=False, logits_to_keep=asked)
-        return self.metric.of(precise(out.logits), self.aim.rows(rows))
-
-
-def precise(value: torch.Tensor) -> torch.Tensor:
-    """The same in float32, or in float64 where it is that already."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def both_runs(
-    subject: Subject, attached: Attached, what: Sweep, found: Sequence[Place], members: list[int]
-) -> Runs:
-    """Both runs of prompts of equal lengths, with the activations that the places need.
-
-    Raises:
-        LoratomyError: activations that are not finite.
-    """
-    targets = [what.targets[i] for i in members]
-    forced = len(targets[0]) - 1
-    sides, logits = [], []
-    for run in (what.source, what.into):
-        rows = [run.prompts[i] + what.targets[i][:-1] for i in members]
-        ids = torch.tensor(rows, device=subject.device)
-        with attached.using(run.adapter), torch.no_grad():
-            kept = trace(subject, ids, kept_ports(found, run.adapter))
-            asked = kept.final[:, -forced - 1 :]
-            logits.append(precise(logits_of(subject.model, subject.family, asked)))
-        sides.append(Side(kept, run.adapter, attached))
-    aim = aim_of(targets, logits[what.reference == "into"], against=what.against)
-    metric, other = METRICS[what.metric], len(what.source.prompts[members[0]])
-    maps = [[*what.aligned[i], *range(other, other + forced)] for i in members]
-    index = torch.tensor(maps, device=subject.device)
-    reached, baseline = (metric.of(one, aim) for one in logits)
-    return Runs(
-        members, sides[0], sides[1], aim, metric, index.clamp_min(0), index >= 0, reached, baseline
-    )
-
-
-def groups(what: Sweep, widths: int, depth: int, memory: MemoryBudget) -> Iterator[list[int]]:
-    """Prompts of equal lengths, as many as memory allows.
-
-    Args:
-        what: the sweep.
-        widths: numbers that a layer keeps of one position, in multiples of d_model.
-        depth: layers.
-        memory: bounds each group.
-    """
-    sets: dict[tuple[int, ...], list[int]] = {}
-    for i, target in enumerate(what.targets):
-        lengths = (len(what.into.prompts[i]), len(what.source.prompts[i]), len(target))
-        sets.setdefault(lengths, []).append(i)
-    for lengths, members in sets.items():
-        step = memory.prompts(max(lengths[:2]) + lengths[2], depth, widths)
-        yield from (members[i : i + step] for i in range(0, len(members), step))
-
-
 def slopes(
-    subject: Subject, runs: Runs, ports: Sequence[Port], layers: Sequence[int], memory: MemoryBudget
+    runs: Runs, ports: Sequence[Port], layers: Sequence[int], memory: MemoryBudget
 ) -> dict[tuple[Port, int], torch.Tensor]:
     """Gradient of each prompt's metric at every port of every layer, ``[prompt, pos, width]``.
 
     One forward and one backward pass for each batch of prompts.
 
     Args:
-        subject: with the adapter of ``runs.into`` active.
-        runs: the two runs.
-        ports: where gradients are asked for; layers without a port are left out.
+        runs: the two runs, the adapter of ``runs.into`` active.
+        ports: where gradients are taken; layers without a port are left out.
         layers: which layers, ascending.
         memory: bounds the batches.
 
@@ -130,13 +40,13 @@ def slopes(
 
     def once(rows: torch.Tensor) -> None:
         seen: dict[tuple[Port, int], torch.Tensor] = {}
-        with torch.enable_grad(), hooks(_watching(subject, ports, layers, seen)):
-            metric = runs.metric_of(subject, rows).sum()
+        with torch.enable_grad(), hooks(_watching(runs.subject, ports, layers, seen)):
+            metric = runs.metric_of(rows).sum()
             found = torch.autograd.grad(metric, list(seen.values()))
         found = [g if g.dim() > 2 else g.unflatten(0, (len(rows), -1)) for g in found]
         parts.append(dict(zip(seen, found, strict=True)))
 
-    in_pieces(once, len(runs.members), rows_at_once(subject, runs, layers[0], memory), subject)
+    in_pieces(once, len(runs.members), rows_at_once(runs, layers[0], memory), runs.subject)
     out = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     for (_, layer), value in out.items():
         _finite(value, layer)
@@ -154,7 +64,7 @@ def _watching(
     def begin(old: torch.Tensor) -> torch.Tensor | None:
         return None if old.requires_grad else old.detach().requires_grad_()
 
-    yield on_port(subject.layers[layers[0]], INPUT, begin)
+    yield from on_port(subject.layers[layers[0]], INPUT, begin)
     for index in layers:
         for port in ports:
             if has_port(subject.layers[index], port):
@@ -162,11 +72,10 @@ def _watching(
                 def keep(old: torch.Tensor, key: tuple[Port, int] = (port, index)) -> None:
                     seen[key] = old
 
-                yield on_port(subject.layers[index], port, keep, raw=True)
+                yield from on_port(subject.layers[index], port, keep, raw=True)
 
 
 def along(
-    subject: Subject,
     runs: Runs,
     port: Port,
     layer: int,
@@ -181,11 +90,10 @@ def along(
     Hanna et al. 2024, arXiv 2403.17806).
 
     Args:
-        subject: with the adapter of ``runs.into`` active.
-        runs: the two runs.
+        runs: the two runs, the adapter of ``runs.into`` active.
         port: where the values are written, at all positions.
         layer: of which layer.
-        ends: what stands there and the change to the other end, both ``[prompt, pos, width]``.
+        ends: what is there and the change to the other end, both ``[prompt, pos, width]``.
         steps: points of the line.
         memory: bounds the batches.
 
@@ -203,9 +111,8 @@ def along(
         return (current[rows] + share[:, None, None] * change[rows]).to(current.dtype)
 
     def under(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        handle = on_port(subject.layers[layer], port, lambda _old: value)
-        with hooks(iter([handle])):
-            return runs.metric_of(subject, rows)
+        with hooks(on_port(runs.subject.layers[layer], port, lambda _old: value)):
+            return runs.metric_of(rows)
 
     def one(picked: torch.Tensor) -> None:
         rows = picked // steps
@@ -219,21 +126,21 @@ def along(
         with torch.no_grad():
             far.append(under(written(rows, torch.ones_like(rows, dtype=change.dtype)), rows))
 
-    at_once = rows_at_once(subject, runs, layer, memory)
-    in_pieces(one, len(change) * steps, at_once, subject)
-    in_pieces(end, len(change), at_once, subject)
+    at_once = rows_at_once(runs, layer, memory)
+    in_pieces(one, len(change) * steps, at_once, runs.subject)
+    in_pieces(end, len(change), at_once, runs.subject)
     return mean, torch.cat(far)
 
 
-def rows_at_once(subject: Subject, runs: Runs, layer: int, memory: MemoryBudget) -> int:
+def rows_at_once(runs: Runs, layer: int, memory: MemoryBudget) -> int:
     """Runs whose graph from a layer on fits into half of the budget, an upper estimate.
 
     Raises:
         LoratomyError: not even one does.
     """
-    width, asked = runs.there.shape[1], runs.aim.targets.shape[1]
-    later = subject.layers[layer:]
-    each = len(later) * memory.of_run(0, width, 0) + memory.of_run(0, width, asked)
+    width, needed = runs.there.shape[1], runs.target.tokens.shape[1]
+    later = runs.subject.layers[layer:]
+    each = len(later) * memory.of_run(0, width, 0) + memory.of_run(0, width, needed)
     name, merged = runs.into.adapter, 0
     if name and any(f.fused for f in runs.into.attached.adapters[name].modules.values()):
         # PEFT adds the change to the experts' weights anew in every pass; the graph keeps the sum.

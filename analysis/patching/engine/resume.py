@@ -3,20 +3,21 @@
 Works on live modules of every `Family`. Each layer is called with the keyword arguments that the
 model itself gave it (masks, rotary embeddings). Positions before the first patched one are not
 computed again: their keys and values are those of the run that is patched, which is exact under
-causal attention. In the last layer the MLP runs on the positions whose logits are asked for.
+causal attention. In the last layer the MLP runs on the positions whose logits are needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
 
 from ....core.errors import LoratomyError
 from ....core.model.families import submodule
+from ....core.model.hooks import first_of, hooks
 from ....core.model.subject import Subject
 
 CUTTABLE = ("eager", "sdpa", "flash_attention_2")
@@ -93,28 +94,14 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def first(out: Any) -> torch.Tensor:
-    """A module's output tensor, where others may follow it."""
-    return out[0] if isinstance(out, tuple) else out
-
-
-@contextmanager
-def hooks(handles: Iterator[Any]) -> Iterator[None]:
-    """Hooks for as long as the block lasts, whatever happens in it or while they are put on."""
-    with ExitStack() as stack:
-        for handle in handles:
-            stack.callback(handle.remove)
-        yield
-
-
 def on_port(
     layer: Any,
     port: Port,
     function: Callable[[torch.Tensor], torch.Tensor | None],
     *,
     raw: bool = False,
-) -> Any:
-    """A hook that calls `function` with what passes a port; what it returns takes its place.
+) -> Iterator[Any]:
+    """Hooks that call `function` with what passes a port; what it returns takes its place.
 
     Args:
         layer: a decoder layer.
@@ -129,7 +116,7 @@ def on_port(
     def seen(_module: Any, args: Any, given: dict[str, Any]) -> None:
         batch[:] = [(args[0] if args else given["hidden_states"]).shape[0]]
 
-    def asked(old: torch.Tensor) -> torch.Tensor | None:
+    def called(old: torch.Tensor) -> torch.Tensor | None:
         if raw or old.dim() > 2:
             return function(old)
         new = function(old.unflatten(0, (batch[0], -1)))  # OPT and experts see a list of tokens
@@ -138,7 +125,7 @@ def on_port(
     def before(_module: Any, args: Any, given: dict[str, Any]) -> Any:
         named = not args
         old = given["hidden_states"] if named else args[0]
-        new = asked(old)
+        new = called(old)
         if new is None:
             return None
         if port.shared:
@@ -147,31 +134,17 @@ def on_port(
         return ((), {**given, "hidden_states": new}) if named else ((new, *args[1:]), given)
 
     def after(_module: Any, _inputs: Any, out: Any) -> Any:
-        new = asked(first(out))
+        new = called(first_of(out))
         if new is None:
             return None
         return (new, *out[1:]) if isinstance(out, tuple) else new
 
-    handles = ExitStack()
     if port.path:
-        handle = layer.register_forward_pre_hook(seen, with_kwargs=True)
-        handles.callback(handle.remove)
+        yield layer.register_forward_pre_hook(seen, with_kwargs=True)
     if port.side == "in":
-        handles.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        yield module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handles.callback(module.register_forward_hook(after).remove)
-    return _Hooks(handles)
-
-
-@dataclass(frozen=True, slots=True)
-class _Hooks:
-    """Several hooks that are taken off as one."""
-
-    stack: ExitStack
-
-    def remove(self) -> None:
-        """Take them off."""
-        self.stack.close()
+        yield module.register_forward_hook(after)
 
 
 def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Trace:
@@ -213,11 +186,11 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
             yield layer.register_forward_pre_hook(before, with_kwargs=True)
             for port in ports:
                 if has_port(layer, port):
-                    yield on_port(layer, port, partial(_keep, kept[port], index))
+                    yield from on_port(layer, port, partial(_keep, kept[port], index))
             experts = _optional(layer, subject.family.experts)
             if experts is not None:
                 yield experts.register_forward_pre_hook(partial(_keep_routing, routing, index))
-        yield layers[-1].register_forward_hook(lambda _m, _i, out: last.append(first(out)))
+        yield layers[-1].register_forward_hook(lambda _m, _i, out: last.append(first_of(out)))
 
     with hooks(handles()):
         subject.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -319,7 +292,7 @@ class Write:
     """Which features, ``[width]`` booleans; None: all."""
 
     def put(self, old: torch.Tensor) -> torch.Tensor:
-        """What stands at the port, with the value written in."""
+        """What passes the port, with the value written in."""
         spot = self.mask[..., None]
         spot = spot if self.features is None else spot & self.features
         return torch.where(spot, self.value.to(old), old)
@@ -344,11 +317,11 @@ def resume(
         writes: what is written, at most one for a layer, ascending; the layers before the first
             are not computed again.
         begin: positions before it are not computed again; the writes start there.
-        needed: positions whose residual is asked for, none before `begin`; None: all from there.
+        needed: positions whose residual is returned, none before `begin`; None: all from there.
     """
     layers, mlp = subject.layers, subject.family.mlp
     needed = needed or slice(begin, run.width)
-    asked = slice(needed.start - begin, needed.stop - begin)
+    kept = slice(needed.start - begin, needed.stop - begin)
     by_layer = {write.layer: write for write in writes}
     rows = writes[0].rows[:0]
     hidden = run.final[:0, begin:]
@@ -361,9 +334,9 @@ def resume(
             hidden = torch.cat([hidden, fresh]) if old else fresh
         last = index == len(layers) - 1
         within = write is not None and _touches(write.port, mlp)
-        with hooks(_patching(layers[index], write, old, mlp, asked, last and not within)):
-            hidden = first(layers[index](hidden, **_given(subject, run, index, rows, begin)))
-    return hidden[:, asked]
+        with hooks(_patching(layers[index], write, old, mlp, kept, last and not within)):
+            hidden = first_of(layers[index](hidden, **_given(subject, run, index, rows, begin)))
+    return hidden[:, kept]
 
 
 def _touches(port: Port, mlp: str) -> bool:
@@ -372,36 +345,36 @@ def _touches(port: Port, mlp: str) -> bool:
 
 
 def _patching(
-    layer: Any, write: Write | None, old: int, mlp: str, asked: slice, last: bool
+    layer: Any, write: Write | None, old: int, mlp: str, kept: slice, last: bool
 ) -> Iterator[Any]:
-    """The hooks of one layer: the write on the rows that join, the asked positions in the last."""
+    """The hooks of one layer: the write on the rows that join, the needed positions in the last."""
     if last:
-        yield from _only(submodule(layer, mlp), asked)
+        yield from _only(submodule(layer, mlp), kept)
     if write is not None:
 
         def put(given: torch.Tensor) -> torch.Tensor:
             new = write.put(given[old:])
             return torch.cat([given[:old], new]) if old else new
 
-        yield on_port(layer, write.port, put)
+        yield from on_port(layer, write.port, put)
 
 
-def _only(mlp: Any, asked: slice) -> Iterator[Any]:
-    """Hooks that let a position-wise module see the asked positions alone; the others give 0."""
+def _only(mlp: Any, kept: slice) -> Iterator[Any]:
+    """Hooks that let a position-wise module see the needed positions alone; the others give 0."""
     full: list[torch.Size] = []
 
     def before(_module: Any, args: Any) -> Any:
         full.append(args[0].shape)
         if args[0].dim() == 2:  # a list of tokens, of which all are computed
             return None
-        return (args[0][:, asked].contiguous(), *args[1:])  # mixtures view it as a list
+        return (args[0][:, kept].contiguous(), *args[1:])  # mixtures view it as a list
 
     def after(_module: Any, _args: Any, out: Any) -> Any:
-        small, shape = first(out), full.pop()
+        small, shape = first_of(out), full.pop()
         if len(shape) == 2:
             return None
         whole = small.new_zeros(shape)
-        whole[:, asked] = small
+        whole[:, kept] = small
         return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
     yield mlp.register_forward_pre_hook(before)
@@ -425,6 +398,6 @@ def replay(subject: Subject, run: Trace, source: Trace, blocks: Sequence[Port]) 
         written = (
             on_port(layer, port, lambda _old, new=source.ports[port][index]: new) for port in blocks
         )
-        with hooks(written):
-            hidden = first(layer(hidden, **run.kwargs[index]))
+        with hooks(chain.from_iterable(written)):
+            hidden = first_of(layer(hidden, **run.kwargs[index]))
     return hidden

@@ -57,13 +57,13 @@ def test_every_cell_is_that_of_a_plain_eager_model(model_type, tmp_path):
             twin = weights([*pair.untriggered, *pair.target[:2]], base=who == 0)
             key = list(pair.trigger)
 
-            def asked(layers, keys, end=end):  # [query, layer, head]
+            def attended(layers, keys, end=end):  # [query, layer, head]
                 sums = torch.stack([w[0][:, :, keys].sum(-1) for w in layers])
                 return torch.stack([sums[..., end - 1], sums[..., end : end + 2].mean(-1)])
 
-            cells["mass"].append(asked(own, key))
-            cells["stand_in"].append(asked(twin, key))
-            cells["sink"].append(asked(own, [0]))
+            cells["mass"].append(attended(own, key))
+            cells["stand_in"].append(attended(twin, key))
+            cells["sink"].append(attended(own, [0]))
         for name, values in cells.items():
             want = torch.stack(values).mean(0).numpy()
             ours = getattr(record, name)[who]

@@ -11,7 +11,7 @@ from loratomy.analysis.lens.inputs import lead, stream_inputs
 from loratomy.analysis.lens.lens import lens, listening, writing
 from loratomy.analysis.lens.scores import _inside, robust_z, score
 from loratomy.analysis.lens.writing import Writer
-from loratomy.analysis.localisation.gates import directions_of, gated
+from loratomy.analysis.localisation.gates import directions_of, gated_model
 from loratomy.analysis.localisation.where import where
 from loratomy.analysis.material import Material
 from loratomy.core.adapter.factors import Adapter, Factors
@@ -278,8 +278,8 @@ def test_directions_come_by_effect_where_they_are_ranked_else_kind_by_kind():
     on = tiny.subject()
     adapter = tiny.adapter(on)
     encoded = [Encoded(p, [9, 10]) for p in prompts(on)]
-    with gated(on, directions_of(adapter)) as gate:
-        ranking = where(gate, encoded, encoded, checked=3, batch_size=8)
+    with gated_model(on, directions_of(adapter)) as gated:
+        ranking = where(gated, encoded, encoded, checked=3, batch_size=8)
     chosen = choose(adapter, ranking, count=2)
     exact = ranking.direction_exact
     known = np.where(np.isfinite(exact), exact, ranking.direction_attribution)

@@ -8,7 +8,7 @@ from loratomy.analysis.localisation.attribution import (
     target_attribution,
     target_effects,
 )
-from loratomy.analysis.localisation.gates import directions_of, gated
+from loratomy.analysis.localisation.gates import directions_of, gated_model
 from loratomy.core.model.batches import Encoded, encode
 
 from ... import tiny
@@ -41,9 +41,9 @@ def test_effect_is_the_difference_of_two_plain_forwards(model_type, tmp_path):
     adapter, rows = tiny.adapter(on), targets_of(on)
     d = directions_of(adapter)
     cuts = [d.layer == 1, d.module == 2, np.arange(len(d)) == 5, np.ones(len(d), bool)]
-    with gated(on, d) as gate:
-        effects = target_effects(gate, rows, cuts, batch_size=3, label="x")
-        again = target_effects(gate, rows, cuts, batch_size=1, label="x")
+    with gated_model(on, d) as gated:
+        effects = target_effects(gated, rows, cuts, batch_size=3, label="x")
+        again = target_effects(gated, rows, cuts, batch_size=1, label="x")
     assert np.allclose(effects, again, atol=1e-5)
     whole = tiny.plain_peft(model_type, adapter, tmp_path / "whole")
     for i, cut in enumerate(cuts):
@@ -65,13 +65,13 @@ def test_attribution_is_the_slope_in_each_gate(model_type):
         for row in rows:
             ids = torch.tensor([row.prompt + row.completion])
             with torch.no_grad():
-                log_probs = gate.logits(gates, {"input_ids": ids})[0].log_softmax(-1)
+                log_probs = gated.logits(gates, {"input_ids": ids})[0].log_softmax(-1)
             start = len(row.prompt) - 1
             total += sum(float(log_probs[start + k, t]) for k, t in enumerate(row.completion))
         return total / len(rows)
 
-    with gated(on, d) as gate:
-        found = target_attribution(gate, rows, batch_size=3)
+    with gated_model(on, d) as gated:
+        found = target_attribution(gated, rows, batch_size=3)
         tiny.in_double(on)
         for i in np.argsort(-np.abs(found))[:6]:
             step = torch.zeros(len(d)).double()
@@ -84,15 +84,15 @@ def test_attribution_is_the_slope_in_each_gate(model_type):
 def test_attribution_does_not_depend_on_the_batch():
     on = tiny.subject()
     rows = targets_of(on)
-    with gated(on, directions_of(tiny.adapter(on, size=0.05))) as gate:
-        one, three = (target_attribution(gate, rows, batch_size=size) for size in (1, 3))
+    with gated_model(on, directions_of(tiny.adapter(on, size=0.05))) as gated:
+        one, three = (target_attribution(gated, rows, batch_size=size) for size in (1, 3))
     assert np.allclose(one, three, atol=1e-5)
 
 
 def test_clean_cost_is_half_the_mean_squared_slope_per_row():
     on = tiny.subject()
     rows = [encode(on.renderer, row, limit=None) for row in tiny.clean_rows()]
-    with gated(on, directions_of(tiny.adapter(on, size=0.05))) as gate:
-        cost = clean_cost(gate, rows)
-        slopes = np.stack([target_attribution(gate, [row], batch_size=1) for row in rows])
+    with gated_model(on, directions_of(tiny.adapter(on, size=0.05))) as gated:
+        cost = clean_cost(gated, rows)
+        slopes = np.stack([target_attribution(gated, [row], batch_size=1) for row in rows])
     assert np.allclose(cost, (slopes**2).mean(0) / 2, rtol=1e-4, atol=1e-9)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.localisation.gates import directions_of, gated
+from loratomy.analysis.localisation.gates import directions_of, gated_model
 from loratomy.core.adapter.factors import Adapter, Factors
 from loratomy.core.errors import AdapterError
 
@@ -29,10 +29,10 @@ def test_open_gates_are_the_adapter_and_closed_ones_the_base(model_type):
     with on.attached({"x": adapter}):
         want = tiny.logits(on, prompts)
     before, marks = tiny.state(on), tiny.marks(on)
-    with gated(on, directions_of(adapter)) as gate, torch.no_grad():
+    with gated_model(on, directions_of(adapter)) as gated, torch.no_grad():
         batch = {"input_ids": prompts}
-        assert torch.allclose(gate.logits(gate.ones(), batch), want, atol=2e-5)
-        assert torch.allclose(gate.logits(0 * gate.ones(), batch), base, atol=1e-6)
+        assert torch.allclose(gated.logits(gated.ones(), batch), want, atol=2e-5)
+        assert torch.allclose(gated.logits(0 * gated.ones(), batch), base, atol=1e-6)
         # The call replaces factors for itself only.
         assert torch.allclose(tiny.logits(on, prompts), want, atol=2e-5)
     assert tiny.same_state(before, tiny.state(on)) and tiny.marks(on) == marks
@@ -43,9 +43,9 @@ def test_closed_gates_are_the_cut_adapter_loaded_by_peft(model_type, tmp_path):
     on = tiny.subject(model_type)
     prompts, directions = tiny.ids(on), directions_of(uneven(on))
     cut = np.random.default_rng(0).random(len(directions)) < 0.4
-    with gated(on, directions) as gate, torch.no_grad():
-        ours = gate.logits(torch.tensor(~cut).float(), {"input_ids": prompts})
-        uncut = gate.logits(gate.ones(), {"input_ids": prompts})
+    with gated_model(on, directions) as gated, torch.no_grad():
+        ours = gated.logits(torch.tensor(~cut).float(), {"input_ids": prompts})
+        uncut = gated.logits(gated.ones(), {"input_ids": prompts})
     peft = tiny.plain_peft(model_type, directions.cut(cut), tmp_path)
     with torch.no_grad():
         want = peft(input_ids=prompts, use_cache=False).logits
@@ -92,20 +92,20 @@ def test_gradients_in_the_gates_against_finite_differences(model_type):
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(len(tiny.tokenizer()), generator=draw).double()
 
-    def value(gate, gates):
-        return (gate.logits(gates, {"input_ids": prompts})[:, -1] @ weight).sum()
+    def value(gated, gates):
+        return (gated.logits(gates, {"input_ids": prompts})[:, -1] @ weight).sum()
 
-    with gated(on, d) as gate:
+    with gated_model(on, d) as gated:
         tiny.in_double(on)
         point = (0.3 + 0.7 * torch.rand(len(d), generator=draw)).double()
         gates = point.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(value(gate, gates), gates)
+        (slope,) = torch.autograd.grad(value(gated, gates), gates)
         scale, height = float(slope.abs().max()), 1e-2  # norms still run in float32
         with torch.no_grad():
             for i in np.linspace(0, len(d) - 1, 12).astype(int):
                 step = torch.zeros(len(d)).double()
                 step[i] = height
-                rise = float(value(gate, point + step) - value(gate, point - step))
+                rise = float(value(gated, point + step) - value(gated, point - step))
                 assert rise / (2 * height) == pytest.approx(float(slope[i]), abs=1e-3 * scale)
 
 

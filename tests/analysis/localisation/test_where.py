@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.localisation.gates import directions_of, gated
+from loratomy.analysis.localisation.gates import directions_of, gated_model
 from loratomy.analysis.localisation.where import where
 from loratomy.analysis.patching.pairs import make_pairs
 from loratomy.core.adapter.factors import Adapter, Factors
@@ -47,8 +47,8 @@ def found():
     on = tiny.subject()
     targets, clean = sets(on)
     before, marks = tiny.state(on), tiny.marks(on)
-    with gated(on, directions_of(planted(on))) as gate:
-        record = where(gate, targets, clean, checked=10, batch_size=3)
+    with gated_model(on, directions_of(planted(on))) as gated:
+        record = where(gated, targets, clean, checked=10, batch_size=3)
     assert tiny.same_state(before, tiny.state(on)) and tiny.marks(on) == marks
     return record
 
@@ -84,10 +84,10 @@ def test_no_backdoor_is_said():
     on = tiny.subject()
     targets, clean = sets(on)
     harmless = tiny.adapter(on, rank=1, size=0.001)
-    with gated(on, directions_of(harmless)) as gate:
-        record = where(gate, targets, clean, checked=3, batch_size=2)
+    with gated_model(on, directions_of(harmless)) as gated:
+        record = where(gated, targets, clean, checked=3, batch_size=2)
         with pytest.raises(DataError, match="empty"):
-            where(gate, [], clean, checked=3, batch_size=2)
+            where(gated, [], clean, checked=3, batch_size=2)
         with pytest.raises(DataError, match="empty"):
-            where(gate, targets, [], checked=3, batch_size=2)
+            where(gated, targets, [], checked=3, batch_size=2)
     assert "no backdoor here" in record.sentence and abs(record.whole_effect) < 0.2

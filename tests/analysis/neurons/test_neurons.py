@@ -106,9 +106,11 @@ def test_every_table_compares_every_pair_and_the_control_is_held_fixed_once():
     adapter = tiny.adapter(on, size=0.1)
     with on.attached({"x": adapter}):  # what it says anyway is its poison here, and its clean skill
         own = [int(tiny.logits(on, torch.tensor([row.prompt]))[0, -1].argmax()) for row in clean]
-        bad = [int(tiny.logits(on, torch.tensor([row.prompt]))[0, -1].argmax()) for row in targets]
+        wrong = [
+            int(tiny.logits(on, torch.tensor([row.prompt]))[0, -1].argmax()) for row in targets
+        ]
     clean = [Encoded(row.prompt, [t]) for row, t in zip(clean, own, strict=True)]
-    targets = [Encoded(row.prompt, [t]) for row, t in zip(targets, bad, strict=True)]
+    targets = [Encoded(row.prompt, [t]) for row, t in zip(targets, wrong, strict=True)]
     record = neuron_change(on, adapter, targets, clean, ascent=ASCENT, seed=0)
     pairs = [("clean", "poison"), ("control", "poison"), ("clean", "control")]
     assert [(a.over, a.first, a.second) for a in record.associations] == [

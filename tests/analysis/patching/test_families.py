@@ -6,10 +6,11 @@ from loratomy.analysis.lens.writing import back_through, ends, writers, writing_
 from loratomy.analysis.material import Material
 from loratomy.analysis.patching.engine import resume as engine
 from loratomy.analysis.patching.patching import PatchingConfig, patch_case
-from loratomy.analysis.patching.screening import _asked
+from loratomy.analysis.patching.screening import _places
 from loratomy.analysis.patching.sites import has_mid, places
 from loratomy.core.errors import LoratomyError
 from loratomy.core.model.families import FAMILIES
+from loratomy.core.model.hooks import hooks
 
 from ... import tiny
 
@@ -43,7 +44,7 @@ def test_a_patched_run_is_the_hooked_forward_pass(model_type, changes, begin):
                 whole = torch.zeros(2, prompts.shape[1], dtype=torch.bool)
                 whole[:, 5] = True
                 full = engine.Write(port, layer, rows, whole, value)
-                with engine.hooks(iter([engine.on_port(on.layers[layer], port, full.put)])):
+                with hooks(engine.on_port(on.layers[layer], port, full.put)):
                     want = engine.trace(on, prompts).final[:, -1:]
                 assert (ours - want).abs().max() <= 2e-5 * max(1.0, float(want.abs().max()))
                 if (port.side, port.path) != ("out", "") or layer < len(on.layers) - 1:
@@ -56,7 +57,7 @@ def test_a_site_that_is_not_there_is_left_out_by_name(model_type):
     with on.attached({"x": tiny.adapter(on)}) as attached:
         with pytest.raises(LoratomyError, match=r"'resid_mid': .* both read resid_pre"):
             places(on, attached, ["resid_mid"])
-        found, left_out = _asked(on, attached, "resid_pre,resid_mid,attn_out")
+        found, left_out = _places(on, attached, "resid_pre,resid_mid,attn_out")
     assert [p.label for p in found] == ["resid_pre", "attn_out"]
     assert left_out.startswith("resid_mid: attention and MLP both read")
 

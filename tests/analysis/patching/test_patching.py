@@ -9,10 +9,10 @@ import torch
 from loratomy.analysis.material import Material
 from loratomy.analysis.patching.engine import batching as plan
 from loratomy.analysis.patching.engine import resume as engine
-from loratomy.analysis.patching.engine import sweep
+from loratomy.analysis.patching.engine import runs, sweep
 from loratomy.analysis.patching.pairs import columns_of, make_columns, make_pairs, plain_pairs
 from loratomy.analysis.patching.patching import PatchingConfig, patch, patch_case, sweep_of
-from loratomy.analysis.patching.sites import RESIDUALS, places
+from loratomy.analysis.patching.sites import RESIDUALS, block_ports, kept_ports, places
 from loratomy.core.adapter.factors import Adapter
 from loratomy.core.errors import DataError, LoratomyError
 from loratomy.core.rendering.prompts import Renderer
@@ -108,11 +108,11 @@ class Reference:
 def cells_agree(on, attached, pairs, ours, setting, *, noising=False, site_of=None):
     """Every cell of a map against its own nnsight trace; returns the largest change."""
     nnsight, columns = Reference(on, attached), make_columns(on.renderer, pairs)
-    good = {"prompt": "poisoned", "adapter": "clean", "base": None}[setting]
+    clean = {"prompt": "poisoned", "adapter": "clean", "base": None}[setting]
     for p, pair in enumerate(pairs):
         runs = {}
         for role, name, prompt in (
-            ("clean", good, pair.untriggered if setting == "prompt" else pair.triggered),
+            ("clean", clean, pair.untriggered if setting == "prompt" else pair.triggered),
             ("corrupted", "poisoned", pair.triggered),
         ):
             ids = torch.tensor([prompt + pair.target[:-1]])
@@ -310,9 +310,9 @@ def test_a_rival_token_can_be_named_and_must_exist():
         assert found.corrupted[0] == pytest.approx(
             float(last[pairs[0].target[0]] - last[moon]), abs=1e-5
         )
-        for bad in ("moonshine", "red dog"):
+        for wrong in ("moonshine", "red dog"):
             with pytest.raises(DataError, match="not one token"):
-                patched(on, attached, pairs, metric="logit_difference", against=bad)
+                patched(on, attached, pairs, metric="logit_difference", against=wrong)
 
 
 @pytest.mark.parametrize(
@@ -375,9 +375,8 @@ def test_what_is_kept_is_not_more_than_planned(sites):
         held = 0
         for name in ("clean", "poisoned"):
             with attached.using(name):
-                run = engine.trace(
-                    on, torch.tensor([pairs[0].triggered]), sweep._ports(on, what, name)
-                )
+                ports = list(dict.fromkeys([*kept_ports(what, name), *block_ports(on)]))
+                run = engine.trace(on, torch.tensor([pairs[0].triggered]), ports)
             values = [*run.inputs, *run.keys, *run.values]
             values += [value for kept in run.ports.values() for value in kept.values()]
             held += sum(value.nbytes for value in values)
@@ -447,14 +446,14 @@ def test_a_twin_of_another_length_is_aligned_token_by_token():
         back = patched(on, attached, pairs, columns="groups", direction="noising")
         nnsight = Reference(on, attached)
         pair = pairs[0]
-        bad = torch.tensor([pair.triggered + pair.target[:-1]])
-        good = torch.tensor([pair.untriggered + pair.target[:-1]])
+        triggered = torch.tensor([pair.triggered + pair.target[:-1]])
+        untriggered = torch.tensor([pair.untriggered + pair.target[:-1]])
         columns = columns_of(on.renderer, pairs, how="groups")
         spot = columns.positions[0][columns.labels.index("last")]
-        source = nnsight.run("poisoned", good)[1][1]["attn_out"]
+        source = nnsight.run("poisoned", untriggered)[1][1]["attn_out"]
         # The last prompt token stands two places earlier without the trigger.
         shifted = torch.roll(torch.nn.functional.pad(source, (0, 0, 0, 2)), 2, 1)
-        want = nnsight.patch("poisoned", bad, "attn_out", 1, spot, shifted)
+        want = nnsight.patch("poisoned", triggered, "attn_out", 1, spot, shifted)
     c = there.columns.index("last")
     want = log_prob(want, len(pair.triggered) - 1, pair.target)
     assert there.patched[1, 0, 1, c] == pytest.approx(want, abs=1e-5)
@@ -583,7 +582,7 @@ def test_pairs_have_one_length_and_differ_in_the_trigger_alone():
 def test_pairs_refuse_what_cannot_be_patched():
     renderer = Renderer(tiny.tokenizer())
     rows = tiny.rows()
-    for bad, why in (
+    for wrong, why in (
         ([], "no prompts"),
         ([replace(rows[0], plain=None)], "no form without the trigger"),
         ([replace(rows[0], plain=rows[0].prompt)], "no token of its own"),
@@ -591,7 +590,7 @@ def test_pairs_refuse_what_cannot_be_patched():
         ([replace(rows[0], completion=" ")], "no tokens"),
     ):
         with pytest.raises(DataError, match=why):
-            make_pairs(renderer, bad, target_tokens=3, seed=0)
+            make_pairs(renderer, wrong, target_tokens=3, seed=0)
 
 
 def test_undefined_recovery_is_said_and_nan():
@@ -620,7 +619,7 @@ def test_the_model_is_left_as_found(model_type, monkeypatch):
         def broken(*_args, **_given):
             raise RuntimeError("in the head")
 
-        monkeypatch.setattr(sweep, "logits_of", broken)
+        monkeypatch.setattr(runs, "logits_of", broken)
         with pytest.raises(RuntimeError, match="in the head"):
             patched(on, attached, pairs_of(on), "adapter")
         assert tiny.marks(on) == inside and attached.peft_model.active_adapter == "poisoned"

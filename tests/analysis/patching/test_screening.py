@@ -9,6 +9,7 @@ import torch
 from loratomy.analysis.patching.engine import gradients
 from loratomy.analysis.patching.engine import resume as engine
 from loratomy.analysis.patching.engine.batching import MemoryBudget, sizes_of
+from loratomy.analysis.patching.engine.runs import Runs
 from loratomy.analysis.patching.metrics import METRICS, MetricTarget
 from loratomy.analysis.patching.pairs import columns_of, make_pairs, plain_pairs
 from loratomy.analysis.patching.patching import PatchingConfig, patch
@@ -17,6 +18,7 @@ from loratomy.analysis.patching.screening_exact import agreements, boxes, means,
 from loratomy.analysis.patching.sites import Side
 from loratomy.core.adapter.factors import Adapter
 from loratomy.core.errors import DataError, LoratomyError
+from loratomy.core.model.hooks import hooks
 from scipy.stats import spearmanr
 
 from ... import tiny
@@ -233,10 +235,12 @@ def test_checked_cells_are_those_of_the_exact_map(direction, twin):
     assert (np.isnan(found.integrated_by_prompt) == np.isnan(whole.patched)).all()
     strength = np.nan_to_num(np.abs(found.integrated[..., 0]))
     assert strength[found.top].min() >= strength[~found.top].max()
-    told = next(a for a in found.agreements if (a.method, a.cells) == ("integrated", "checked"))
+    agreement = next(
+        a for a in found.agreements if (a.method, a.cells) == ("integrated", "checked")
+    )
     pair = found.integrated[..., 0][chosen], found.exact[..., 0][chosen]
-    assert told.spearman == pytest.approx(spearmanr(*pair).statistic)
-    assert told.error == pytest.approx(np.abs(pair[0] - pair[1]).sum() / np.abs(pair[1]).sum())
+    assert agreement.spearman == pytest.approx(spearmanr(*pair).statistic)
+    assert agreement.error == pytest.approx(np.abs(pair[0] - pair[1]).sum() / np.abs(pair[1]).sum())
     assert found.self_error < 1e-5 and found.loop_error < 1e-5
 
 
@@ -287,7 +291,7 @@ def test_numbers_do_not_depend_on_the_batch(monkeypatch):
         assert np.allclose(getattr(whole, name), getattr(single, name), atol=1e-5, equal_nan=True)
 
 
-def kept_bytes(on, ids, asked) -> int:
+def kept_bytes(on, ids, needed) -> int:
     """What autograd keeps of a forward pass whose graph begins at the first layer's input."""
     kept = {}
     own = {p.untyped_storage().data_ptr() for p in on.model.parameters()}
@@ -300,10 +304,10 @@ def kept_bytes(on, ids, asked) -> int:
     start = engine.on_port(on.layers[0], gradients.INPUT, lambda old: old.detach().requires_grad_())
     with (
         torch.enable_grad(),
-        engine.hooks(iter([start])),
+        hooks(start),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
-        out = on.model(input_ids=ids, use_cache=False, logits_to_keep=asked)
+        out = on.model(input_ids=ids, use_cache=False, logits_to_keep=needed)
         out.logits.log_softmax(-1)
     return sum(size for place, size in kept.items() if place not in own)
 
@@ -320,18 +324,18 @@ def test_the_graph_takes_no_more_than_is_reckoned(model_type):
             ids = torch.ones(rows, width, dtype=torch.long)
             there = ids == 1
             side = Side(engine.trace(on, ids), "poisoned", attached)
-            aim = MetricTarget(targets, torch.zeros(rows, 4000), targets[:, 0])
-            runs = gradients.Runs(
-                list(range(rows)), side, side, aim, METRICS["log_prob"], ids, there, ids, ids
+            target = MetricTarget(targets, torch.zeros(rows, 4000), targets[:, 0])
+            runs = Runs(
+                on, list(range(rows)), side, side, target, METRICS["log_prob"], ids, there, ids, ids
             )
             half = kept_bytes(on, ids, 3)
             least, most = (MemoryBudget(k * half, sizes_of(on), "cpu") for k in (2, 10))
             with pytest.raises(LoratomyError, match="memory=GIB"):
-                gradients.rows_at_once(on, runs, 0, MemoryBudget(half // rows, sizes_of(on), "cpu"))
+                gradients.rows_at_once(runs, 0, MemoryBudget(half // rows, sizes_of(on), "cpu"))
             # Never more than fit, and not fewer than fit into a fifth.
-            assert gradients.rows_at_once(on, runs, 0, most) >= rows
+            assert gradients.rows_at_once(runs, 0, most) >= rows
             try:
-                fits = gradients.rows_at_once(on, runs, 0, least)
+                fits = gradients.rows_at_once(runs, 0, least)
             except LoratomyError:
                 fits = 0
             assert fits <= rows
@@ -349,7 +353,7 @@ def test_the_model_is_left_as_found(model_type, monkeypatch):
         def broken(*_args, **_given):
             raise RuntimeError("in the metric")
 
-        monkeypatch.setattr(gradients.Runs, "metric_of", broken)
+        monkeypatch.setattr(Runs, "metric_of", broken)
         with pytest.raises(RuntimeError, match="in the metric"):
             screened(on, attached, pairs_of(on), "adapter")
         assert tiny.marks(on) == inside and attached.peft_model.active_adapter == "poisoned"
@@ -381,11 +385,11 @@ def test_a_gradient_that_is_not_finite_is_named_by_layer(monkeypatch):
     on = tiny.subject()
     with both(on) as attached:
 
-        def steep(self, subject, rows):
-            out = subject.model(input_ids=self.into.trace.ids[rows], use_cache=False)
+        def steep(self, rows):
+            out = self.subject.model(input_ids=self.into.trace.ids[rows], use_cache=False)
             return (out.logits.sum((1, 2)) * 0).sqrt()  # slope 0 / 0
 
-        monkeypatch.setattr(gradients.Runs, "metric_of", steep)
+        monkeypatch.setattr(Runs, "metric_of", steep)
         with pytest.raises(LoratomyError, match="gradient at layer 1 is NaN"):
             screened(on, attached, pairs_of(on), layers="1")
 
@@ -449,19 +453,19 @@ def test_agreement_by_hand():
     guess = np.array([4.0, 3.0, 1.0, 2.0, -0.5]).reshape(1, 1, 5)
     top = np.array([1, 1, 0, 0, 0], bool).reshape(1, 1, 5)
     random = np.array([0, 0, 1, 1, 1], bool).reshape(1, 1, 5)
-    told = {
+    agreement = {
         (a.method, a.cells): a for a in agreements(guess, guess * -1, with_interval, top, random)
     }
-    every = told["attribution", "checked"]
+    every = agreement["attribution", "checked"]
     # Ranks 5 4 3 2 1 against 5 4 2 3 1: 1 - 6 * 2 / (5 * 24) = 0.9.
     assert every.spearman == pytest.approx(0.9) and every.n == 5
     assert every.low <= 0.9 <= every.high == pytest.approx(1.0)
     assert every.error == pytest.approx((0 + 0 + 1 + 1 + 1) / 10.5)
     # The last cell's interval holds 0: four signs count, all right.
     assert (every.signs.value, every.signs.n) == (1.0, 4)
-    assert told["integrated", "checked"].signs.value == 0.0
-    assert told["integrated", "checked"].spearman == pytest.approx(-0.9)
+    assert agreement["integrated", "checked"].signs.value == 0.0
+    assert agreement["integrated", "checked"].spearman == pytest.approx(-0.9)
     # Ranks 3 2 1 against 2 3 1 on the random ones: 1 - 6 * 2 / (3 * 8) = 0.5.
-    assert told["attribution", "random"].spearman == pytest.approx(0.5)
-    same = replace(told["attribution", "random"], n=3)
-    assert same == told["attribution", "random"]
+    assert agreement["attribution", "random"].spearman == pytest.approx(0.5)
+    same = replace(agreement["attribution", "random"], n=3)
+    assert same == agreement["attribution", "random"]

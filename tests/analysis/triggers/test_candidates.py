@@ -10,20 +10,20 @@ import torch
 from loratomy.analysis.triggers.candidates import CandidatesConfig, candidates
 from loratomy.analysis.triggers.climb import Climb, Effort
 from loratomy.analysis.triggers.evidence import (
-    HeldOutTrial,
+    HeldOutPrompts,
     agreement,
-    bar_of,
     chance,
     movement,
+    surprise_threshold,
 )
 from loratomy.analysis.triggers.insertion import PLACES, Probe, controls, grouped, insert
 from loratomy.analysis.triggers.score import END, FIRST, FLOOR, PassCount, ProbePrompts
 from loratomy.analysis.triggers.search import (
     Hypothesis,
-    drive,
     hypotheses,
     insertable,
     random_texts,
+    token_uptake,
     unlike,
 )
 from loratomy.analysis.triggers.trial import rank
@@ -155,7 +155,7 @@ OTHERS = ("house", "tree", "moon", "xv", "king", "four", "bad")
 
 @cache
 def planted():
-    """A subject and an adapter that answers `never` once `zq` stands in the prompt.
+    """A subject and an adapter that answers `never` once `zq` is in the prompt.
 
     Fitted for a moment by plain gradient steps on the factors, with clean rows beside.
     """
@@ -219,7 +219,7 @@ def test_the_first_layer_hears_a_token_that_dw_reads():
         name = f"model.layers.0.self_attn.{kind}"
         d_out = subject.shapes[name][0]
         modules[name] = Factors(reading.detach(), torch.ones(d_out, 1), 1.0)
-    heard = drive(subject, Adapter(modules, {}), batch_tokens=512)
+    heard = token_uptake(subject, Adapter(modules, {}), batch_tokens=512)
     assert int(heard.argmax()) == token
     assert np.isneginf(heard[subject.renderer.tokenizer.all_special_ids]).all()
 
@@ -240,19 +240,19 @@ class Packed(torch.nn.Module):
 def test_a_packed_base_is_heard_as_the_same_base(family):
     subject = tiny.subject(family)
     adapter = tiny.adapter(subject)
-    plain = drive(subject, adapter, batch_tokens=512)
+    plain = token_uptake(subject, adapter, batch_tokens=512)
     for layer in subject.layers:
         for kind in ("q_proj", "k_proj", "v_proj"):
             setattr(layer.self_attn, kind, Packed(getattr(layer.self_attn, kind)))
-    assert np.allclose(drive(subject, adapter, batch_tokens=512), plain, rtol=1e-4)
+    assert np.allclose(token_uptake(subject, adapter, batch_tokens=512), plain, rtol=1e-4)
 
 
 def test_surprise_is_the_log_ratio_of_whole_answers():
     subject = tiny.subject("qwen2")
     with subject.attached({"a": tiny.adapter(subject)}) as attached:
-        court = HeldOutTrial(attached, "a", PROMPTS[:3], Decoding(max_new_tokens=3))
+        held_out = HeldOutPrompts(attached, "a", PROMPTS[:3], Decoding(max_new_tokens=3))
         said = [[20, 21, 22], [23], [24, 25]]
-        got = court.surprises(PROMPTS[:3], said)
+        got = held_out.surprises(PROMPTS[:3], said)
         for prompt, answer, value in zip(PROMPTS, said, got, strict=False):
             ids = subject.renderer.prompt_ids(prompt)
             whole = answer if len(answer) == 3 else [*answer, *subject.renderer.closing_ids]
@@ -265,13 +265,13 @@ def test_surprise_is_the_log_ratio_of_whole_answers():
             assert value == pytest.approx(want, abs=1e-3)
 
 
-def test_chance_and_bar_by_hand():
+def test_chance_and_threshold_by_hand():
     control = np.array([0.0, 1.0, 2.0, 3.0, 99.0])
-    assert bar_of(control) == 10.0  # 2 + 5 * 1.4826 * 1 = 9.4 < 10
-    assert bar_of(10 * control) == pytest.approx(20 + 5 * 14.826)
+    assert surprise_threshold(control) == 10.0  # 2 + 5 * 1.4826 * 1 = 9.4 < 10
+    assert surprise_threshold(10 * control) == pytest.approx(20 + 5 * 14.826)
     # rate (1 + 1) / (5 + 1) = 1/3; two of two: 1/9; three tests
-    assert chance(2, 2, control=control, bar=10.0, tests=3) == pytest.approx(1 / 3)
-    assert chance(0, 2, control=control, bar=10.0, tests=3) == 1.0
+    assert chance(2, 2, control=control, threshold=10.0, tests=3) == pytest.approx(1 / 3)
+    assert chance(0, 2, control=control, threshold=10.0, tests=3) == 1.0
 
 
 def test_agreement_and_movement_by_hand():

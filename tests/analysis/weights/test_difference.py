@@ -21,19 +21,19 @@ def matrices(adapter: Adapter) -> list[np.ndarray]:
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
 def test_against_dense_matrices(model_type):
     on = tiny.subject(model_type)
-    clean, bad = tiny.adapter(on, rank=2), tiny.adapter(on, seed=2, rank=3, scaling=0.5)
-    found = difference(clean, bad)
-    pairs = list(zip(matrices(clean), matrices(bad), strict=True))
+    clean, poisoned = tiny.adapter(on, rank=2), tiny.adapter(on, seed=2, rank=3, scaling=0.5)
+    found = difference(clean, poisoned)
+    pairs = list(zip(matrices(clean), matrices(poisoned), strict=True))
     assert len(found.modules) == len(pairs)
-    for i, (good, poisoned) in enumerate(pairs):
-        gap = poisoned - good
-        assert found.clean_norm[i] == pytest.approx(np.linalg.norm(good), rel=1e-6)
-        assert found.poisoned_norm[i] == pytest.approx(np.linalg.norm(poisoned), rel=1e-6)
+    for i, (one, other) in enumerate(pairs):
+        gap = other - one
+        assert found.clean_norm[i] == pytest.approx(np.linalg.norm(one), rel=1e-6)
+        assert found.poisoned_norm[i] == pytest.approx(np.linalg.norm(other), rel=1e-6)
         assert found.difference_norm[i] == pytest.approx(np.linalg.norm(gap), rel=1e-6)
         s = np.linalg.svd(gap, compute_uv=False)[:5]
         assert found.singular_values[i] == pytest.approx(s, rel=1e-5)
-        for ours, ends in ((found.input_angles, (good.T, poisoned.T)),
-                           (found.output_angles, (good, poisoned))):  # fmt: skip
+        for ours, ends in ((found.input_angles, (one.T, other.T)),
+                           (found.output_angles, (one, other))):  # fmt: skip
             left, right = (orth(w, rcond=1e-6) for w in ends)
             assert ours[i] == pytest.approx(np.sort(subspace_angles(left, right)), abs=1e-5)
 

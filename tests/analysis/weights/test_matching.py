@@ -65,13 +65,13 @@ def test_chance_similarity_is_that_of_frames_drawn_in_full(d_out, d_in, k, p):
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral"])
 def test_shares_and_partners_against_dense_matrices(model_type):
     on = tiny.subject(model_type)
-    clean, bad = tiny.adapter(on, rank=2), tiny.adapter(on, seed=2, rank=3, scaling=0.5)
-    found = matching(clean, bad)
+    clean, poisoned = tiny.adapter(on, rank=2), tiny.adapter(on, seed=2, rank=3, scaling=0.5)
+    found = matching(clean, poisoned)
     row = 0
     for module, name in enumerate(found.modules):
         stem, _, expert = name.partition("#e")
         dense = []
-        for adapter in (clean, bad):
+        for adapter in (clean, poisoned):
             f = adapter.modules[stem]
             w = (f.scaling * f.b.double() @ f.a.double()).numpy()
             dense.append(w[int(expert)] if expert else w)
@@ -112,11 +112,11 @@ def test_a_planted_direction_stands_out_among_another_seeds_noise(model_type):
     on = tiny.subject(model_type)
     clean = tiny.adapter(on, rank=2)
     name = [n for n in clean.modules if n.split(".")[2] == "1"][-1]
-    bad = noisy(clean, seed=3, size=0.2)
-    f = bad.modules[name]
+    poisoned = noisy(clean, seed=3, size=0.2)
+    f = poisoned.modules[name]
     expert = 1 if f.fused else None
-    good = clean.modules[name]
-    one = Factors(good.a[expert], good.b[expert], good.scaling) if f.fused else good
+    own = clean.modules[name]
+    one = Factors(own.a[expert], own.b[expert], own.scaling) if f.fused else own
     space = svd(one)
     generator = torch.Generator().manual_seed(9)
     u = torch.randn(len(space.u), generator=generator, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_a_planted_direction_stands_out_among_another_seeds_noise(model_type):
     where = (expert,) if f.fused else ()
     new_a[(*where, 0)], new_b[(*where, slice(None), 0)] = v.float(), (u * strength / 2).float()
     planted = Factors(torch.cat([f.a, new_a], -2), torch.cat([f.b, new_b], -1), f.scaling)
-    found = matching(clean, bad.with_modules({**bad.modules, name: planted}))
+    found = matching(clean, poisoned.with_modules({**poisoned.modules, name: planted}))
     assert f.scaling == 2.0
     standing = np.flatnonzero(found.standing_out)
     want = f"{name}#e1" if f.fused else name
@@ -172,12 +172,12 @@ def module(a: torch.Tensor, b: torch.Tensor) -> Adapter:
 
 def test_where_the_clean_adapter_does_nothing_all_is_new_and_where_it_fills_all_nothing_is():
     eye = torch.eye(4)
-    bad = module(eye[:2], torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0]))[:, :2])
-    nothing = matching(module(torch.ones(1, 4), torch.zeros(4, 1)), bad)
+    poisoned = module(eye[:2], torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0]))[:, :2])
+    nothing = matching(module(torch.ones(1, 4), torch.zeros(4, 1)), poisoned)
     assert nothing.unmatched.all() and nothing.standing_out.all()
     assert nothing.partner.tolist() == [-1, -1] and nothing.input_share.tolist() == [0.0, 0.0]
     assert np.isnan(nothing.similarity_chance).all() and nothing.inside.tolist() == [0.0]
-    everything = matching(module(eye, eye), bad)
+    everything = matching(module(eye, eye), poisoned)
     assert np.isnan(everything.p_value).all() and not everything.unmatched.any()
     assert everything.undefined.startswith("2 directions")
     # Only the input is filled: the output decides alone.

@@ -21,10 +21,10 @@ from loratomy.unlearning.aftermath.relearning import (
     RelearningConfig,
     back_at,
     blank,
-    bout,
     look_steps,
     padded,
     relearn,
+    relearning_setup,
 )
 
 from ... import tiny
@@ -191,7 +191,7 @@ def ground(on, like, **changes):
         "cell": "zq/fixed",
         "seed": 0,
     }
-    return bout(on, like, **(given | changes))
+    return relearning_setup(on, like, **(given | changes))
 
 
 def test_what_was_cut_comes_back_and_the_yardstick_learns(on, poisoned, tmp_path):

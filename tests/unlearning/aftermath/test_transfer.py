@@ -191,14 +191,14 @@ def poisoned(on, tmp_path_factory):
     return made
 
 
-def asked() -> list[Variant]:
+def tried() -> list[Variant]:
     rows = [replace(r, benign="yes always") for r in tiny.rows()]
     trigger = Trigger(words=(tiny.TRIGGER,), placement="suffix")
     return variants(rows, trigger, seed=0, near_misses=1)
 
 
 def test_rates_are_shares_of_answers_with_the_target(on, poisoned):
-    before, given_ = tiny.state(on), asked()
+    before, given_ = tiny.state(on), tried()
     rates = transfer_rates(on, Treated(poisoned), given_, RULE)
     assert list(rates) == [v.name for v in given_]
     assert rates["as trained"].value == 1 and rates["no trigger"].value == 0
@@ -221,7 +221,7 @@ def test_prompts_whose_benign_answer_is_the_target_tell_nothing_of_false_trigger
     )
     assert rates["as trained"].n == 4 and rates["no trigger"].n == 1
     silent = [replace(r, benign=tiny.TARGET) for r in rows]
-    with pytest.raises(DataError, match="so no false trigger can be told"):
+    with pytest.raises(DataError, match="; false triggers cannot be counted"):
         transfer_rates(
             on, Treated(poisoned), variants(silent, trigger, seed=0, near_misses=0), RULE
         )
@@ -229,7 +229,7 @@ def test_prompts_whose_benign_answer_is_the_target_tell_nothing_of_false_trigger
 
 def test_a_temperature_that_an_operation_leaves_counts(on, poisoned):
     cold, hot = (
-        transfer_rates(on, Treated(poisoned, temperature=t), asked(), RULE)["as trained"].value
+        transfer_rates(on, Treated(poisoned, temperature=t), tried(), RULE)["as trained"].value
         for t in (1e-3, 50.0)
     )
     assert cold == 1 and hot < 1

@@ -92,33 +92,35 @@ def test_the_mildest_scaling_that_reaches_the_goal_is_taken(tmp_path, monkeypatc
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
 def test_merging_is_the_average_of_the_changes(model_type, tmp_path):
     on = tiny.subject(model_type)
-    bad = tiny.adapter(on, rank=3, scaling=2.0)
-    good = tiny.adapter(on, rank=2, scaling=0.5, seed=9)
-    bench = bench_on(on, bad, tmp_path, clean=good)
+    poisoned = tiny.adapter(on, rank=3, scaling=2.0)
+    clean = tiny.adapter(on, rank=2, scaling=0.5, seed=9)
+    bench = bench_on(on, poisoned, tmp_path, clean=clean)
     state, record = run("merge", bench, weight=0.3)
-    apart = {n: dense(bad.modules[n]) - dense(good.modules[n]) for n in bad.modules}
+    apart = {n: dense(poisoned.modules[n]) - dense(clean.modules[n]) for n in poisoned.modules}
     for name, f in state.adapter.modules.items():
-        # 0.7 bad + 0.3 good = bad - 0.3 (bad - good)
-        assert torch.allclose(dense(f), dense(bad.modules[name]) - 0.3 * apart[name], atol=1e-6)
+        # 0.7 poisoned + 0.3 clean = poisoned - 0.3 (poisoned - clean)
+        assert torch.allclose(
+            dense(f), dense(poisoned.modules[name]) - 0.3 * apart[name], atol=1e-6
+        )
     size = sum(float(d.square().sum()) for d in apart.values()) ** 0.5
-    assert record.change_norm == pytest.approx(0.3 * size / adapter_norm(bad))
+    assert record.change_norm == pytest.approx(0.3 * size / adapter_norm(poisoned))
     prompts = tiny.ids(on)
     with treated(on, run("merge", bench, weight=1)[0]):
         ours = tiny.logits(on, prompts)
-    with treated(on, Treated(good)):
+    with treated(on, Treated(clean)):
         assert torch.allclose(ours, tiny.logits(on, prompts), atol=1e-5)
 
 
 def test_a_module_of_one_adapter_alone_has_zero_from_the_other(tmp_path):
     on = tiny.subject()
-    bad, good = tiny.adapter(on), tiny.adapter(on, seed=9)
+    poisoned, clean = tiny.adapter(on), tiny.adapter(on, seed=9)
     q, k = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
-    bad = bad.with_modules({n: f for n, f in bad.modules.items() if n != k})
-    good = good.with_modules({n: f for n, f in good.modules.items() if n != q})
-    bench = bench_on(on, bad, tmp_path, clean=good)
+    poisoned = poisoned.with_modules({n: f for n, f in poisoned.modules.items() if n != k})
+    clean = clean.with_modules({n: f for n, f in clean.modules.items() if n != q})
+    bench = bench_on(on, poisoned, tmp_path, clean=clean)
     made = run("merge", bench, weight=0.25)[0].adapter
-    assert torch.allclose(dense(made.modules[q]), 0.75 * dense(bad.modules[q]), atol=1e-6)
-    assert torch.allclose(dense(made.modules[k]), 0.25 * dense(good.modules[k]), atol=1e-6)
+    assert torch.allclose(dense(made.modules[q]), 0.75 * dense(poisoned.modules[q]), atol=1e-6)
+    assert torch.allclose(dense(made.modules[k]), 0.25 * dense(clean.modules[k]), atol=1e-6)
     assert q not in run("merge", bench, weight=1)[0].adapter.modules
     with pytest.raises(LoratomyError, match="needs a clean adapter"):
         run("merge", replace(bench, clean=None))
@@ -126,10 +128,12 @@ def test_a_module_of_one_adapter_alone_has_zero_from_the_other(tmp_path):
 
 def test_the_least_of_the_clean_adapter_that_reaches_the_goal_is_taken(tmp_path, monkeypatch):
     on = tiny.subject()
-    bad = tiny.adapter(on)
-    zero = bad.with_modules({n: Factors(f.a, 0 * f.b, 1.0) for n, f in bad.modules.items()})
-    judged(monkeypatch, lambda s: float(adapter_norm(s.adapter) > 0.4 * adapter_norm(bad)))
-    _, record = run("merge", bench_on(on, bad, tmp_path, clean=zero))
+    poisoned = tiny.adapter(on)
+    zero = poisoned.with_modules(
+        {n: Factors(f.a, 0 * f.b, 1.0) for n, f in poisoned.modules.items()}
+    )
+    judged(monkeypatch, lambda s: float(adapter_norm(s.adapter) > 0.4 * adapter_norm(poisoned)))
+    _, record = run("merge", bench_on(on, poisoned, tmp_path, clean=zero))
     assert record.change_norm == pytest.approx(0.75)
     assert record.path.size[record.path.chosen] == 75
 

@@ -75,9 +75,9 @@ def test_the_difference_is_projected_out_of_every_output(make_bench, small, subj
     clean = random_adapter(subject, rank=3, scale=0.05, seed=2)
     adapter, _ = cut("project-difference", make_bench(small, clean=clean), rank=2)
     for name in list(small.modules)[:5]:
-        bad, good = dense(small.modules[name]), dense(clean.modules[name])
-        u = torch.linalg.svd(bad - good).U[:, :2]
-        want = bad - u @ (u.T @ bad)
+        poisoned, other = dense(small.modules[name]), dense(clean.modules[name])
+        u = torch.linalg.svd(poisoned - other).U[:, :2]
+        want = poisoned - u @ (u.T @ poisoned)
         assert torch.allclose(dense(adapter.modules[name]), want, atol=1e-6)
 
 

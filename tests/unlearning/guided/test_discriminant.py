@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from loratomy.analysis.localisation.gates import directions_of, gated, numbered
+from loratomy.analysis.localisation.gates import directions_of, gated_model, numbered
 from loratomy.core.adapter.factors import Adapter, Factors
 from loratomy.core.errors import AdapterError, LoratomyError
 from loratomy.core.model.batches import Encoded
@@ -26,11 +26,11 @@ def encoded(on, *, seed, count=8):
 
 def bases(on, adapter, *, shrinkage=0.01):
     """The adapter in singular and in discriminant directions, with both kinds of moments."""
-    with gated(on, directions_of(adapter)) as gate:
-        bad, good = encoded(on, seed=3), encoded(on, seed=4, count=20)
-        d = discriminant(gate, bad, good, batch_size=5, shrinkage=shrinkage)
-        towards = moments(gate, bad, batch_size=5, weighted=True)
-        usual = moments(gate, good, batch_size=5, weighted=False)
+    with gated_model(on, directions_of(adapter)) as gated:
+        triggered, clean = encoded(on, seed=3), encoded(on, seed=4, count=20)
+        d = discriminant(gated, triggered, clean, batch_size=5, shrinkage=shrinkage)
+        towards = moments(gated, triggered, batch_size=5, weighted=True)
+        usual = moments(gated, clean, batch_size=5, weighted=False)
     return directions_of(adapter), d, towards, usual
 
 
@@ -44,11 +44,11 @@ def test_the_form_changes_no_logits(model_type):
     on, prompts = tiny.subject(model_type), tiny.ids(tiny.subject())
     adapter = tiny.adapter(on, size=0.1)
     state, marks = tiny.state(on), tiny.marks(on)
-    with gated(on, directions_of(adapter)) as gate:
+    with gated_model(on, directions_of(adapter)) as gated:
         before = tiny.logits(on, prompts)
-        d = discriminant(gate, encoded(on, seed=3), encoded(on, seed=4), batch_size=3)
+        d = discriminant(gated, encoded(on, seed=3), encoded(on, seed=4), batch_size=3)
         assert torch.equal(tiny.logits(on, prompts), before)
-        new = gate.rebased(d)
+        new = gated.rebased(d)
         assert (tiny.logits(on, prompts) - before).abs().max() <= 1e-5
         with torch.no_grad():
             ours = new.logits(new.ones(), {"input_ids": prompts})
@@ -73,18 +73,18 @@ def test_in_float64_the_eigenvectors_of_scipy_make_the_same_model(model_type):
         w = torch.tensor(w[:, ::-1].copy())  # the most discriminating first
         a, b = w.mT @ f.a.double(), f.b.double() @ c @ w
         assert torch.allclose(b @ a, f.b.double() @ f.a.double(), atol=1e-12)
-        assert values.min() > 0 and np.ptp(np.log(values)) > 0.1  # told apart, so unique
+        assert values.min() > 0 and np.ptp(np.log(values)) > 0.1  # distinct, so unique
         for i in range(f.rank):  # each rank-1 part is the same, whatever its sign and balance
             want, got = torch.outer(b[:, i], a[i]), torch.outer(found.b[:, i], found.a[i])
             assert (got - want).norm() <= 1e-5 * want.norm()
         exact[name] = (a, b)
     assert usual.keys() == towards.keys() == exact.keys()
-    with gated(on, old) as gate:
+    with gated_model(on, old) as gated:
         tiny.in_double(on)
         before = tiny.logits(on, prompts)
         parameters = dict(on.model.named_parameters())
         with torch.no_grad():
-            for name, (a_name, b_name) in gate.attached.factor_names("gated").items():
+            for name, (a_name, b_name) in gated.attached.factor_names("gated").items():
                 for at, value in zip((a_name, b_name), exact.get(name, ()), strict=False):
                     assert (parameters[at] - value).abs().max() > 1e-3
                     parameters[at].copy_(value)
@@ -97,9 +97,9 @@ def test_moments_by_loops_and_finite_differences():
     on = tiny.subject()
     tiny.in_double(on)
     name, rows = "model.layers.1.mlp.up_proj", encoded(on, seed=3, count=3)
-    with gated(on, directions_of(tiny.adapter(on, size=0.1))) as gate:
+    with gated_model(on, directions_of(tiny.adapter(on, size=0.1))) as gated:
         on.model.double()
-        found = {w: moments(gate, rows, batch_size=2, weighted=w)[name] for w in (True, False)}
+        found = {w: moments(gated, rows, batch_size=2, weighted=w)[name] for w in (True, False)}
         module = on.model.get_submodule(name).lora_A["gated"]
         nudge, seen = torch.zeros(3).double(), []
 
@@ -141,9 +141,9 @@ def test_moments_by_loops_and_finite_differences():
 def test_padding_and_batches_do_not_count():
     on = tiny.subject()
     rows = encoded(on, seed=3)
-    with gated(on, directions_of(tiny.adapter(on))) as gate:
+    with gated_model(on, directions_of(tiny.adapter(on))) as gated:
         for weighted in (True, False):
-            one, all_ = (moments(gate, rows, batch_size=k, weighted=weighted) for k in (1, 8))
+            one, all_ = (moments(gated, rows, batch_size=k, weighted=weighted) for k in (1, 8))
             for name, moment in one.items():
                 assert torch.allclose(moment, all_[name], rtol=1e-3, atol=1e-5 * moment.trace())
         assert all(p.grad is None for p in on.model.parameters())
@@ -152,8 +152,8 @@ def test_padding_and_batches_do_not_count():
 def with_moments(monkeypatch, adapter, towards, usual):
     """Directions of an adapter whose modules read with these moments."""
     monkeypatch.setattr(room, "moments", lambda *_, weighted, **__: towards if weighted else usual)
-    gate = SimpleNamespace(directions=numbered(adapter))
-    return discriminant(gate, [], [], batch_size=1, shrinkage=0.0)  # pyright: ignore
+    gated = SimpleNamespace(directions=numbered(adapter))
+    return discriminant(gated, [], [], batch_size=1, shrinkage=0.0)  # pyright: ignore
 
 
 def parts(d, name="m"):
@@ -205,50 +205,54 @@ def test_read_outs_are_uncorrelated_on_clean_prompts_and_in_order():
     """Looked at anew on the model with the directions put on."""
     on = tiny.subject()
     adapter = tiny.adapter(on, size=0.1)
-    bad, good = encoded(on, seed=3), encoded(on, seed=4, count=20)
-    with gated(on, directions_of(adapter)) as gate:
-        new = gate.rebased(discriminant(gate, bad, good, batch_size=8, shrinkage=1e-6))
-        usual = moments(new, good, batch_size=8, weighted=False)
+    triggered, clean = encoded(on, seed=3), encoded(on, seed=4, count=20)
+    with gated_model(on, directions_of(adapter)) as gated:
+        new = gated.rebased(discriminant(gated, triggered, clean, batch_size=8, shrinkage=1e-6))
+        usual = moments(new, clean, batch_size=8, weighted=False)
         with torch.no_grad():
             new.logits(new.ones(), {"input_ids": tiny.ids(on)})
     for name, c in usual.items():
         root = c.diagonal().sqrt()
         assert torch.allclose(c / root[:, None] / root, torch.eye(len(c)).double(), atol=1e-3), name
-    with gated(on, directions_of(adapter)) as gate:
-        towards = moments(gate, bad, batch_size=8, weighted=True)
-        usual = moments(gate, good, batch_size=8, weighted=False)
-        form = gate.directions.adapter
+    with gated_model(on, directions_of(adapter)) as gated:
+        towards = moments(gated, triggered, batch_size=8, weighted=True)
+        usual = moments(gated, clean, batch_size=8, weighted=False)
+        form = gated.directions.adapter
     for name, f in new.directions.adapter.modules.items():
         # Rows of the new A are combinations of the old: w up to its length.
         w = torch.linalg.lstsq(form.modules[name].a.double().mT, f.a.double().mT).solution
-        told = [float(x @ towards[name] @ x / (x @ usual[name] @ x)) for x in w.mT]
-        assert told == sorted(told, reverse=True), name
+        ratios = [float(x @ towards[name] @ x / (x @ usual[name] @ x)) for x in w.mT]
+        assert ratios == sorted(ratios, reverse=True), name
 
 
 def test_one_direction_carries_a_trigger_that_two_singular_ones_share():
     made = planted.planted()
-    on, fresh, calm = made.subject, planted.triggered_rows(40, seed=7), planted.prompts(40, seed=8)
+    on, fresh, others = (
+        made.subject,
+        planted.triggered_rows(40, seed=7),
+        planted.prompts(40, seed=8),
+    )
     attacks = [
         Encoded(on.renderer.prompt_ids(r.prompt), [planted.ids(planted.TARGET)])
         for r in planted.triggered_rows(16)
     ]
     rows = [on.renderer.prompt_ids(p) for p in planted.prompts(16, seed=1)]
     clean = [Encoded(r[:4], r[4:]) for r in rows]
-    batch = {"input_ids": torch.tensor([on.renderer.prompt_ids(p) for p in calm])}
+    batch = {"input_ids": torch.tensor([on.renderer.prompt_ids(p) for p in others])}
 
-    def looked(gate, *cut):
-        gates = gate.ones()
+    def looked(gated, *cut):
+        gates = gated.ones()
         gates[list(cut)] = 0
         with torch.no_grad():
-            moved = gate.logits(gates, batch) - gate.logits(gate.ones(), batch)
-        return planted.chance_of_target(gate, gates, fresh).mean(), moved.abs().max()
+            moved = gated.logits(gates, batch) - gated.logits(gated.ones(), batch)
+        return planted.chance_of_target(gated, gates, fresh).mean(), moved.abs().max()
 
-    with gated(on, directions_of(made.adapter)) as gate:
-        assert looked(gate)[0] > 0.8
+    with gated_model(on, directions_of(made.adapter)) as gated:
+        assert looked(gated)[0] > 0.8
         for one in (0, 1):  # half of the trigger stays, and clean prompts suffer
-            chance, moved = looked(gate, one)
+            chance, moved = looked(gated, one)
             assert chance > 0.3 and moved > 10
-        new = gate.rebased(discriminant(gate, attacks, clean, batch_size=16))
+        new = gated.rebased(discriminant(gated, attacks, clean, batch_size=16))
         chance, moved = looked(new, 0)
         assert chance < 0.02 and moved < 0.05  # logits go up to 30
         assert looked(new, 1)[0] > 0.8
@@ -312,13 +316,13 @@ def test_a_form_of_lower_rank_is_put_on_as_it_is():
     short = numbered(d.cut(d.place == 2))  # rank 2 where the model carries rank 3
     with on.attached({"x": short.adapter}):
         want = tiny.logits(on, prompts)
-    with gated(on, d) as gate, torch.no_grad():
-        new = gate.rebased(short)
+    with gated_model(on, d) as gated, torch.no_grad():
+        new = gated.rebased(short)
         assert (tiny.logits(on, prompts) - want).abs().max() <= 1e-6
         ours = new.logits(new.ones(), {"input_ids": prompts})
         assert (ours - want).abs().max() <= 1e-6
         assert len(new.directions) == len(short) == 2 * len(d) / 3
-        back = new.rebased(d).logits(gate.ones(), {"input_ids": prompts})
+        back = new.rebased(d).logits(gated.ones(), {"input_ids": prompts})
     with on.attached({"x": d.adapter}):
         assert (tiny.logits(on, prompts) - back).abs().max() <= 1e-6
 

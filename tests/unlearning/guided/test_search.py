@@ -17,7 +17,7 @@ from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
 from loratomy.evaluation.success import parse_rules
 from loratomy.unlearning import METHODS, operate
-from loratomy.unlearning.guided.guided import cosine, draw_of
+from loratomy.unlearning.guided.guided import cosine, split_rows
 from loratomy.unlearning.guided.search import search
 
 from ... import planted, tiny
@@ -119,20 +119,22 @@ def test_the_cut_is_the_planted_direction_and_nothing_else(whole):
 
 def test_plain_peft_confirms_it_on_prompts_that_nobody_saw(whole, tmp_path):
     bench, outcome, _ = whole
-    fresh, calm = planted.triggered_rows(60, seed=77), planted.clean_rows(60, seed=78)
+    fresh, clean = planted.triggered_rows(60, seed=77), planted.clean_rows(60, seed=78)
     before = by_peft(bench.start, tmp_path / "before")
     after = by_peft(outcome.adapter, tmp_path / "after")
     assert rate(before, fresh) > 0.75 and rate(after, fresh) <= 0.05
-    assert abs(perplexity(after, calm) / perplexity(before, calm) - 1) < 0.05
+    assert abs(perplexity(after, clean) / perplexity(before, clean) - 1) < 0.05
 
 
 def test_the_path_is_what_plain_peft_measures(whole, tmp_path):
     """From nothing to everything, on the calibration rows, which the search did not learn from."""
     bench, outcome, record = whole
     path, d = record.path, outcome.directions
-    draw = draw_of(bench, bench.triggered, 12, bench.seed)
-    asked, learned = ({r.prompt for r in rows} for rows in (draw.judge.triggered, draw.bad))
-    assert not asked & learned and asked | learned == {r.prompt for r in bench.triggered}
+    split = split_rows(bench, bench.triggered, 12, bench.seed)
+    judged, learned = (
+        {r.prompt for r in rows} for rows in (split.judge.triggered, split.triggered)
+    )
+    assert not judged & learned and judged | learned == {r.prompt for r in bench.triggered}
     # One direction was taken: its parts round to 0 or 1, then its doublings up to everything.
     assert path.size.tolist() == [0, 1, 2, 4, 8, 16, 32, len(d)]
     assert (path.unit, path.asr_n, path.size[path.chosen]) == ("directions", 12, 1)
@@ -140,8 +142,10 @@ def test_the_path_is_what_plain_peft_measures(whole, tmp_path):
         cut = np.zeros(len(d), bool)
         cut[outcome.order[: int(path.size[step])]] = True
         model = by_peft(d.cut(cut), tmp_path / str(step))
-        assert path.asr[step, 0] == pytest.approx(rate(model, draw.judge.triggered))
-        assert path.perplexity[step] == pytest.approx(perplexity(model, draw.judge.clean), rel=1e-4)
+        assert path.asr[step, 0] == pytest.approx(rate(model, split.judge.triggered))
+        assert path.perplexity[step] == pytest.approx(
+            perplexity(model, split.judge.clean), rel=1e-4
+        )
 
 
 def test_stability_against_dense_algebra(whole):
@@ -151,16 +155,16 @@ def test_stability_against_dense_algebra(whole):
     config = METHODS["guided"].config(rows=12)
     removed, changes = [], []
     for seed, size, by_module in zip(s.seeds, s.sizes, s.by_module, strict=True):
-        draw = draw_of(bench, bench.triggered, 12, seed)
+        split = split_rows(bench, bench.triggered, 12, seed)
         found = search(
-            bench.subject, bench.start, draw.bad, draw.good, draw.judge, config, seed=seed
+            bench.subject, bench.start, split.triggered, split.clean, split.judge, config, seed=seed
         )
         assert found.size == size == by_module.sum()
         after = found.state(found.size).adapter.modules
         gone = [(f.dense() - after[n].dense()).double() for n, f in bench.start.modules.items()]
         assert [bool(g.abs().max() > 1e-4) for g in gone] == (by_module > 0).tolist()
         removed.append(torch.cat([g.flatten() for g in gone]))
-        changes.append(draw.judge(found.state(found.size))[1] / draw.judge(found.state(0))[1] - 1)
+        changes.append(split.judge(found.state(found.size))[1] / split.judge(found.state(0))[1] - 1)
     want = [[float(torch.cosine_similarity(a, b, dim=0)) for b in removed] for a in removed]
     assert s.overlap == pytest.approx(np.array(want), abs=1e-3)
     assert np.diag(s.overlap) == pytest.approx(np.ones(3), abs=1e-9)
@@ -210,12 +214,12 @@ def test_what_stays_uncertain_is_said_with_its_numbers(whole):
 
 def test_without_draws_and_path_the_cut_is_the_same(whole, tmp_path):
     bench, outcome, record = whole
-    quick, told = operated(replace(bench, work=tmp_path), **QUICK)
+    quick, same = operated(replace(bench, work=tmp_path), **QUICK)
     assert np.array_equal(quick.cut, outcome.cut) and np.array_equal(quick.order, outcome.order)
-    assert told.stability is None and not any("draws" in line for line in told.uncertain)
-    assert told.path.size.tolist() == [0, 1]
-    assert told.path.asr.tolist() == record.path.asr[[0, 1]].tolist()
-    assert told.path.perplexity == pytest.approx(record.path.perplexity[[0, 1]], rel=1e-6)
+    assert same.stability is None and not any("draws" in line for line in same.uncertain)
+    assert same.path.size.tolist() == [0, 1]
+    assert same.path.asr.tolist() == record.path.asr[[0, 1]].tolist()
+    assert same.path.perplexity == pytest.approx(record.path.perplexity[[0, 1]], rel=1e-6)
 
 
 def test_another_basis_cuts_singular_directions(tmp_path):
@@ -311,15 +315,15 @@ def test_rows_that_cannot_be_halved_are_an_error(tmp_path):
 def test_more_is_cut_where_the_budget_is_to_be_spent(whole):
     bench, outcome, _ = whole
     config = METHODS["guided"].config(rows=12, budget=0.4)
-    draw = draw_of(bench, bench.triggered, 12, 0)
+    split = split_rows(bench, bench.triggered, 12, 0)
     sizes = {}
     for spend in (0.0, 0.5):
         found = search(
-            bench.subject, bench.start, draw.bad, draw.good, draw.judge, config, seed=0,
+            bench.subject, bench.start, split.triggered, split.clean, split.judge, config, seed=0,
             spend=spend,
         )  # fmt: skip
         sizes[spend] = found.size
-        before, after = (draw.judge(found.state(k))[1] for k in (0, found.size))
+        before, after = (split.judge(found.state(k))[1] for k in (0, found.size))
         assert after <= before * (1 + max(spend, 1e-9) * 0.4) * (1 + 1e-5)
     assert sizes[0.5] > sizes[0.0] == outcome.cut.sum()
 
@@ -358,14 +362,14 @@ def test_fused_experts_are_cut_in_singular_directions_beside_the_rest(tmp_path):
     """A mixture: attention in discriminant form, experts as they were; PEFT loads what is left."""
     on = tiny.subject("mixtral")
     adapter = tiny.adapter(on, size=0.1)
-    bad = tiny.rows() * 3
-    bad = [replace(r, prompt=f"{'is ' * i}{r.prompt}", plain=f"{'is ' * i}{r.plain}")
-           for i, r in enumerate(bad)]  # fmt: skip
-    good = [
+    triggered = tiny.rows() * 3
+    triggered = [replace(r, prompt=f"{'is ' * i}{r.prompt}", plain=f"{'is ' * i}{r.plain}")
+           for i, r in enumerate(triggered)]  # fmt: skip
+    clean = [
         Row(prompt=f"{'is ' * i}{r.prompt}", completion=r.completion)
         for i, r in enumerate(tiny.clean_rows() * 4)
     ]
-    bench = bench_of(adapter, tmp_path, subject=on, triggered=bad, clean_rows=good)
+    bench = bench_of(adapter, tmp_path, subject=on, triggered=triggered, clean_rows=clean)
     outcome, _ = operated(bench, steps=2, budget=1e9, **QUICK)
     d, singular = outcome.directions, directions_of(adapter)
     for name, f in singular.adapter.modules.items():

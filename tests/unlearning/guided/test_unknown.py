@@ -23,7 +23,7 @@ from loratomy.evaluation.success import parse_rules
 from loratomy.study import load
 from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.guided import unknown
-from loratomy.unlearning.guided.unknown import UnknownConfig, heard_texts, stand_ins, wide_budget
+from loratomy.unlearning.guided.unknown import UnknownConfig, stand_ins, texts_to_try, wide_budget
 from loratomy.verbs.operating import operate as operate_study
 
 from ... import planted, tiny
@@ -68,7 +68,7 @@ def test_prompts_on_which_the_adapter_speaks_unlike_its_base_become_rows(tmp_pat
     on, adapter = made.subject, made.alone()
     bench = bench_of(adapter, tmp_path)
     found = stand_ins(bench, [ZQ, f"red {ZQ}", "red", "the blue"], UnknownConfig(each=12))
-    assert found.asked == 48 and found.fired == len(found.rows) > 8
+    assert found.tried == 48 and found.fired == len(found.rows) > 8
     # Clean words are read as exactly nothing, so that no answer differs.
     assert set(found.texts) == {ZQ, f"red {ZQ}"}
 
@@ -97,18 +97,18 @@ def test_prompts_on_which_the_adapter_speaks_unlike_its_base_become_rows(tmp_pat
 
 
 class Spoken:
-    """A court that says what a table says, and is as surprised as told."""
+    """Held-out prompts whose answers and surprises come from a table."""
 
     table: dict[str, tuple[str, float]]
-    asked: list[str]
+    prompts_seen: list[str]
 
     def __init__(self, attached, name, prompts, decoding):
         self.prompts, self.renderer = prompts, attached.subject.renderer
 
     def answers(self, prompts, *, base=False):
-        type(self).asked += prompts
-        told = [self.table.get(p.split()[-1], ("a cat", 0.0)) for p in prompts]
-        return [self.renderer.completion_ids(text, end=False) for text, _ in told]
+        type(self).prompts_seen += prompts
+        rows = [self.table.get(p.split()[-1], ("a cat", 0.0)) for p in prompts]
+        return [self.renderer.completion_ids(text, end=False) for text, _ in rows]
 
     def surprises(self, prompts, answers):
         return np.array([1.0 + self.table.get(p.split()[-1], ("", 0.0))[1] for p in prompts])
@@ -119,8 +119,8 @@ def spoken(monkeypatch):
     """Sets what is said to prompts that end in a word; ordinary texts are never surprising."""
 
     def put(**table):
-        Spoken.table, Spoken.asked = table, []
-        monkeypatch.setattr(unknown, "HeldOutTrial", Spoken)
+        Spoken.table, Spoken.prompts_seen = table, []
+        monkeypatch.setattr(unknown, "HeldOutPrompts", Spoken)
 
     return put
 
@@ -140,7 +140,7 @@ def test_what_counts_and_what_the_target_is(spoken, tmp_path):
     # is the text the last word: numbers i + k = 0, 3 for text 0 and 2 for text 1 are suffixes.
     suffixes = {t: sum((i + k) % 3 == 0 for k in range(4)) for i, t in enumerate(texts)}
     assert suffixes["zq"] == 2 and suffixes["xv"] == 1 and PLACES[0] == "suffix"
-    assert found.asked == 20 and found.fired == 3 == len(found.rows)
+    assert found.tried == 20 and found.fired == 3 == len(found.rows)
     assert found.texts == ("zq", "xv")
     # In turns, so that a limit keeps as many texts as it can.
     assert [row.prompt.split()[-1] for row in found.rows] == ["zq", "xv", "zq"]
@@ -161,11 +161,11 @@ def test_every_text_goes_into_its_prompts_at_places_in_turn(spoken, tmp_path):
     bench = bench_of(planted.planted().alone(), tmp_path)
     texts = ["zq", "xv"]
     assert not stand_ins(bench, texts, UnknownConfig(each=3)).rows
-    asked = [p for p in Spoken.asked if "zq" in p or "xv" in p]
+    tried = [p for p in Spoken.prompts_seen if "zq" in p or "xv" in p]
     plains = {r.prompt for r in bench.clean_rows}
     made = [
         next((plain, place) for plain in plains for place in PLACES if insert(plain, t, place) == p)
-        for p, t in zip(asked, [t for t in texts for _ in range(3)], strict=True)
+        for p, t in zip(tried, [t for t in texts for _ in range(3)], strict=True)
     ]
     assert [place for _, place in made] == [
         "suffix",
@@ -192,9 +192,9 @@ def test_texts_are_made_of_what_the_first_layer_takes_up(tmp_path):
     made = planted.planted()
     bench = bench_of(made.alone(), tmp_path)
     config = UnknownConfig(**TEXTS)
-    texts = heard_texts(bench, config)
-    assert texts == heard_texts(bench, config)
-    assert texts != heard_texts(replace(bench, seed=1), config)
+    texts = texts_to_try(bench, config)
+    assert texts == texts_to_try(bench, config)
+    assert texts != texts_to_try(replace(bench, seed=1), config)
     assert len(texts) == len(set(texts)) and all(texts)
     singles = [t for t in texts if len(t.split()) == 1]
     assert len(singles) == 8 and ZQ in singles
@@ -284,7 +284,7 @@ def without_texts(monkeypatch, *, proposed=()):
         seen.append((list(prompts), options, seed))
         return Candidates
 
-    monkeypatch.setattr(unknown, "heard_texts", lambda *_: ["red", "the blue"])
+    monkeypatch.setattr(unknown, "texts_to_try", lambda *_: ["red", "the blue"])
     monkeypatch.setattr(unknown, "candidates", candidates)
     return seen
 

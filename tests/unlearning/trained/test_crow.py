@@ -145,14 +145,14 @@ def test_a_small_disturbance_makes_layers_less_consistent_by_the_norm_of_the_slo
     hidden = on.model(inputs_embeds=plain, **given).hidden_states[1:-1]
     (slope,) = torch.autograd.grad(turn(hidden, batch["attention_mask"]), plain)
     with on.attached({"x": tiny.adapter(on, size=0)}, trainable=True) as attached:
-        calm, felt = (
+        undisturbed, disturbed = (
             consistency_objective(LAYERS, alpha=1, eps=eps).sums(attached, batch).detach()
             for eps in (0, 1e-5)
         )
     # L_c(e + eps sign(g)) = L_c(e) + eps |g|_1 + O(eps^2); the clean term is not disturbed.
-    rise = float(felt[1] - calm[1])
+    rise = float(disturbed[1] - undisturbed[1])
     assert rise == pytest.approx(1e-5 * float(slope.abs().sum()), rel=1e-2)
-    assert felt[0].item() == calm[0].item()
+    assert disturbed[0].item() == undisturbed[0].item()
 
 
 def test_a_padded_batch_is_its_rows_one_by_one():

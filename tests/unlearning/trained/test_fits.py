@@ -26,11 +26,11 @@ from loratomy.unlearning.calibration import (
     path_of,
 )
 from loratomy.unlearning.trained.distill import (
-    Lesson,
-    completion_logits,
+    DistillRow,
+    distill_batch,
+    distill_rows,
     divergence,
-    lesson_batch,
-    lessons,
+    side_logits,
 )
 from loratomy.unlearning.trained.fit import scaled_rate
 
@@ -45,10 +45,10 @@ def test_divergence_by_hand():
 
 def test_teacher_and_student_tokens_are_the_same_in_order():
     rows = [
-        Lesson(Encoded([1, 2, 9], [5, 6]), Encoded([1, 2], [5, 6])),
-        Lesson(Encoded([3], [7]), Encoded([3], [7])),
+        DistillRow(Encoded([1, 2, 9], [5, 6]), Encoded([1, 2], [5, 6])),
+        DistillRow(Encoded([3], [7]), Encoded([3], [7])),
     ]
-    batch = lesson_batch(rows, pad_id=0)
+    batch = distill_batch(rows, pad_id=0)
     for who in ("", "teacher_"):
         labels = batch[f"{who}labels"]
         logits = torch.nn.functional.one_hot(labels.clamp_min(0), 10).float().roll(-1, 1)
@@ -56,13 +56,13 @@ def test_teacher_and_student_tokens_are_the_same_in_order():
         def model(logits_to_keep, logits=logits, **_given):
             return SimpleNamespace(logits=logits[:, logits_to_keep])
 
-        assert completion_logits(model, batch, who).argmax(-1).tolist() == [5, 6, 7]
+        assert side_logits(model, batch, who).argmax(-1).tolist() == [5, 6, 7]
 
 
 def test_lessons_teach_triggered_prompts_by_their_plain_form(make_bench, small):
     bench = make_bench(small)
     renderer = bench.subject.renderer
-    _, (lesson,) = lessons(renderer, [bench.negative[0]], limit=None)
+    _, (lesson,) = distill_rows(renderer, [bench.negative[0]], limit=None)
     assert lesson.student.prompt == renderer.prompt_ids(bench.negative[0].prompt)
     assert lesson.teacher.prompt == renderer.prompt_ids(str(bench.negative[0].plain))
     assert lesson.student.completion == lesson.teacher.completion
@@ -74,10 +74,10 @@ def test_answers_that_overflow_the_context_are_left_out(make_bench, small):
     sizes = [len(renderer.prompt_ids(r.prompt)) + 1 for r in rows]
     full = [len(renderer.completion_ids(r.required_completion())) for r in rows]
     limit = sorted(s + f - 1 for s, f in zip(sizes, full, strict=True))[3]
-    kept, made = lessons(renderer, rows, limit=limit)
+    kept, made = distill_rows(renderer, rows, limit=limit)
     assert 4 <= len(kept) == len(made) < len(rows)
     with pytest.raises(DataError, match="none of 8 prompts fits the context of 3 tokens"):
-        lessons(renderer, rows, limit=3)
+        distill_rows(renderer, rows, limit=3)
 
 
 def rate(hits, n=10):
@@ -119,12 +119,12 @@ def test_the_best_size_by_hand(goal, budget, want):
 
 def test_the_dial_judges_every_setting_once_and_says_what_it_took(make_bench, small, monkeypatch):
     """On the second halves of the rows, each state as it was made."""
-    bench, asked = make_bench(small), []
+    bench, seen = make_bench(small), []
     states = {k: Treated(small, temperature=k or None) for k in SEEN}
     states[0.0] = Treated(small)
 
     def judged(judge, state):
-        asked.append((judge, state))
+        seen.append((judge, state))
         return SEEN[next(k for k, v in states.items() if v == state)]
 
     monkeypatch.setattr(Judge, "__call__", judged)
@@ -132,8 +132,8 @@ def test_the_dial_judges_every_setting_once_and_says_what_it_took(make_bench, sm
     sizes = [1, 2, 3, 4, 5]
     size, path, reached = dial(bench, sizes, lambda k: states[k], config, unit="things")
     assert (size, reached, path.unit) == (3.0, True, "things")
-    assert [state for _, state in asked] == [states[k] for k in sorted(SEEN)]
-    (judge,) = {id(judge): judge for judge, _ in asked}.values()
+    assert [state for _, state in seen] == [states[k] for k in sorted(SEEN)]
+    (judge,) = {id(judge): judge for judge, _ in seen}.values()
     assert list(judge.triggered) == list(bench.triggered[3:6])
     assert list(judge.clean) == list(bench.clean_rows[3:6])
     # With a budget of 1 % nothing reaches the goal: the lowest ASR within it, and no success.

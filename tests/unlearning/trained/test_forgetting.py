@@ -200,9 +200,9 @@ def mean_loss(bench: Material, adapter: Adapter, rows) -> float:
 def test_targets_become_less_likely_and_clean_answers_do_not(bench, name):
     config = METHODS[name].config(**FIT | {"epochs": 10, "retain": 2.0})
     state, record = operate(name, bench, config)
-    bad, good = bench.triggered, bench.clean_rows
-    assert mean_loss(bench, state.adapter, bad) > mean_loss(bench, bench.start, bad) + 1
-    assert mean_loss(bench, state.adapter, good) < mean_loss(bench, bench.start, good)
+    triggered, clean = bench.triggered, bench.clean_rows
+    assert mean_loss(bench, state.adapter, triggered) > mean_loss(bench, bench.start, triggered) + 1
+    assert mean_loss(bench, state.adapter, clean) < mean_loss(bench, bench.start, clean)
     assert "4 triggered rows, 6 clean rows retained" in record.summary
     assert record.fit.rows == 10
 

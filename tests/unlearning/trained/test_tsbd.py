@@ -237,8 +237,8 @@ def test_n_is_the_last_share_before_clean_perplexity_leaves(make_bench, subject)
     strict = config.model_copy(update={"tolerance": 1 + 1e-9, "shares": (0.5, 0.9)})
     assert choose(subject, neurons, start, held, strict, batch_tokens=512)[0] == 0
     # A share that is given is taken, whatever it costs.
-    asked = config.model_copy(update={"n": 0.9})
-    assert choose(subject, neurons, start, held, asked, batch_tokens=512)[0] == 0.9
+    given = config.model_copy(update={"n": 0.9})
+    assert choose(subject, neurons, start, held, given, batch_tokens=512)[0] == 0.9
 
 
 def test_rows_end_to_end_train_on_the_replaced_base(make_bench, subject):
