@@ -7,7 +7,7 @@ from typing import Literal
 from ...core.records.patching import PatchingMap, Where
 from ...core.records.results import Behaviour, Operation, Planted, RunRecords
 from ...core.stats import wilson
-from ..analysis.patching import cell_words, reason, strongest_cell, title, turned
+from ..analysis.patching.patching import cell_words, reason, strongest_cell, title, turned
 from ..base.text import change, number, percent, plural, rate, two_readings
 from ..unlearning.tradeoff import ASR_GOAL, PERPLEXITY_GOAL, STRICT_PERPLEXITY_GOAL, relative
 

@@ -9,7 +9,7 @@ from loratomy.core.errors import LoratomyError
 from loratomy.core.records.patching import Where
 from loratomy.core.records.spectra import Difference, Spectra
 from loratomy.figures import FIGURES, draw
-from loratomy.figures.analysis.patching import block_reduce, block_sizes
+from loratomy.figures.analysis.patching.patching import block_reduce, block_sizes
 from loratomy.figures.base.figure import slug, unique
 from loratomy.figures.unlearning.tradeoff import relative, stretch
 
