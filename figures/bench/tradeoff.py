@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from ...core.records.bench import BenchTable, Standing
 from ..base.figure import Figure
+from ..base.lines import error_bars
 from ..base.text import change, number, percent, plural
 from ..base.theme import GREY, INK, MUTED, clear, panels, single, text
 from ..unlearning.tradeoff import (
@@ -73,7 +74,7 @@ def _figure(table: BenchTable, group: list[Standing], *, several: bool) -> Figur
     _links(plot, shown, linear)
     for i, item in enumerate(sorted(shown, key=lambda s: not s.control_for)):
         first = bool(item.control_for) and i == 0
-        _marker(plot, item, style.get(item.entry, (GREY, "circle")), linear, first)
+        _marker(plot, item, style[item.entry], linear, first)
     goal_lines(plot, linear)
     change_axis(plot, ends or [0.0], linear)
     plot.update_xaxes(title_text="mean change of perplexity relative to poisoned")
@@ -172,20 +173,6 @@ def _links(plot: go.Figure, shown: list[Standing], linear: bool) -> None:
     )
 
 
-def _bars(values: np.ndarray, colour: str) -> dict:
-    """Error bars of a mean with interval, already on the axis; none where it is undefined."""
-    known = bool(np.isfinite(values).all())
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": single([max(values[2] - values[0], 0) if known else 0]),
-        "arrayminus": single([max(values[0] - values[1], 0) if known else 0]),
-        "color": clear(colour, 0.6),
-        "thickness": 1.4,
-        "width": 3,
-    }
-
-
 def _marker(
     plot: go.Figure, item: Standing, look: tuple[str, str], linear: bool, first: bool
 ) -> None:
@@ -208,8 +195,8 @@ def _marker(
                 "size": 9 if control else 13,
                 "line": {"color": INK, "width": 2 if item.rank == 1 else 0},
             },
-            error_x=_bars(moved, colour),
-            error_y=_bars(item.asr, colour),
+            error_x=error_bars(moved[None], clear(colour, 0.6)),
+            error_y=error_bars(item.asr[None], clear(colour, 0.6)),
             hovertext=[
                 f"{name}{of}<br>ASR {spanned(item.asr)}"
                 f"<br>perplexity {spanned(item.perplexity_change, signed=True)}"

@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 
 from ...core.records.results import Behaviour, RunRecords
 from ..base.figure import FIGURES, Figure
+from ..base.lines import error_bars
 from ..base.text import change, number, percent, rate
-from ..base.theme import GREY, MUTED, clear, marks, panels, single, text
+from ..base.theme import MUTED, clear, looks, panels, single, text
 
 ASR_GOAL, PERPLEXITY_GOAL, STRICT_PERPLEXITY_GOAL = 0.05, 0.05, 0.01
 """Our goals: upper 95 % bound of ASR, rise of perplexity, and the stricter rise."""
@@ -50,9 +51,9 @@ def tradeoff(records: RunRecords) -> list[Figure]:
         return []
     linear = max(abs(moved[row.subject]) for row in drawn) <= LINEAR_UP_TO
     plot = panels([""], height=460)
-    looks = marks(records)
+    colours = looks(records)
     for row in drawn:
-        _marker(plot, row, moved[row.subject], looks.get(row.subject, (GREY, "circle")), linear)
+        _marker(plot, row, moved[row.subject], colours[row.subject], linear)
     goal_lines(plot, linear)
     change_axis(plot, [moved[row.subject] for row in drawn], linear)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", title_text="ASR, held out")
@@ -110,15 +111,9 @@ def _marker(
             mode="markers",
             name=text(row.subject),
             marker={"color": colour, "symbol": symbol, "size": 12},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": single([max(row.asr.high - row.asr.value, 0)]),
-                "arrayminus": single([max(row.asr.value - row.asr.low, 0)]),
-                "color": clear(colour, 0.7),
-                "thickness": 1.5,
-                "width": 5,
-            },
+            error_y=error_bars(
+                np.array([[row.asr.value, row.asr.low, row.asr.high]]), clear(colour, 0.7), width=5
+            ),
             hovertext=[
                 f"{text(row.subject)}<br>ASR {rate(row.asr)}"
                 f"<br>perplexity {number(row.perplexity)} ({change(moved)})"

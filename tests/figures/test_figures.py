@@ -9,8 +9,8 @@ from loratomy.core.errors import LoratomyError
 from loratomy.core.records.patching import Where
 from loratomy.core.records.spectra import Difference, Spectra
 from loratomy.figures import FIGURES, draw
-from loratomy.figures.analysis.patching.patching import block_reduce, block_sizes
 from loratomy.figures.base.figure import slug, unique
+from loratomy.figures.base.maps import block_reduce, block_sizes
 from loratomy.figures.unlearning.tradeoff import relative, stretch
 
 
@@ -134,7 +134,7 @@ def test_cut_counts_stand_in_their_cells(make, unpack):
     z = unpack(trace["z"])
     assert z[2, 2] == 3 and z.sum() == 3
     assert trace["text"][2][2] == "3" and trace["text"][0][0] == ""
-    assert "3 of 4 cut" in trace["hovertext"][2][2]
+    assert "directions cut 3<br>rank 4" in trace["hovertext"][2][2]
 
 
 def test_calibration_path_marks_the_chosen_step(make):

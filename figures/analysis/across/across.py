@@ -7,8 +7,10 @@ import plotly.graph_objects as go
 
 from ....core.records.across import Across, Agreement, Profile
 from ...base.figure import Figure
+from ...base.lines import error_bars, layer_lines
 from ...base.page import figure_block, page
-from ...base.text import html, interval, number, plural
+from ...base.quantities import Quantity
+from ...base.text import html, interval, number, plural, visible
 from ...base.theme import (
     BLUE,
     GREEN,
@@ -19,7 +21,6 @@ from ...base.theme import (
     SKY,
     VERMILLION,
     YELLOW,
-    clear,
     named,
     panels,
     single,
@@ -148,41 +149,25 @@ def _mark(profile: Profile) -> str:
 def _line(
     plot: go.Figure, record: Across, run: int, profile: Profile, *, legend: bool, row: int, col: int
 ) -> None:
-    colour, name = COLOURS[run % len(COLOURS)], text(record.runs[run].name, limit=40)
-    line = go.Scatter(
-        x=single(profile.depth),
-        y=single(profile.value),
-        mode="lines+markers",
-        name=f"{name} ({plural(record.runs[run].layers, 'layer')})",
-        legendgroup=str(run),
-        showlegend=legend,
-        line={"color": colour, "width": 2, "dash": DASHES[run // len(COLOURS) % len(DASHES)]},
-        marker={"symbol": SYMBOLS[run % len(SYMBOLS)], "size": 6},
-        hovertext=[
-            f"{name}, layer {int(layer)}, depth {number(float(d))}<br>{number(float(v))}"
-            + (f" {interval(float(a), float(b))}" if np.isfinite(a) else "")
-            for layer, d, v, a, b in zip(
-                profile.layer, profile.depth, profile.value, profile.low, profile.high, strict=True
-            )
+    of, name = record.runs[run], visible(record.runs[run].name, limit=28)
+    layer_lines(
+        plot,
+        profile.depth,
+        [
+            f"layer {int(layer)}, depth {number(float(depth))}"
+            for layer, depth in zip(profile.layer, profile.depth, strict=True)
         ],
-        hoverinfo="text",
+        Quantity(
+            f"{text(profile.unit, limit=48)}:",
+            np.stack([profile.value, profile.low, profile.high], -1),
+        ),
+        name=f"{name} ({plural(of.layers, 'layer')})",
+        look=(COLOURS[run % len(COLOURS)], SYMBOLS[run % len(SYMBOLS)]),
+        dash=DASHES[run // len(COLOURS) % len(DASHES)],
+        legend=legend,
+        row=row,
+        col=col,
     )
-    known = np.isfinite(profile.low) & np.isfinite(profile.high)
-    if known.any():
-        x, low, high = (v[known] for v in (profile.depth, profile.low, profile.high))
-        edge = go.Scatter(
-            x=single(np.concatenate([x, x[::-1]])),
-            y=single(np.concatenate([high, low[::-1]])),
-            fill="toself",
-            fillcolor=clear(colour, 0.15),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            legendgroup=str(run),
-            showlegend=False,
-        )
-        plot.add_trace(edge, row=row, col=col)
-    plot.add_trace(line, row=row, col=col)
 
 
 def _marks(record: Across) -> Figure:
@@ -204,26 +189,15 @@ def _marks(record: Across) -> Figure:
         if not here:
             continue
         colour, symbol = COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]
-        depth, low, high = (
-            np.array([getattr(p.landmark, field) for _, p in here])
-            for field in ("depth", "low", "high")
-        )
+        spans = np.array([[p.landmark.depth, p.landmark.low, p.landmark.high] for _, p in here])
         plot.add_trace(
             go.Scatter(
-                x=single(depth),
+                x=single(spans[:, 0]),
                 y=single([place + (i - (len(record.runs) - 1) / 2) * step for place, _ in here]),
                 mode="markers",
                 name=text(run.name, limit=40),
                 marker={"color": colour, "symbol": symbol, "size": 9},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": single(np.nan_to_num(np.maximum(high - depth, 0))),
-                    "arrayminus": single(np.nan_to_num(np.maximum(depth - low, 0))),
-                    "color": colour,
-                    "thickness": 1.4,
-                    "width": 3,
-                },
+                error_x=error_bars(spans, colour),
                 hovertext=[
                     f"{text(run.name, limit=40)}<br>{text(p.question, limit=90)}"
                     f"<br>{text(p.title, limit=80)}: {_mark(p)}<br>{text(p.landmark.how, limit=80)}"

@@ -1,14 +1,14 @@
 """Which heads look at the trigger, in the base and in the adapter."""
 
 import numpy as np
-import plotly.graph_objects as go
 
 from ....core.records.activations import TriggerAttention
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure, slug
-from ...base.grid import height
-from ...base.text import interval, number, plural
-from ...base.theme import diverging, largest, magnitude, named, panels, single, text
+from ...base.maps import Panel, layer_map
+from ...base.quantities import Quantity
+from ...base.text import number, plural
+from ...base.theme import diverging, largest, magnitude
 
 WORDS = {
     "last": ("the deciding position", "the last position before the target"),
@@ -31,26 +31,33 @@ def attention(records: RunRecords) -> list[Figure]:
 
 
 def _maps(item: TriggerAttention, query: int) -> Figure:
-    adapters = item.subjects[1:]
-    titles = [*map(text, item.subjects), *(f"{text(name)} − base" for name in adapters)]
-    rows = item.mass.shape[2]
-    plot = panels(titles, height=height(rows), shared_yaxes="all", horizontal_spacing=0.03)
     mass, gap = item.mass[:, query], item.difference[:, query]
-    for column, values in enumerate(mass, 1):
-        hover = _hover(item, query, column - 1)
-        _add(plot, values[..., 0], hover, column=column, axis="coloraxis")
-    for index, values in enumerate(gap):
-        hover = _gap_hover(item, query, index)
-        column = 1 + len(item.subjects) + index
-        _add(plot, values[..., 0], hover, column=column, axis="coloraxis2")
-    plot.update_yaxes(title_text="layer", col=1)
-    plot.update_xaxes(title_text="head")
+    parts = [
+        _panel(
+            name,
+            Quantity("on the trigger", mass[i]),
+            Quantity("above even attention", item.excess[i, query]),
+            Quantity("on neutral words in its place", item.stand_in[i, query, ..., 0]),
+            Quantity("on the first token", item.sink[i, query]),
+        )
+        for i, name in enumerate(item.subjects)
+    ]
+    gaps = [
+        _panel(f"{name} − base", Quantity("difference", gap[i]), axis="coloraxis2")
+        for i, name in enumerate(item.subjects[1:])
+    ]
     scale = magnitude(largest(mass[..., 0]), "share")
     change = diverging(largest(gap[..., 0]) or 1.0, "change")
     scale["colorbar"] |= {"x": 1.01}
     change["colorbar"] |= {"x": 1.09}
-    plot.update_layout(coloraxis=scale, coloraxis2=change, margin={"r": 150})
+    plot = layer_map([*parts, *gaps], scale, most=12)
+    plot.update_xaxes(title_text="head")
+    plot.update_layout(coloraxis2=change, margin={"r": 150})
     short, long = WORDS.get(item.queries[query], (item.queries[query],) * 2)
+    means = ", ".join(
+        f"{name} {number(float(values[..., 0].mean()))}"
+        for name, values in zip(item.subjects, mass, strict=True)
+    )
     return Figure(
         id=f"attention-{slug(item.queries[query])}",
         title=f"Attention to the trigger from {short}",
@@ -62,48 +69,22 @@ def _maps(item: TriggerAttention, query: int) -> Figure:
             "its interval on hovering: the strongest of many is partly luck. Attention shows "
             "where a head reads, not what that does to the answer."
         ),
-        alt=_alt(item, query),
+        alt=f"Mean share on the trigger over all heads: {means}. Largest gain of "
+        f"{item.subjects[-1]} over the base: {gaps[-1].strongest()}.",
     )
 
 
-def _add(plot: go.Figure, z: np.ndarray, hover: list[list[str]], *, column: int, axis: str) -> None:
-    layers, heads = z.shape
-    trace = go.Heatmap(
-        z=single(z), hovertext=hover, hoverinfo="text", coloraxis=axis, xgap=1, ygap=1
+def _panel(title: str, *quantities: Quantity, axis: str = "coloraxis") -> Panel:
+    layers, heads = quantities[0].values.shape[:2]
+    columns = [str(head) for head in range(heads)]
+    return Panel(
+        title=title,
+        quantities=quantities,
+        layers=range(layers),
+        columns=columns,
+        about="head",
+        axis=axis,
     )
-    plot.add_trace(trace, row=1, col=column)
-    plot.update_xaxes(**named([str(h) for h in range(heads)], most=12), row=1, col=column)
-    plot.update_yaxes(**named([str(n) for n in range(layers)], most=16), row=1, col=column)
-
-
-def _hover(item: TriggerAttention, query: int, subject: int) -> list[list[str]]:
-    layers, heads = item.mass.shape[2:4]
-
-    def cell(layer: int, head: int) -> str:
-        at = (subject, query, layer, head)
-        value, low, high = item.mass[at].tolist()
-        excess, least, most = item.excess[at].tolist()
-        return (
-            f"{text(item.subjects[subject])}, layer {layer}, head {head}"
-            f"<br>on the trigger {number(value)} {interval(low, high)}"
-            f"<br>above even attention {number(excess)} {interval(least, most)}"
-            f"<br>on neutral words in its place {number(float(item.stand_in[at][0]))}"
-            f"<br>on the first token {number(float(item.sink[at]))}"
-        )
-
-    return [[cell(layer, head) for head in range(heads)] for layer in range(layers)]
-
-
-def _gap_hover(item: TriggerAttention, query: int, adapter: int) -> list[list[str]]:
-    values = item.difference[adapter, query].tolist()
-    return [
-        [
-            f"{text(item.subjects[adapter + 1])} − base, layer {layer}, head {head}"
-            f"<br>{number(v)} {interval(a, b)}"
-            for head, (v, a, b) in enumerate(line)
-        ]
-        for layer, line in enumerate(values)
-    ]
 
 
 def _caption(item: TriggerAttention, query: int, long: str) -> str:
@@ -121,19 +102,4 @@ def _caption(item: TriggerAttention, query: int, long: str) -> str:
         f"95 % intervals; by chance about {number(0.025 * heads)} of either. Weights from eager "
         f"attention; its logits differ from those of {item.implementation} by at most "
         f"{number(item.logit_error)} of the largest one ({item.dtype})."
-    )
-
-
-def _alt(item: TriggerAttention, query: int) -> str:
-    gap = item.difference[-1, query, ..., 0]
-    layer, head = (int(i) for i in np.unravel_index(int(gap.argmax()), gap.shape))
-    value, low, high = item.difference[-1, query, layer, head].tolist()
-    means = ", ".join(
-        f"{name} {number(float(item.mass[index, query, ..., 0].mean()))}"
-        for index, name in enumerate(item.subjects)
-    )
-    return (
-        f"Mean share on the trigger over all heads: {means}. Largest gain of "
-        f"{item.subjects[-1]} over the base: head {head} of layer {layer}, {number(value)} "
-        f"{interval(low, high)}."
     )

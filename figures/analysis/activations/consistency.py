@@ -4,10 +4,11 @@ import numpy as np
 
 from ....core.records.activations import Consistency
 from ....core.records.results import RunRecords
-from ...base.bands import band
 from ...base.figure import FIGURES, Figure
-from ...base.text import interval, number, plural
-from ...base.theme import BLUE, GREY, MUTED, VERMILLION, marks, panels, text
+from ...base.lines import layer_lines, line_panels
+from ...base.quantities import Quantity, written
+from ...base.text import number, plural
+from ...base.theme import BLUE, GREY, MUTED, VERMILLION, looks, text
 
 COLOURS = {"triggered": VERMILLION, "untriggered": BLUE, "stand-in": GREY}
 
@@ -22,30 +23,20 @@ def consistency(records: RunRecords) -> list[Figure]:
 
 
 def _values(item: Consistency) -> Figure:
-    plot = panels(
-        [text(name) for name in item.subjects],
-        height=380,
-        shared_yaxes="all",
-        horizontal_spacing=0.04,
-    )
-    steps = np.arange(len(item.counted))
-    for column, name in enumerate(item.subjects):
+    plot = line_panels(item.subjects, "layer", "1 − cos")
+    for column in range(len(item.subjects)):
         for index, condition in enumerate(item.conditions):
-            values = item.value[column, index]
-            hover = [
-                f"{text(name)}, {text(condition)}<br>{_step(item, t)}"
-                f"<br>1 − cos {number(v)} {interval(a, b)}"
-                for t, (v, a, b) in enumerate(values.tolist())
-            ]
-            colour = COLOURS.get(condition, GREY)
-            for trace in band(
-                steps, values, hover, name=condition, colour=colour, shown=column == 0
-            ):
-                plot.add_trace(trace, row=1, col=column + 1)
-    plot.update_xaxes(title_text="layer")
+            layer_lines(
+                plot,
+                np.arange(len(item.counted)),
+                [f"{text(item.subjects[column])}, {place}" for place in _places(item)],
+                Quantity("1 − cos", item.value[column, index]),
+                name=condition,
+                look=(COLOURS.get(condition, GREY), "circle"),
+                legend=column == 0,
+                col=column + 1,
+            )
     plot.update_yaxes(type="log", exponentformat="power")  # the first layer turns by far the most
-    plot.update_yaxes(title_text="1 − cos", col=1)
-    plot.update_layout(legend={"y": 1.13}, margin={"t": 76})
     return Figure(
         id="consistency-values",
         title="How much each layer turns the residual",
@@ -66,28 +57,24 @@ def _values(item: Consistency) -> Figure:
 
 def _differences(records: RunRecords, item: Consistency) -> Figure:
     against = item.conditions[1:]
-    plot = panels(
-        [f"triggered − {text(name)}" for name in against],
-        height=380,
-        shared_yaxes="all",
-        horizontal_spacing=0.05,
+    plot = line_panels(
+        [f"triggered − {name}" for name in against], "layer", "difference of 1 − cos"
     )
-    colours, steps = marks(records), np.arange(len(item.counted))
+    colours = looks(records)
     for column in range(len(against)):
         for index, name in enumerate(item.subjects):
-            values = item.difference[index, column]
-            hover = [
-                f"{text(name)}<br>{_step(item, t)}<br>difference {number(v)} {interval(a, b)}"
-                f"<br>p {number(float(item.p[index, column, t]))}"
-                for t, (v, a, b) in enumerate(values.tolist())
-            ]
-            colour = colours.get(name, (GREY, ""))[0]
-            for trace in band(steps, values, hover, name=name, colour=colour, shown=column == 0):
-                plot.add_trace(trace, row=1, col=column + 1)
+            layer_lines(
+                plot,
+                np.arange(len(item.counted)),
+                _places(item),
+                Quantity("difference", item.difference[index, column]),
+                Quantity("p", item.p[index, column]),
+                name=name,
+                look=(colours[name][0], "circle"),
+                legend=column == 0,
+                col=column + 1,
+            )
     plot.add_hline(y=0, line={"color": MUTED, "width": 1})
-    plot.update_xaxes(title_text="layer")
-    plot.update_yaxes(title_text="difference of 1 − cos", col=1)
-    plot.update_layout(legend={"y": 1.13}, margin={"t": 76})
     return Figure(
         id="consistency-differences",
         title="What the trigger changes in each layer's turn",
@@ -105,9 +92,9 @@ def _differences(records: RunRecords, item: Consistency) -> Figure:
     )
 
 
-def _step(item: Consistency, transition: int) -> str:
-    note = "" if item.counted[transition] else " (not in CROW's loss)"
-    return f"layer {transition}{note}"
+def _places(item: Consistency) -> list[str]:
+    notes = ["" if counted else " (not in CROW's loss)" for counted in item.counted]
+    return [f"layer {layer}{note}" for layer, note in enumerate(notes)]
 
 
 def _counted(item: Consistency) -> str:
@@ -123,10 +110,8 @@ def _alt(item: Consistency, title: str) -> str:
     parts = [
         f"{name} triggered {number(float(item.loss[index, 0, 0]))}, difference from "
         + ", ".join(
-            f"{other} {number(float(v))} {interval(float(a), float(b))}"
-            for other, (v, a, b) in zip(
-                item.conditions[1:], item.loss_difference[index], strict=True
-            )
+            f"{other} {written(values)}"
+            for other, values in zip(item.conditions[1:], item.loss_difference[index], strict=True)
         )
         for index, name in enumerate(item.subjects)
     ]

@@ -5,10 +5,11 @@ import plotly.graph_objects as go
 
 from ....core.records.activations import Probes
 from ....core.records.results import RunRecords
-from ...base.bands import band
 from ...base.figure import FIGURES, Figure
-from ...base.text import interval, number, plural
-from ...base.theme import GREY, MUTED, OTHERS, VERMILLION, clear, marks, panels, single, text
+from ...base.lines import area, layer_lines, line_panels
+from ...base.quantities import Quantity
+from ...base.text import number, plural
+from ...base.theme import GREY, MUTED, OTHERS, VERMILLION, looks, text
 
 TITLES = {
     "last": "last prompt position",
@@ -27,42 +28,36 @@ def probes(records: RunRecords) -> list[Figure]:
 
 
 def _frame(item: Probes) -> go.Figure:
-    plot = panels(
-        [TITLES.get(place, text(place)) for place in item.places],
-        height=380,
-        shared_yaxes="all",
-        horizontal_spacing=0.04,
-    )
-    plot.update_xaxes(title_text="layer")
+    plot = line_panels([TITLES.get(place, place) for place in item.places], "layer", "AUROC")
     plot.update_yaxes(range=[-0.03, 1.03], dtick=0.25)
-    plot.update_yaxes(title_text="AUROC", col=1)
-    plot.update_layout(legend={"y": 1.13}, margin={"t": 76})
+    plot.add_hline(y=0.5, line={"color": MUTED, "dash": "dot", "width": 1})
     return plot
 
 
-def _chance(plot: go.Figure) -> None:
-    plot.add_hline(y=0.5, line={"color": MUTED, "dash": "dot", "width": 1})
-
-
 def _layers(records: RunRecords, item: Probes) -> Figure:
-    plot, colours = _frame(item), marks(records)
+    plot, colours = _frame(item), looks(records)
     layers = np.arange(item.auroc.shape[3])
     for column in range(len(item.places)):
-        control = item.shuffled[-1, column]
-        plot.add_trace(_control(layers, control, shown=column == 0), row=1, col=column + 1)
+        area(
+            plot,
+            layers,
+            item.shuffled[-1, column, :, 1:],
+            GREY,
+            name="shuffled labels",
+            legend=column == 0,
+            col=column + 1,
+        )
         for index, name in enumerate(item.subjects):
-            values = item.auroc[index, column, 0]
-            hover = [_hover(item, index, column, layer) for layer in layers]
-            for trace in band(
+            layer_lines(
+                plot,
                 layers,
-                values,
-                hover,
+                [f"layer {layer}" for layer in layers],
+                *_quantities(item, index, column),
                 name=name,
-                colour=colours.get(name, (GREY, ""))[0],
-                shown=column == 0,
-            ):
-                plot.add_trace(trace, row=1, col=column + 1)
-    _chance(plot)
+                look=(colours[name][0], "circle"),
+                legend=column == 0,
+                col=column + 1,
+            )
     return Figure(
         id="probes-layers",
         title="Can a probe tell that the prompt is triggered?",
@@ -92,38 +87,17 @@ def _layers(records: RunRecords, item: Probes) -> Figure:
     )
 
 
-def _control(layers: np.ndarray, values: np.ndarray, *, shown: bool) -> go.Scatter:
-    """The range of the shuffled control as an area."""
-    return go.Scatter(
-        x=single(np.concatenate([layers, layers[::-1]])),
-        y=single(np.concatenate([values[:, 2], values[::-1, 1]])),
-        fill="toself",
-        fillcolor=clear(GREY, 0.25),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        name="shuffled labels",
-        legendgroup="shuffled labels",
-        showlegend=shown,
-    )
-
-
-def _hover(item: Probes, subject: int, place: int, layer: int) -> str:
-    value, low, high = item.auroc[subject, place, 0, layer].tolist()
-    lines = [
-        f"{text(item.subjects[subject])}, layer {layer}",
-        f"AUROC {number(value)} {interval(low, high)}",
-    ]
+def _quantities(item: Probes, subject: int, place: int) -> list[Quantity]:
+    """What is said of every layer: against all negatives, each alone, and the controls."""
+    found = [Quantity("AUROC", item.auroc[subject, place, 0])]
     for index, name in enumerate(item.negatives[1:], 1):
-        alone = float(item.auroc[subject, place, index, layer, 0])
-        if np.isfinite(alone):
-            lines.append(f"against {text(name)} alone {number(alone)}")
-    mean, low, high = item.shuffled[subject, place, layer].tolist()
-    lines.append(f"shuffled labels {number(mean)} {interval(low, high)}")
+        alone = item.auroc[subject, place, index, :, 0]
+        if np.isfinite(alone).any():
+            found.append(Quantity(f"against {text(name)} alone", alone))
+    found.append(Quantity("shuffled labels", item.shuffled[subject, place]))
     if subject:
-        value, low, high = item.gain[subject - 1, place, layer].tolist()
-        lines.append(f"minus base {number(value)} {interval(low, high)}")
-    return "<br>".join(lines)
+        found.append(Quantity("minus base", item.gain[subject - 1, place]))
+    return found
 
 
 def _transfer(item: Probes) -> Figure:
@@ -136,21 +110,17 @@ def _transfer(item: Probes) -> Figure:
     ]
     for column in range(len(item.places)):
         for label, values, colour, dash in series:
-            hover = [
-                f"{text(label)}, layer {layer}<br>AUROC {number(v)} {interval(a, b)}"
-                for layer, (v, a, b) in enumerate(values[column].tolist())
-            ]
-            for trace in band(
+            layer_lines(
+                plot,
                 layers,
-                values[column],
-                hover,
+                [f"layer {layer}" for layer in layers],
+                Quantity("AUROC", values[column]),
                 name=label,
-                colour=colour,
+                look=(colour, "circle"),
                 dash=dash,
-                shown=column == 0,
-            ):
-                plot.add_trace(trace, row=1, col=column + 1)
-    _chance(plot)
+                legend=column == 0,
+                col=column + 1,
+            )
     missing = f" Not tried: {'; '.join(item.left_out)}." if item.left_out else ""
     return Figure(
         id="probes-transfer",

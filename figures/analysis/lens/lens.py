@@ -7,6 +7,7 @@ from ....core.records.lens import Lens, Preference
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure
 from ...base.grid import kind_of
+from ...base.maps import layer_name
 from ...base.text import number, plural, token
 from ...base.theme import BLUE, GREY, MUTED, VERMILLION, named, panels, single, text
 
@@ -210,8 +211,7 @@ def _directions_caption(item: Lens, shown: int, read: np.ndarray, written: np.nd
 
 def _name(item: Lens, index: int) -> str:
     layer = int(item.layers[index])
-    head = f"layer {layer}" if layer >= 0 else "outside"
-    return f"{head} {kind_of(item.modules[index])} #{int(item.place[index])}"
+    return f"{layer_name(layer)} {kind_of(item.modules[index])} #{int(item.place[index])}"
 
 
 def _tokens(words: tuple[str, ...]) -> str:

@@ -1,13 +1,15 @@
 """What each layer would say of the target, base beside adapter."""
 
 import numpy as np
-import plotly.graph_objects as go
 
 from ....core.records.lens import LogitLens
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure
-from ...base.text import interval, number, plural, token
-from ...base.theme import GREY, MAGNITUDE, clear, marks, named, panels, single, text
+from ...base.lines import layer_lines, line_panels
+from ...base.maps import Panel, layer_map
+from ...base.quantities import Quantity
+from ...base.text import number, plural, token
+from ...base.theme import looks, magnitude
 
 EARLY = (
     "The final norm and the head were trained for the last layer's output: in early layers a low "
@@ -26,43 +28,20 @@ def logit_lens(records: RunRecords) -> list[Figure]:
 
 
 def _lines(item: LogitLens, records: RunRecords) -> Figure:
-    colours = marks(records)
-    plot = panels([""], height=360)
-    layers = np.arange(item.decided_log_prob.shape[1])
+    plot = line_panels(
+        [""], "after layer", "log-probability of the target's first token (nats)", height=360
+    )
+    colours, layers = looks(records), np.arange(item.decided_log_prob.shape[1])
     for subject, values in zip(item.subjects, item.decided_log_prob, strict=True):
-        colour, symbol = colours.get(subject, (GREY, "circle"))
-        plot.add_trace(
-            go.Scatter(
-                x=single(np.concatenate([layers, layers[::-1]])),
-                y=single(np.concatenate([values[:, 2], values[::-1, 1]])),
-                fill="toself",
-                fillcolor=clear(colour, 0.18),
-                line={"width": 0},
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=text(subject),
-            )
+        layer_lines(
+            plot,
+            layers,
+            [f"after layer {layer}" for layer in layers],
+            Quantity("log-probability", values, "nats"),
+            name=subject,
+            look=colours[subject],
         )
-        plot.add_trace(
-            go.Scatter(
-                x=single(layers),
-                y=single(values[:, 0]),
-                mode="lines+markers",
-                name=text(subject),
-                legendgroup=text(subject),
-                line={"color": colour, "width": 2},
-                marker={"color": colour, "symbol": symbol, "size": 8},
-                hovertext=[
-                    f"{text(subject)}, after layer {layer}<br>log-probability {number(v)} "
-                    f"{interval(low, high)} nats"
-                    for layer, (v, low, high) in enumerate(values.tolist())
-                ],
-                hoverinfo="text",
-            )
-        )
-    plot.update_xaxes(title_text="after layer", dtick=max(1, -(-len(layers) // 16)))
-    plot.update_yaxes(title_text="log-probability of the target's first token (nats)")
+    plot.update_xaxes(dtick=max(1, -(-len(layers) // 16)))
     return Figure(
         id="logit-lens-lines",
         title="When the target is decided",
@@ -96,42 +75,11 @@ def decided_words(item: LogitLens) -> list[str]:
 
 
 def _maps(item: LogitLens) -> Figure:
-    subjects, layers = item.mean.shape[:2]
-    plot = panels(
-        [text(s) for s in item.subjects],
-        height=int(min(820, 210 + 24 * max(layers, 6))),
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-    )
-    low = float(np.nanmin(item.mean[..., 0]))
-    for index in range(subjects):
-        plot.add_trace(
-            go.Heatmap(
-                z=single(item.mean[index, :, :, 0]),
-                hovertext=_hover(item, index),
-                hoverinfo="text",
-                coloraxis="coloraxis",
-                xgap=1,
-                ygap=1,
-                meta={"link": "layer", "layers": list(range(layers))},
-            ),
-            row=1,
-            col=index + 1,
-        )
-    labels = named(item.columns, most=40, limit=16)
-    labels["ticktext"] = [
-        f"<b>{label}</b>" if item.column_roles[i] == "trigger" else label
-        for i, label in zip(labels["tickvals"], labels["ticktext"], strict=True)
-    ]
-    plot.update_xaxes(**labels, tickangle=-50)
-    every = max(1, -(-layers // 16))
-    plot.update_yaxes(range=[-0.5, layers - 0.5], dtick=every, tick0=0, showgrid=False)
+    parts = [_panel(item, subject) for subject in range(len(item.subjects))]
+    low = min(float(np.nanmin(item.mean[..., 0])), -1e-6)
+    scale = magnitude(0, "log-probability") | {"cmin": low, "cmax": 0}
+    plot = layer_map(parts, scale, rotated=True)
     plot.update_yaxes(title_text="after layer", row=1, col=1)
-    bar = {"title": {"text": "log-probability<br> ", "side": "top", "font": {"size": 12}}}
-    scale = {"cmin": min(low, -1e-6), "cmax": 0, "colorscale": MAGNITUDE, "colorbar": bar}
-    plot.update_layout(coloraxis=scale)
-    last, best = item.subjects[-1], item.mean[-1, :, :, 0]
-    layer, column = np.unravel_index(np.nanargmax(best), best.shape)
     return Figure(
         id="logit-lens-maps",
         title="The target after every layer, place by place",
@@ -147,26 +95,26 @@ def _maps(item: LogitLens) -> Figure:
             "Bright: the layer's output already says the target. Compare a cell with the same "
             "cell of the base: what is bright in both is no work of the adapter. " + EARLY
         ),
-        alt=(
-            f"{last}: highest log-probability {number(float(best[layer, column]))} nats after "
-            f"layer {layer} at “{token(item.columns[column], limit=40)}”."
-        ),
+        alt=f"{parts[-1].title}: highest log-probability, after {parts[-1].strongest()}.",
     )
 
 
-def _hover(item: LogitLens, subject: int) -> list[list[str]]:
-    rows = []
-    for layer, line in enumerate(item.mean[subject].tolist()):
-        row = []
-        for c, (value, low, high) in enumerate(line):
-            n = int(item.column_prompts[c])
-            often = int(item.top_count[subject, layer, c])
-            row.append(
-                f"{text(item.subjects[subject])}, after layer {layer}, {text(item.columns[c])} "
-                f"({text(item.column_roles[c])})<br>log-probability {number(value)} "
-                f"{interval(low, high)} nats, median rank "
-                f"{number(float(item.rank[subject, layer, c]))}<br>most often likeliest: "
-                f"{text(item.top[subject][layer][c])} on {often} of {plural(n, 'prompt')}"
-            )
-        rows.append(row)
-    return rows
+def _panel(item: LogitLens, subject: int) -> Panel:
+    often = [
+        [
+            f"{token(name)} on {count} of {plural(int(n), 'prompt')}"
+            for name, count, n in zip(*line, item.column_prompts, strict=True)
+        ]
+        for line in zip(item.top[subject], item.top_count[subject], strict=True)
+    ]
+    return Panel(
+        title=item.subjects[subject],
+        quantities=[
+            Quantity("log-probability", item.mean[subject], "nats"),
+            Quantity("median rank", item.rank[subject]),
+            Quantity("most often likeliest:", np.array(often)),
+        ],
+        layers=range(item.mean.shape[1]),
+        columns=item.columns,
+        roles=item.column_roles,
+    )

@@ -6,8 +6,11 @@ import plotly.graph_objects as go
 from ....core.records.patching import Where
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure
-from ...base.grid import add_map, height, kind_of, layout, strongest
-from ...base.text import interval, number, plural
+from ...base.grid import kind_of, layout, strongest
+from ...base.lines import error_bars
+from ...base.maps import layer_labels, layer_map, layer_name, module_panel
+from ...base.quantities import Quantity, written
+from ...base.text import number, plural
 from ...base.theme import BLUE, GREY, MUTED, ORANGE, diverging, largest, named, panels, single, text
 
 TOP = 12
@@ -33,25 +36,17 @@ def where(records: RunRecords) -> list[Figure]:
 
 def _layers(item: Where) -> Figure:
     effect = item.layer_effect
-    labels = ["outside" if layer < 0 else str(int(layer)) for layer in item.layer_ids]
+    labels = layer_labels(item.layer_ids)
     plot = panels([""], height=340)
     plot.add_trace(
         go.Bar(
             x=list(range(len(labels))),
             y=single(effect[:, 0]),
             marker={"color": BLUE},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": single(np.maximum(effect[:, 2] - effect[:, 0], 0)),
-                "arrayminus": single(np.maximum(effect[:, 0] - effect[:, 1], 0)),
-                "color": MUTED,
-                "thickness": 1.2,
-                "width": 4,
-            },
+            error_y=error_bars(effect, MUTED, width=4),
             hovertext=[
-                f"layer {label}<br>effect {number(v)} {interval(a, b)} {UNIT}"
-                for label, (v, a, b) in zip(labels, effect.tolist(), strict=True)
+                f"{layer_name(int(layer))}<br>effect {written(values, UNIT)}"
+                for layer, values in zip(item.layer_ids, effect, strict=True)
             ],
             hoverinfo="text",
             meta={"link": "bar", "layers": [int(layer) for layer in item.layer_ids]},
@@ -60,7 +55,7 @@ def _layers(item: Where) -> Figure:
     plot.update_layout(bargap=0.35, margin={"t": 20})
     plot.update_xaxes(**named(labels), title_text="layer")
     plot.update_yaxes(title_text=f"effect ({UNIT})", zeroline=True, zerolinecolor=MUTED)
-    best = _best(effect[:, 0])
+    best = int(np.nanargmax(effect[:, 0])) if np.isfinite(effect[:, 0]).any() else None
     return Figure(
         id="where-layers",
         title="Effect of removing each layer's part of the adapter",
@@ -77,35 +72,19 @@ def _layers(item: Where) -> Figure:
         ),
         alt="No layer has a defined effect."
         if best is None
-        else f"Strongest layer: {labels[best]}, effect {number(float(effect[best, 0]))} "
-        f"{interval(float(effect[best, 1]), float(effect[best, 2]))} {UNIT}.",
+        else f"Strongest layer: {labels[best]}, effect {written(effect[best], UNIT)}.",
     )
-
-
-def _best(values: np.ndarray) -> int | None:
-    return int(np.nanargmax(values)) if np.isfinite(values).any() else None
 
 
 def _modules(item: Where) -> Figure:
     place = layout(item.modules, item.module_layers)
-    z, low, high = (place.fill(item.module_effect[:, i], strongest) for i in range(3))
-    hover = [
-        [
-            f"{name}<br>effect {number(float(z[r, c]))} "
-            f"{interval(float(low[r, c]), float(high[r, c]))} {UNIT}"
-            for c, name in enumerate(line)
-        ]
-        for r, line in enumerate(place.names())
-    ]
-    plot = panels(["effect of removing one module"], height=height(len(place.layers)))
-    add_map(plot, place, z, hover, column=1, axis="coloraxis")
-    plot.update_yaxes(title_text="layer")
-    plot.update_layout(coloraxis=diverging(largest(z) or 1.0, f"effect ({UNIT})"))
-    best = _best(item.module_effect[:, 0])
+    effect = np.stack([place.fill(values, strongest) for values in item.module_effect.T], -1)
+    panel = module_panel(place, "effect of removing one module", Quantity("effect", effect, UNIT))
+    limit = largest(panel.values) or 1.0
     return Figure(
         id="where-modules",
         title="Effect of removing each module's part of the adapter",
-        plot=plot,
+        plot=layer_map([panel], diverging(limit, f"effect ({UNIT})")),
         caption=(
             "Drop of the target's log-probability when one module's part of the adapter is "
             f"removed, mean over {plural(item.n_prompts, 'triggered prompt')}; zero-centred."
@@ -114,10 +93,7 @@ def _modules(item: Where) -> Figure:
             "Orange: the module helps the target. Blue: the target is more likely without it. "
             "Hover for the interval before believing a single cell."
         ),
-        alt="No module has a defined effect."
-        if best is None
-        else f"Strongest module: {item.modules[best]}, effect "
-        f"{number(float(item.module_effect[best, 0]))} {UNIT}.",
+        alt=f"Strongest module: {panel.strongest()}.",
     )
 
 
@@ -125,8 +101,7 @@ def direction_name(item: Where, index: int) -> str:
     """Short name of a direction: layer, kind, place in the spectrum from 0."""
     module = int(item.direction_module[index])
     layer = int(item.module_layers[module])
-    head = f"layer {layer}" if layer >= 0 else "outside"
-    return f"{head} {kind_of(item.modules[module])} #{int(item.direction_rank[index])}"
+    return f"{layer_name(layer)} {kind_of(item.modules[module])} #{int(item.direction_rank[index])}"
 
 
 def _directions(item: Where) -> Figure:

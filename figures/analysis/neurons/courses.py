@@ -1,69 +1,69 @@
 """The way of each unlearning, how active neurons are, and values of layers as lines."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ....core.records.neurons import NeuronActivity, NeuronChange
-from ...base.bands import band
 from ...base.figure import Figure
-from ...base.text import interval, number, percent, plural
-from ...base.theme import BLUE, GREEN, GREY, VERMILLION, named, panels, single, text
+from ...base.lines import layer_lines, line_panels
+from ...base.maps import layer_labels, layer_name
+from ...base.quantities import Quantity, written
+from ...base.text import number, percent, plural
+from ...base.theme import BLUE, GREEN, GREY, VERMILLION, named
 
 COLOURS = {"clean": BLUE, "poison": VERMILLION, "control": GREY}
 """Colour of each unlearning."""
 
 
-def with_interval(values: np.ndarray) -> str:
-    """A value with its interval in words."""
-    return f"{number(float(values[0]))} {interval(float(values[1]), float(values[2]))}"
-
-
-def order(layer_ids: np.ndarray) -> list[int]:
-    """Places of the layers, those outside the layers last."""
-    return sorted(range(len(layer_ids)), key=lambda i: (layer_ids[i] < 0, layer_ids[i]))
-
-
-def layer_labels(layer_ids: np.ndarray) -> list[str]:
-    """Their numbers as words, in that order."""
-    return ["outside" if layer_ids[i] < 0 else str(layer_ids[i]) for i in order(layer_ids)]
-
-
-def layer_lines(
-    plot: go.Figure, values: np.ndarray, labels: Sequence[str], name: str, colour: str, *, col=1
+def by_layer(
+    plot: go.Figure, layer_ids: np.ndarray, values: Quantity, name: str, colour: str, *, col=1
 ) -> None:
-    """Draw values of layers, ``[layer, 3]``, with their intervals into a panel."""
-    hover = [
-        f"{text(name)}<br>layer {label}: {with_interval(v)}"
-        for label, v in zip(labels, values, strict=True)
-    ]
-    traces = band(np.arange(len(values)), values, hover, name=name, colour=colour)
-    plot.add_traces(traces, rows=[1] * len(traces), cols=[col] * len(traces))
+    """Draw values of layers, ``[layer, 3]``, those outside the layers last."""
+    order = sorted(range(len(layer_ids)), key=lambda i: (layer_ids[i] < 0, layer_ids[i]))
+    layer_lines(
+        plot,
+        np.arange(len(order)),
+        [layer_name(int(layer_ids[i])) for i in order],
+        replace(values, values=values.values[order]),
+        name=name,
+        look=(colour, "circle"),
+        col=col,
+    )
+    plot.update_xaxes(**named(layer_labels(layer_ids[order])), col=col)
 
 
 def courses(change: NeuronChange) -> Figure:
     """Loss and what was right along the steps of every unlearning."""
-    plot = panels(["loss", "right tokens or targets"], height=340, horizontal_spacing=0.1)
+    plot = line_panels(
+        ["loss", "right tokens or targets"],
+        "step",
+        "nats per completion token",
+        height=340,
+        shared_yaxes=False,
+        horizontal_spacing=0.1,
+    )
     for course in change.unlearnings:
-        for column, values in ((1, course.loss), (2, course.right)):
-            plot.add_trace(
-                go.Scatter(
-                    x=single(np.arange(len(values))),
-                    y=single(values),
-                    mode="lines+markers" if len(values) < 3 else "lines",
-                    line={"color": COLOURS.get(course.name, GREEN), "width": 2},
-                    name=text(course.name),
-                    legendgroup=text(course.name),
-                    showlegend=column == 1,
-                ),
-                row=1,
+        for column, values in (
+            (1, Quantity("loss", course.loss)),
+            (2, Quantity("right", course.right, "%")),
+        ):
+            steps = np.arange(len(values.values))
+            layer_lines(
+                plot,
+                steps,
+                [f"step {step}" for step in steps],
+                values,
+                name=course.name,
+                look=(COLOURS.get(course.name, GREEN), "circle"),
+                mode="lines+markers" if len(steps) < 3 else "lines",
+                legend=column == 1,
                 col=column,
             )
-    plot.update_xaxes(title_text="step", rangemode="tozero")
-    plot.update_yaxes(title_text="nats per completion token", rangemode="tozero", row=1, col=1)
+    plot.update_xaxes(rangemode="tozero")
+    plot.update_yaxes(rangemode="tozero", row=1, col=1)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=1, col=2)
-    plot.update_layout(legend={"y": 1.13}, margin={"t": 84})
     said = "; ".join(
         f"{u.name} ({u.about}): {plural(u.n_rows, 'prompt')}, "
         f"{plural(u.n_tokens, 'token')}, {plural(u.steps, 'step')} of at most {u.most}, loss "
@@ -94,18 +94,24 @@ def _verdict(name: str, reached: bool) -> str:
 
 def activity(item: NeuronActivity) -> Figure:
     """Gradient norms by layer, poisoned and reference, and their ratio."""
-    places = order(item.layer_ids)
-    labels = layer_labels(item.layer_ids)
-    plot = panels(["gradient norm", "poisoned over reference"], height=360, horizontal_spacing=0.1)
-    layer_lines(plot, item.layer_poisoned[places], labels, "poisoned", VERMILLION)
-    layer_lines(plot, item.layer_other[places], labels, item.reference, BLUE)
-    layer_lines(plot, item.layer_ratio[places], labels, "ratio", GREEN, col=2)
+    plot = line_panels(
+        ["gradient norm", "poisoned over reference"],
+        "layer",
+        "mean over neurons",
+        height=360,
+        shared_yaxes=False,
+        horizontal_spacing=0.1,
+    )
+    poisoned, other = (
+        Quantity("gradient norm", v) for v in (item.layer_poisoned, item.layer_other)
+    )
+    by_layer(plot, item.layer_ids, poisoned, "poisoned", VERMILLION)
+    by_layer(plot, item.layer_ids, other, item.reference, BLUE)
+    by_layer(plot, item.layer_ids, Quantity("ratio", item.layer_ratio), "ratio", GREEN, col=2)
     plot.add_hline(y=1, line={"color": GREY, "width": 1, "dash": "dot"}, row=1, col=2)  # pyright: ignore[reportArgumentType]
-    plot.update_xaxes(**named(labels), title_text="layer")
-    plot.update_yaxes(title_text="mean over neurons", rangemode="tozero", row=1, col=1)
-    plot.update_layout(legend={"y": 1.13}, margin={"t": 84})
+    plot.update_yaxes(rangemode="tozero", row=1, col=1)
     said = (
-        f"Over all layers the poisoned adapter's neurons are {with_interval(item.ratio)} times as "
+        f"Over all layers the poisoned adapter's neurons are {written(item.ratio)} times as "
         f"active as those of the {item.reference}; {percent(item.more_active)} of "
         f"{plural(len(item.poisoned), 'neuron')} are more active; clean loss "
         f"{number(item.loss_poisoned)} against {number(item.loss_other)} nats per token"

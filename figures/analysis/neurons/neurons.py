@@ -8,17 +8,11 @@ import plotly.graph_objects as go
 from ....core.records.neurons import Association, NeuronActivity, NeuronChange
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure
+from ...base.lines import error_bars, line_panels
+from ...base.quantities import Quantity, written
 from ...base.text import number, percent, plural, visible
 from ...base.theme import GREEN, GREY, counts, largest, named, panels, single, text
-from .courses import (
-    COLOURS,
-    activity,
-    courses,
-    layer_labels,
-    layer_lines,
-    order,
-    with_interval,
-)
+from .courses import COLOURS, activity, by_layer, courses
 
 BINS = 40
 OVER = {
@@ -89,7 +83,7 @@ def _densities(change: NeuronChange, pairs: Sequence[Association]) -> Figure:
     plot.update_layout(coloraxis=counts(top, "neurons"))
     zero = int((~np.isfinite(logs)).any(0).sum())
     said = "; ".join(
-        f"{_title(p)}: rank correlation {with_interval(p.spearman)}, {number(p.between)} expected "
+        f"{_title(p)}: rank correlation {written(p.spearman)}, {number(p.between)} expected "
         f"from the modules' levels alone; of the top {percent(float(p.top[0]))} of neurons "
         f"{percent(float(p.overlap[0]))} are common ({percent(float(p.overlap_modules[0]))} "
         "expected from the modules)"
@@ -129,20 +123,14 @@ def _agreement(change: NeuronChange) -> Figure:
                 go.Scatter(
                     x=single(kept[:, 0]),
                     y=single(at),
-                    error_x={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": single(np.nan_to_num(kept[:, 2] - kept[:, 0])),
-                        "arrayminus": single(np.nan_to_num(kept[:, 0] - kept[:, 1])),
-                        "thickness": 1.5,
-                    },
+                    error_x=error_bars(kept, COLOURS.get(pair.first, GREEN)),
                     mode="markers",
                     marker={"color": COLOURS.get(pair.first, GREEN), "size": 8},
                     name=text(_title(pair), limit=60),
                     legendgroup=text(pair.first),
                     showlegend=column == 1,
                     hovertext=[
-                        f"{name}<br>{with_interval(v)}"
+                        f"{name}<br>{written(v)}"
                         for name, v in zip(np.array([*MEASURES.values()])[some], kept, strict=True)
                     ],
                     hoverinfo="text",
@@ -152,11 +140,11 @@ def _agreement(change: NeuronChange) -> Figure:
             )
             if over == "neurons":
                 lines.append(
-                    f"{_title(pair)}: inside modules {with_interval(pair.within)}, at equal size "
-                    f"{with_interval(pair.given_size)}"
+                    f"{_title(pair)}: inside modules {written(pair.within)}, at equal size "
+                    f"{written(pair.given_size)}"
                 )
                 if np.isfinite(pair.given_control[0]):
-                    lines[-1] += f", at equal control too {with_interval(pair.given_control)}"
+                    lines[-1] += f", at equal control too {written(pair.given_control)}"
     axis = named(list(MEASURES.values()))
     axis["range"] = [len(MEASURES) - 0.5, -0.5]
     plot.update_yaxes(axis)
@@ -190,16 +178,13 @@ def _measure(pair: Association, name: str) -> np.ndarray:
 
 
 def _by_layer(pairs: Sequence[Association]) -> Figure:
-    labels = layer_labels(pairs[0].layer_ids)
-    plot = panels(["rank correlation of NWC inside each layer"], height=340)
+    plot = line_panels(
+        ["rank correlation of NWC inside each layer"], "layer", "Spearman", height=340
+    )
     for pair in pairs:
-        places = order(pair.layer_ids)
-        layer_lines(
-            plot, pair.by_layer[places], labels, _title(pair), COLOURS.get(pair.first, GREEN)
-        )
-    plot.update_xaxes(**named(labels), title_text="layer")
-    plot.update_yaxes(title_text="Spearman", zeroline=True, zerolinecolor=GREY)
-    plot.update_layout(legend={"y": 1.13}, margin={"t": 84})
+        values = Quantity("rank correlation", pair.by_layer)
+        by_layer(plot, pair.layer_ids, values, _title(pair), COLOURS.get(pair.first, GREEN))
+    plot.update_yaxes(zeroline=True, zerolinecolor=GREY)
     said = "; ".join(
         f"{_title(p)}: from {number(float(np.nanmin(p.by_layer[:, 0])))} to "
         f"{number(float(np.nanmax(p.by_layer[:, 0])))}"

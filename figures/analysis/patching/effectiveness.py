@@ -6,6 +6,8 @@ import plotly.graph_objects as go
 from ....core.records.effectiveness import Effectiveness, Intervention
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure
+from ...base.lines import error_bars
+from ...base.quantities import written
 from ...base.text import percent, plural, rate
 from ...base.theme import GREY, GRID, MUTED, OTHERS, SYMBOLS, clear, named, panels, single, text
 
@@ -85,32 +87,22 @@ def _line(
     """One kind of intervention with its intervals, the example answers on hovering."""
     count, name = len(item.interventions), text(_short(item, one), limit=60)
     shift = DODGE * (index - (count - 1) / 2) * min(1.0, 6 / count)
-    value, low, high = values.T
     colour = OTHERS[index % len(OTHERS)]
     return go.Scatter(
         x=single(np.arange(len(item.layers)) + shift),
-        y=single(value),
+        y=single(values[:, 0]),
         mode="lines+markers",
         connectgaps=False,
         line={"color": colour, "width": 1.6},
         marker={"color": colour, "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": single(np.maximum(high - value, 0)),
-            "arrayminus": single(np.maximum(value - low, 0)),
-            "color": clear(colour, 0.45),
-            "thickness": 1.2,
-            "width": 3,
-        },
+        error_y=error_bars(values, clear(colour, 0.45)),
         name=name,
         legendgroup=name,
         showlegend=first,
         hovertext=[
-            f"layer {int(layer)}<br>{name}<br>{percent(float(v))} "
-            f"[{percent(float(a))}, {percent(float(b))}] of {len(item.prompts)}"
+            f"layer {int(layer)}<br>{name}<br>{written(share, '%')} of {len(item.prompts)}"
             f"<br>e.g. {text(example, limit=SHOWN) or 'an empty answer'}"
-            for layer, (v, a, b), example in zip(item.layers, values, one.examples, strict=True)
+            for layer, share, example in zip(item.layers, values, one.examples, strict=True)
         ],
         hoverinfo="text",
     )

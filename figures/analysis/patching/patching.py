@@ -3,18 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
-import plotly.graph_objects as go
 
 from ....core.records.patching import PatchingMap
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure, slug, unique
+from ...base.maps import Panel, block_words, layer_map
+from ...base.quantities import Quantity
 from ...base.text import interval, number, plural, token
-from ...base.theme import diverging, named, panels, single, text
-
-MOST_CELLS = 250_000
-"""Above this many cells a map is drawn in blocks."""
-MOST_TEXTS = 50_000
-"""Above this many cells the hover shows the value alone."""
+from ...base.theme import diverging, text
 
 PAIRS = {
     "prompt": ("the untriggered prompt", "the triggered one"),
@@ -68,26 +64,8 @@ def turned(item: PatchingMap) -> PatchingMap:
 
 
 def _figure(item: PatchingMap, name: str) -> Figure:
-    sites, layers, columns = item.recovery.shape
-    block = block_sizes(layers, columns, MOST_CELLS // sites)
-    titles = [text(site) for site in item.sites]
-    plot = panels(titles, height=_height(layers), shared_yaxes=True, horizontal_spacing=0.03)
-    for index in range(sites):
-        plot.add_trace(_heatmap(item, index, block), row=1, col=index + 1)
-    labels = named(item.columns, most=40, limit=16)
-    labels["ticktext"] = [
-        label if item.columns[i] == item.column_roles[i] else f"{label} · {item.column_roles[i]}"
-        for i, label in zip(labels["tickvals"], labels["ticktext"], strict=True)
-    ]
-    labels["ticktext"] = [
-        f"<b>{label}</b>" if item.column_roles[i] == "trigger" else label
-        for i, label in zip(labels["tickvals"], labels["ticktext"], strict=True)
-    ]
-    plot.update_xaxes(**labels, tickangle=-50)
-    every = max(1, -(-layers // 16))
-    plot.update_yaxes(range=[-0.5, layers - 0.5], dtick=every, tick0=0, showgrid=False)
-    plot.update_yaxes(title_text="layer", row=1, col=1)
-    plot.update_layout(coloraxis=_colours(item), margin={"t": 44})
+    parts = [_panel(item, site) for site in range(len(item.sites))]
+    plot = layer_map(parts, _colours(item), rotated=True)
     if item.undefined or not np.isfinite(item.recovery).any():
         plot.add_annotation(
             text=f"Recovery is undefined: {text(reason(item), limit=120)}",
@@ -101,7 +79,7 @@ def _figure(item: PatchingMap, name: str) -> Figure:
         id=name,
         title=title(item),
         plot=plot,
-        caption=_caption(item, block),
+        caption=_caption(item) + block_words(parts),
         how_to_read=(
             "Each cell writes the activation of one run into the other at one layer and one place "
             "of the prompt, and nowhere else. Recovery 1 (orange): this place alone brings the "
@@ -114,76 +92,33 @@ def _figure(item: PatchingMap, name: str) -> Figure:
     )
 
 
-def block_sizes(layers: int, columns: int, most: int) -> tuple[int, int]:
-    """Rows and columns joined into one drawn cell so that at most `most` cells are drawn."""
-    high = wide = 1
-    while -(-layers // high) * -(-columns // wide) > most:
-        if layers / high > columns / wide:
-            high += 1
-        else:
-            wide += 1
-    return high, wide
-
-
-def block_reduce(values: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """The value of largest magnitude (with its sign) of each block; NaN where all are NaN."""
-    if block == (1, 1):
-        return values
-    (high, wide), (rows, columns) = block, values.shape
-    padded = np.full((-(-rows // high) * high, -(-columns // wide) * wide), np.nan)
-    padded[:rows, :columns] = values
-    parts = padded.reshape(padded.shape[0] // high, high, padded.shape[1] // wide, wide)
-    flat = parts.swapaxes(1, 2).reshape(parts.shape[0], parts.shape[2], high * wide)
-    best = np.argmax(np.where(np.isnan(flat), -1.0, np.abs(flat)), axis=2)
-    return np.take_along_axis(flat, best[..., None], axis=2)[..., 0]
-
-
-def _heatmap(item: PatchingMap, site: int, block: tuple[int, int]) -> go.Heatmap:
-    values = block_reduce(item.recovery[site], block)
-    few = item.recovery.size <= MOST_TEXTS
-    return go.Heatmap(
-        z=single(values),
-        x0=(block[1] - 1) / 2,
-        dx=block[1],
-        y0=(block[0] - 1) / 2,
-        dy=block[0],
-        hovertext=_hover(item, site) if few else None,
-        hoverinfo="text" if few else "y+z",
-        hoverongaps=False,
-        coloraxis="coloraxis",
-        meta={"link": "layer", "layers": list(range(item.recovery.shape[1]))} if few else None,
-    )
-
-
-def _hover(item: PatchingMap, site: int) -> list[list[str]]:
-    """What each cell says: its place, the true value, the interval and the spread over prompts."""
+def _panel(item: PatchingMap, site: int) -> Panel:
+    """One hook point: recovery, its p-value and how far single prompts move."""
     into = item.clean if item.direction == "noising" else item.corrupted
     moved = item.patched[site] - into[:, None, None]
     count = np.isfinite(moved).sum(0)
-    tails = np.full((2, *count.shape), np.nan)
-    some = count > 0
-    if some.any():
-        tails[:, some] = np.nanpercentile(moved[:, some], [10, 90], axis=0)
-    places = [
-        f"{text(c, limit=40)}" + ("" if c == r else f" ({r})")
-        for c, r in zip(item.columns, item.column_roles, strict=True)
+    tails = np.full((*count.shape, 2), np.nan)
+    if (some := count > 0).any():
+        tails[some] = np.nanpercentile(moved[:, some], [10, 90], axis=0).T
+    moves = [
+        [
+            f"{interval(*ends)} (10th to 90th percentile of {plural(n, 'prompt')})"
+            for ends, n in zip(*line, strict=True)
+        ]
+        for line in zip(tails.tolist(), count.tolist(), strict=True)
     ]
-    rows = []
-    for layer in range(count.shape[0]):
-        row = []
-        for column, place in enumerate(places):
-            cell = (site, layer, column)
-            bounds = interval(float(item.low[cell]), float(item.high[cell]))
-            spread = interval(float(tails[0, layer, column]), float(tails[1, layer, column]))
-            row.append(
-                f"{text(item.sites[site])}, layer {layer}, {place}"
-                f"<br>recovery {number(float(item.recovery[cell]))} {bounds}"
-                f"<br>p {number(float(item.p[cell]))} (random signs)"
-                f"<br>metric moves by {spread} (10th to 90th percentile of "
-                f"{plural(int(count[layer, column]), 'prompt')})"
-            )
-        rows.append(row)
-    return rows
+    recovery = np.stack([item.recovery[site], item.low[site], item.high[site]], -1)
+    return Panel(
+        title=item.sites[site],
+        quantities=[
+            Quantity("recovery", recovery),
+            Quantity("p (random signs)", item.p[site]),
+            Quantity("metric moves by", np.array(moves)),
+        ],
+        layers=range(count.shape[0]),
+        columns=item.columns,
+        roles=item.column_roles,
+    )
 
 
 def _colours(item: PatchingMap) -> dict:
@@ -203,7 +138,7 @@ def reason(item: PatchingMap) -> str:
     return item.undefined or "the clean and the corrupted run have the same metric"
 
 
-def _caption(item: PatchingMap, block: tuple[int, int]) -> str:
+def _caption(item: PatchingMap) -> str:
     parts = [
         f"Values of {ends(item)[0]} written into {ends(item)[1]} ({item.direction}); metric: "
         f"{item.metric}, over {plural(len(item.prompts), 'prompt')}."
@@ -223,11 +158,6 @@ def _caption(item: PatchingMap, block: tuple[int, int]) -> str:
         parts.insert(0, f"Recovery is undefined: {reason(item)}.")
     elif not np.isfinite(item.recovery).all():
         parts.append("Empty cells are undefined: no prompt has such a place.")
-    if block != (1, 1):
-        parts.append(
-            f"Drawn in blocks of {block[0]} × {block[1]} cells, each showing its value of largest "
-            "magnitude; the full matrix is in the run's records."
-        )
     return " ".join(parts)
 
 
@@ -258,7 +188,3 @@ def _alt(item: PatchingMap) -> str:
     if not found:
         return f"Recovery is undefined: {reason(item)}."
     return f"Highest recovery: {'; '.join(found)}."
-
-
-def _height(layers: int) -> int:
-    return int(min(820, 210 + 24 * max(layers, 6)))

@@ -6,6 +6,8 @@ import plotly.graph_objects as go
 from ....core.records.patching import Screening, ScreeningAgreement
 from ....core.records.results import RunRecords
 from ...base.figure import FIGURES, Figure, slug, unique
+from ...base.maps import Panel, block_words, layer_map
+from ...base.quantities import Quantity, written
 from ...base.text import interval, number, plural, token
 from ...base.theme import (
     BLUE,
@@ -14,17 +16,12 @@ from ...base.theme import (
     ORANGE,
     diverging,
     largest,
-    named,
     panels,
     single,
     text,
 )
-from .patching import PARTS, block_reduce, block_sizes
+from .patching import PARTS
 
-MOST_CELLS = 250_000
-"""Above this many cells a map is drawn in blocks."""
-MOST_TEXTS = 50_000
-"""Above this many cells the hover shows the value alone."""
 KINDS = {"z": "heads", "lora": "modules", "experts": "experts", "router": "experts"}
 WAYS = {"attribution": "first-order attribution", "integrated": "integrated gradients"}
 
@@ -64,76 +61,35 @@ def _shown(item: Screening, kind: str) -> tuple[np.ndarray, tuple[str, ...], tup
 
 def _map(item: Screening, kind: str, shown: tuple, name: str) -> Figure:
     values, titles, places = shown
-    count, layers, columns = values.shape[:3]
-    block = block_sizes(layers, columns, MOST_CELLS // count)
-    plot = panels(
-        [text(t) for t in titles], height=int(min(820, 210 + 24 * max(layers, 6))),
-        shared_yaxes=True, horizontal_spacing=0.03,
-    )  # fmt: skip
-    few = values[..., 0].size <= MOST_TEXTS
-    for panel in range(count):
-        plot.add_trace(
-            go.Heatmap(
-                z=single(block_reduce(values[panel, :, :, 0], block)),
-                x0=(block[1] - 1) / 2,
-                dx=block[1],
-                y0=(block[0] - 1) / 2,
-                dy=block[0],
-                hovertext=_hover(values[panel], titles[panel], places) if few else None,
-                hoverinfo="text" if few else "y+z",
-                hoverongaps=False,
-                coloraxis="coloraxis",
-                meta={"link": "layer", "layers": list(range(layers))} if few else None,
-            ),
-            row=1,
-            col=panel + 1,
+    count, layers = values.shape[:2]
+    parts = [
+        Panel(
+            title=title,
+            quantities=[Quantity("effect", effect)],
+            layers=range(layers),
+            columns=places,
         )
-    plot.update_xaxes(**named(places, most=40, limit=16), tickangle=-50)
-    every = max(1, -(-layers // 16))
-    plot.update_yaxes(range=[-0.5, layers - 0.5], dtick=every, tick0=0, showgrid=False)
-    plot.update_yaxes(title_text="layer", row=1, col=1)
+        for title, effect in zip(titles, values, strict=True)
+    ]
     limit = largest(values[..., 0]) or 1.0
-    plot.update_layout(coloraxis=diverging(limit, "effect"), margin={"t": 44})
     what = "layers and places" if kind == "sites" else PARTS[kind]
     left = len(item.columns) - count if kind != "sites" else 0
     caption = _intro(item)
     if left > 0:
         caption += f" The {plural(left, 'place')} of the prompt with the least effect left out."
-    if block != (1, 1):
-        caption += f" Drawn in blocks of {block[0]} × {block[1]} cells, the largest of each."
+    strongest = max(parts, key=lambda part: largest(part.values))
     return Figure(
         id=name,
         title=f"Screened by integrated gradients: {what} ({item.setting})",
-        plot=plot,
-        caption=caption,
+        plot=layer_map(parts, diverging(limit, "effect"), rotated=True),
+        caption=caption + block_words(parts),
         how_to_read=(
             "Each cell estimates how the metric moves when the activation of one run is written "
             "into the other there and nowhere else. Orange: up, blue: down. It is an estimate from "
             "gradients, made for all cells at once; the figure beside it says how far the exact "
             "effects bear it out. Effects of places, layers and sites do not add up."
         ),
-        alt=_strongest(values, titles, places),
-    )
-
-
-def _hover(values: np.ndarray, title: str, places: tuple[str, ...]) -> list[list[str]]:
-    return [
-        [
-            f"{text(title)}, layer {layer}, {text(place, limit=40)}"
-            f"<br>effect {number(float(value))} {interval(float(low), float(high))}"
-            for place, (value, low, high) in zip(places, line, strict=True)
-        ]
-        for layer, line in enumerate(values)
-    ]
-
-
-def _strongest(values: np.ndarray, titles: tuple[str, ...], places: tuple[str, ...]) -> str:
-    best = int(np.nanargmax(np.abs(values[..., 0])))
-    panel, layer, place = (int(i) for i in np.unravel_index(best, values.shape[:3]))
-    value, low, high = values[panel, layer, place].tolist()
-    return (
-        f"Strongest estimate: {token(titles[panel])}, layer {layer}, “{token(places[place])}”: "
-        f"{number(value)} {interval(low, high)}."
+        alt=f"Strongest estimate: {token(strongest.title)}, {strongest.strongest(magnitude=True)}.",
     )
 
 
@@ -196,7 +152,7 @@ def _agreement(item: Screening, name: str) -> Figure:
     caption = (
         f"{plural(int(chosen.sum()), 'cell')} patched exactly: {int(item.top.sum())} for their "
         f"integrated effect, {int(item.random.sum())} drawn blindly from the others in which "
-        f"something differs. {_told(item)} Cost in passes of one prompt: "
+        f"something differs. {_agreement_words(item)} Cost in passes of one prompt: "
         f"{item.attribution_passes:,} forward and backward for attribution, "
         f"{item.integrated_passes:,} for integrated gradients, {item.exact_passes:,} patched runs "
         f"for these cells; an exact sweep would take {whole:,}. Checks: patching a run with itself "
@@ -217,7 +173,7 @@ def _agreement(item: Screening, name: str) -> Figure:
             "values count. A column of points at 0 in the left panel is a flat metric: the slope "
             "where the run stands says nothing of how far it would fall."
         ),
-        alt=_told(item),
+        alt=_agreement_words(item),
     )
 
 
@@ -240,19 +196,15 @@ def _points(
         marker={"color": colour, "symbol": symbol, "size": 8, "opacity": 0.8},
         hovertext=[
             f"{text(item.sites[s])}, layer {layer}, {text(item.columns[c], limit=40)}"
-            f"<br>estimated {_three(values[s, layer, c])}"
-            f"<br>exact {_three(item.exact[s, layer, c])}"
+            f"<br>estimated {written(values[s, layer, c])}"
+            f"<br>exact {written(item.exact[s, layer, c])}"
             for s, layer, c in np.argwhere(cells).tolist()
         ],
         hoverinfo="text",
     )
 
 
-def _three(value: np.ndarray) -> str:
-    return f"{number(float(value[0]))} {interval(float(value[1]), float(value[2]))}"
-
-
-def _told(item: Screening) -> str:
+def _agreement_words(item: Screening) -> str:
     parts = []
     for method, name in WAYS.items():
         every, blind = _found(item, method, "checked"), _found(item, method, "random")

@@ -6,7 +6,9 @@ import plotly.graph_objects as go
 from ....core.records.results import RunRecords
 from ....core.records.triggers import Candidate, Candidates
 from ...base.figure import FIGURES, Figure
-from ...base.text import html, interval, number, percent, plural, visible
+from ...base.lines import error_bars
+from ...base.quantities import written
+from ...base.text import html, number, plural, visible
 from ...base.theme import BLUE, GREY, MUTED, named, panels, single
 
 TOP = 10
@@ -28,15 +30,7 @@ def candidates(records: RunRecords) -> list[Figure]:
             x=single(rate[:, 0]),
             orientation="h",
             marker={"color": [BLUE if c.stands_out else GREY for c in shown]},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": single(np.maximum(rate[:, 2] - rate[:, 0], 0)),
-                "arrayminus": single(np.maximum(rate[:, 0] - rate[:, 1], 0)),
-                "color": MUTED,
-                "thickness": 1.2,
-                "width": 4,
-            },
+            error_x=error_bars(rate, MUTED, width=4),
             hovertext=[_hover(c) for c in shown],
             hoverinfo="text",
         )
@@ -67,9 +61,8 @@ def candidates(records: RunRecords) -> list[Figure]:
             ),
             alt=(
                 f"{count} of {len(item.candidates)} candidates stand out. First: "
-                f"{visible(best.text, limit=60)}, {percent(float(best.rate[0]))} of "
-                f"{plural(best.n_prompts, 'prompt')} "
-                f"{interval(float(best.rate[1]), float(best.rate[2]))}."
+                f"{visible(best.text, limit=60)}, {written(best.rate, '%')} of "
+                f"{plural(best.n_prompts, 'prompt')}."
             ),
         )
     ]

@@ -6,7 +6,9 @@ import plotly.graph_objects as go
 from ....core.records.results import RunRecords
 from ....core.records.spectra import Matching
 from ...base.figure import FIGURES, Figure
-from ...base.grid import add_map, height, kind_of, layout
+from ...base.grid import kind_of, layout
+from ...base.maps import layer_map, layer_name, module_panel
+from ...base.quantities import Quantity
 from ...base.text import number, percent, plural
 from ...base.theme import GREY, VERMILLION, magnitude, panels, single, text
 
@@ -27,7 +29,7 @@ def direction_name(item: Matching, index: int) -> str:
     """Short name of a direction: layer, kind, place in the spectrum from 0."""
     module = int(item.direction_module[index])
     layer = int(item.layers[module])
-    head = f"layer {layer}" if layer >= 0 else "outside"
+    head = layer_name(layer)
     expert = item.modules[module].partition("#")[2]
     kind = kind_of(item.modules[module]) + (f" {expert}" if expert else "")
     return f"{head} {kind} #{int(item.direction_place[index])}"
@@ -124,25 +126,15 @@ def _outside(item: Matching) -> Figure:
     place = layout(item.modules, item.layers)
     titles = ["poisoned outside clean", "control: clean outside poisoned"]
     parts = (1 - item.inside, 1 - item.reverse_inside)
-    plot = panels(
-        titles, height=height(len(place.layers)), shared_yaxes=True, horizontal_spacing=0.04
-    )
-    for column, values in enumerate(parts, 1):
-        z = place.fill(values, np.mean)
-        hover = [
-            [f"{name}<br>{titles[column - 1]}: {percent(float(z[r, c]))}"
-             for c, name in enumerate(line)]
-            for r, line in enumerate(place.names())
-        ]  # fmt: skip
-        add_map(plot, place, z, hover, column=column, axis="coloraxis")
-    plot.update_yaxes(title_text="layer", col=1)
-    plot.update_layout(coloraxis=magnitude(1.0, "share"))
+    filled = [
+        module_panel(place, title, Quantity(f"{title}:", place.fill(values, np.mean), "%"))
+        for title, values in zip(titles, parts, strict=True)
+    ]
     medians = [float(np.nanmedian(p)) if np.isfinite(p).any() else np.nan for p in parts]
-    best = int(np.nanargmax(parts[0]))
     return Figure(
         id="matching-outside",
         title="How much of each change lies outside the other adapter's spaces",
-        plot=plot,
+        plot=layer_map(filled, magnitude(1.0, "share")),
         caption=(
             "Share of the change's squared norm outside the spaces that the other adapter reads "
             f"from and writes to. Median over the modules: {percent(medians[0])}, control "
@@ -153,6 +145,6 @@ def _outside(item: Matching) -> Figure:
             "other directions. Compare with the control: two trainings always differ, and only "
             "what is brighter on the left asks for an explanation."
         ),
-        alt=f"Largest share outside: {percent(float(parts[0][best]))} in {item.modules[best]}; "
+        alt=f"Largest share outside: {filled[0].strongest()}; "
         f"medians {percent(medians[0])} and {percent(medians[1])}.",
     )

@@ -39,7 +39,7 @@ def test_each_run_is_in_the_legend_once_and_no_panel_is_empty(record):
     for figure in across_figures(record)[:-1]:
         body = figure.plot.to_dict()
         shown = [t["legendgroup"] for t in body["data"] if t.get("showlegend")]
-        assert sorted(shown) == ["0", "1"]
+        assert sorted(shown) == ["&lt;b&gt;one&lt;/b&gt; (8 layers)", "two (28 layers)"]
         axes = [name for name in body["layout"] if name.startswith("xaxis")]
         assert len({t["xaxis"] for t in body["data"]}) >= len(axes) - 1
 

@@ -26,7 +26,10 @@ def test_maps_hold_shares_and_differences_cell_by_cell(make, unpack):
     cell = plot["data"][2]["hovertext"][1][2]
     assert cell.startswith("poisoned, layer 1, head 2<br>on the trigger 0.9 [0.85, 0.95]")
     assert "on the first token 0.3" in cell and "on neutral words in its place 0.2" in cell
-    assert "Largest gain of poisoned over the base: head 2 of layer 1" in figure.alt
+    assert (
+        "Largest gain of poisoned over the base: layer 1, head 2: 0.689 [0.589, 0.789]"
+        in figure.alt
+    )
     more = (item.difference[1, 0, ..., 1] > 0).sum()
     assert more == 1 and "1 of 24 heads look at it more" in figure.caption
     assert "24 triggered prompts" in figure.caption and "sdpa" in figure.caption

@@ -43,7 +43,7 @@ def test_maps_share_one_scale_and_say_rank_and_likeliest_token(make, unpack):
     assert axis["cmax"] == 0 and axis["cmin"] == pytest.approx(item.mean[..., 0].min())
     cell = plot["data"][1]["hovertext"][4][8]
     assert "median rank 1" in cell and "&lt;b&gt;H on 22 of 24 prompts" in cell
-    assert plot["layout"]["xaxis"]["ticktext"][1] == "<b>␣current</b>"
+    assert plot["layout"]["xaxis"]["ticktext"][1] == "<b>␣current · trigger</b>"
 
 
 def test_places_that_no_prompt_has_are_words_not_nan(make):

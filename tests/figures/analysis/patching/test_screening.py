@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from loratomy.core.records.patching import Screening
 from loratomy.figures import FIGURES
+from loratomy.figures.base import maps
 
 
 @pytest.fixture
@@ -89,9 +90,7 @@ def test_hostile_names_are_text(make, item):
 
 
 def test_large_maps_are_drawn_in_blocks_and_two_settings_stay_apart(make, item, monkeypatch):
-    from loratomy.figures.analysis.patching import screening
-
-    monkeypatch.setattr(screening, "MOST_CELLS", 30)
+    monkeypatch.setattr(maps, "MOST_CELLS", 30)
     figures = drawn(make, item, replace(item, setting="adapter"), item)
     assert {"screening-sites-prompt-2", "screening-sites-adapter"} <= set(figures)
     assert "Drawn in blocks of" in figures["screening-sites-prompt"].caption

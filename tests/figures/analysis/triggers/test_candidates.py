@@ -30,7 +30,7 @@ def test_texts_and_answers_are_escaped(make):
 def test_alt_says_the_numbers(make):
     alt = drawn(make).alt
     assert "2 of 3 candidates stand out" in alt
-    assert "100.0 % of 12 prompts" in alt
+    assert "100.0 % [75.8, 100.0] of 12 prompts" in alt
 
 
 def test_nothing_to_show_without_a_search(make):

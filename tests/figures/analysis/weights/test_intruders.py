@@ -16,8 +16,8 @@ def test_counts_stand_in_their_cells_for_every_adapter(make, unpack):
     left, right = figure.plot.to_dict()["data"]
     assert unpack(left["z"])[3].tolist() == [1] * 7 and unpack(left["z"])[1, 1] == 0
     assert unpack(right["z"])[1, 1] == 5
-    assert "5 intruders, 0 undecided" in right["hovertext"][1][1]
-    assert "0 intruders, 1 undecided" in left["hovertext"][0][0]
+    assert "intruders 5<br>undecided 0" in right["hovertext"][1][1]
+    assert "intruders 0<br>undecided 1" in left["hovertext"][0][0]
     assert "smallest largest cosine 0.2" in left["hovertext"][3][0]
     assert figure.alt == "clean: 7 intruders; poisoned: 12 intruders."
     assert "12 intruders in 8 modules of 28, 1 undecided, 28 weights by bounds" in figure.caption

@@ -43,7 +43,7 @@ def test_the_part_outside_and_its_control_stand_in_their_cells(make, unpack):
     poisoned, control = figure.plot.to_dict()["data"]
     assert unpack(poisoned["z"])[1, 2] == 1.0
     assert np.allclose(unpack(control["z"]).ravel(), 1 - item.reverse_inside)
-    assert "100.0 % in model.layers.1.self_attn.v_proj" in figure.alt
+    assert "model.layers.1.self_attn.v_proj: 100.0 %" in figure.alt
 
 
 def test_nothing_stands_out_and_what_is_undefined_are_said(make):

@@ -26,4 +26,4 @@ def test_sizes_without_a_base_are_said_to_be_undefined(make):
     part = replace(item.by_layer, relative_norm=np.full(2, np.nan), layers=np.array([0, -1]))
     figure = layers(make, replace(item, by_layer=part))
     hover = figure.plot.data[0].hovertext
-    assert "‖dW‖ / ‖W‖: undefined" in hover[0] and "layer outside" in hover[1]
+    assert "‖dW‖ / ‖W‖: undefined" in hover[0] and "outside the layers" in hover[1]
