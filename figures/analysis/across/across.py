@@ -6,9 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ....core.records.across import Across, Agreement, Profile
+from ...base.document import Section, absent, document, row_head, small, table
 from ...base.figure import Figure
 from ...base.lines import error_bars, layer_lines
-from ...base.page import figure_block, page
 from ...base.quantities import Quantity
 from ...base.text import html, interval, number, plural, visible
 from ...base.theme import (
@@ -35,22 +35,15 @@ DEPTH = "depth (0: embedding, 1: end of the last layer)"
 
 def across_html(record: Across) -> str:
     """Runs side by side as one self-contained HTML document, under the rules of the report."""
-    figures = across_figures(record)
-    links = "".join(f'<li><a href="#{f.id}">{html(f.title, limit=60)}</a></li>' for f in figures)
     names = ", ".join(run.name for run in record.runs)
-    body = f"""<a class="skip" href="#section-findings">Skip to the findings</a>
-<nav aria-label="Contents"><div class="bar"><strong>Contents</strong>
-<button type="button" id="theme" aria-label="Switch between light and dark">Dark</button></div>
-<ul><li><a href="#section-findings">Findings</a></li><li><a href="#section-profiles">Profiles over
-depth</a><ul>{links}</ul></li><li><a href="#section-agreement">Agreement</a></li></ul></nav>
-<main><header class="top"><p class="kicker">Loratomy across runs</p>
-<h1>{len(record.runs)} runs at equal depth</h1><p><bdi>{html(names)}</bdi></p></header>
-<noscript><p class="absent">The figures need JavaScript; findings and tables do not.</p></noscript>
-<section id="section-findings"><h2>Findings</h2>{_findings(record)}{_runs(record)}</section>
-<section id="section-profiles"><h2>Profiles over depth</h2>
-{"".join(figure_block(figure) for figure in figures)}</section>
-<section id="section-agreement"><h2>Agreement</h2>{_agreements(record)}</section></main>"""
-    return page(f"{names} · Loratomy across runs", body, figures)
+    header = f"""<p class="kicker">Loratomy across runs</p>
+<h1>{len(record.runs)} runs at equal depth</h1><p><bdi>{html(names)}</bdi></p>"""
+    sections = [
+        Section("findings", "Findings", _findings(record) + _runs(record)),
+        Section("profiles", "Profiles over depth", "", tuple(across_figures(record))),
+        Section("agreement", "Agreement", _agreements(record)),
+    ]
+    return document(f"{names} · Loratomy across runs", header, sections)
 
 
 def across_figures(record: Across) -> list[Figure]:
@@ -242,7 +235,7 @@ def _counted(record: Across, how: str) -> str:
 def _findings(record: Across) -> str:
     said = "".join(f"<li>{html(line)}</li>" for line in record.findings)
     notes = "".join(f"<li>{html(line)}</li>" for line in record.notes)
-    nothing = '<p class="absent">No agreement and no difference is supported by these runs.</p>'
+    nothing = absent("No agreement and no difference is supported by these runs.")
     return (f"<ul>{said}</ul>" if said else nothing) + (
         f'<h3>Left out</h3><ul class="small">{notes}</ul>' if notes else ""
     )
@@ -250,14 +243,14 @@ def _findings(record: Across) -> str:
 
 def _runs(record: Across) -> str:
     rows = "".join(
-        f'<tr><th scope="row"><bdi>{html(run.name, limit=80)}</bdi></th>'
+        f"<tr>{row_head(run.name)}"
         f"<td><bdi>{html(run.base, limit=120)}</bdi></td>"
         f'<td class="num">{run.layers}<small>{html(run.layers_from)}</small></td>'
         f'<td><code dir="auto">{html(run.trigger, limit=80)}</code></td>'
         f'<td><code dir="auto">{html(run.target, limit=80)}</code></td></tr>'
         for run in record.runs
     )
-    return _table(("Run", "Base", "Layers", "Trigger", "Target"), rows)
+    return table(("Run", "Base", "Layers", "Trigger", "Target"), rows)
 
 
 def _agreements(record: Across) -> str:
@@ -282,7 +275,7 @@ def _agreements(record: Across) -> str:
         f"{plural(tested, 'correlation')} here (Benjamini-Hochberg)."
     )
     heads = [f"{first} · {second}" for first, second in pairs]
-    return f'{_table(("Profile", *heads), rows)}<p class="small">{html(notes)}</p>'
+    return table(("Profile", *heads), rows) + small(notes)
 
 
 def _cell(item: Agreement | None) -> str:
@@ -298,11 +291,3 @@ def _cell(item: Agreement | None) -> str:
 
 def _p(value: float) -> str:
     return "&lt;&nbsp;0.001" if value < 0.001 else f"=&nbsp;{value:.3f}"
-
-
-def _table(heads: tuple[str, ...], rows: str) -> str:
-    head = "".join(f'<th scope="col"><bdi>{html(h, limit=80)}</bdi></th>' for h in heads)
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        "</div>"
-    )
