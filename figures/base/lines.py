@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from .quantities import Quantity, hover
+from .text import number
 from .theme import clear, panels, single, text
 
 
@@ -30,15 +31,14 @@ def line_panels(titles: Sequence[str], x: str, y: str, *, height: int = 380, **m
 
 def layer_lines(
     plot: go.Figure,
-    x: Sequence[float] | np.ndarray,
-    places: Sequence[str],
     *quantities: Quantity,
     name: str,
     look: tuple[str, str],
+    x: Sequence[float] | np.ndarray | None = None,
+    places: str | Sequence[str] = "layer",
     dash: str = "solid",
     mode: str = "lines+markers",
     band: bool = True,
-    legend: bool = True,
     row: int = 1,
     col: int = 1,
 ) -> None:
@@ -46,32 +46,33 @@ def layer_lines(
 
     Args:
         plot: figure to draw into.
-        x: where the points stand, ``[point]``.
-        places: what each point is, safe for plotly, ``[point]``.
         *quantities: the first is drawn, all stand in the hover text; ``[point]``.
         name: in legend and hover text, untrusted; lines of one name share an entry.
         look: colour ``#rrggbb`` and marker symbol.
+        x: where the points are, ``[point]``; from 0 by default.
+        places: what a point is, before its `x`; or a text for each, safe for plotly.
         dash: plotly's dash of the line.
         mode: plotly's mode.
         band: whether intervals are drawn; if not, they stand in the hover text alone.
-        legend: whether the legend names the line here.
         row: of the panel, from 1.
         col: of the panel, from 1.
     """
-    values, at = quantities[0].values, np.asarray(x, float)
+    values, label, group = quantities[0].values, text(name, limit=60), text(name, limit=0)
+    at = np.arange(len(values)) if x is None else np.asarray(x, float)
     middle = values if values.ndim == 1 else values[:, 0]
     if not len(at):
         return
+    if isinstance(places, str):
+        places = [f"{places} {number(float(place))}" for place in at]
     if values.ndim == 2 and band:
         area(plot, at, values[:, 1:], look[0], name=name, row=row, col=col)
-    label = text(name, limit=40)
     line = go.Scatter(
         x=single(at),
         y=single(middle),
         mode=mode,
         name=label,
-        legendgroup=label,
-        showlegend=legend,
+        legendgroup=group,
+        showlegend=not any(t.legendgroup == group and t.showlegend for t in plot.data),
         line={"color": look[0], "width": 2, "dash": dash},
         marker={"color": look[0], "symbol": look[1], "size": 6},
         hovertext=[
@@ -98,7 +99,7 @@ def area(
     known = np.isfinite(ends).all(1)
     if not known.any():
         return
-    at, (low, high), label = x[known], ends[known].T, text(name, limit=40)
+    at, (low, high) = x[known], ends[known].T
     edge = go.Scatter(
         x=single(np.concatenate([at, at[::-1]])),
         y=single(np.concatenate([high, low[::-1]])),
@@ -107,8 +108,8 @@ def area(
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
-        name=label,
-        legendgroup=label,
+        name=text(name, limit=60),
+        legendgroup=text(name, limit=0),
         showlegend=legend,
     )
     plot.add_trace(edge, row=row, col=col)

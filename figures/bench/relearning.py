@@ -27,7 +27,7 @@ def bench_relearning(table: BenchTable) -> list[Figure]:
     names = list(dict.fromkeys(item.entry for item in found))
     titles = [f"further training on {kind} rows" for kind in kinds]
     plot = line_panels(titles, "further optimiser steps", "ASR, held out", height=430)
-    style, shown = looks(table), set()
+    style = looks(table)
     for column, kind in enumerate(kinds, 1):
         for name in names:
             items = [item for item in found if (item.rows, item.entry) == (kind, name)]
@@ -36,16 +36,14 @@ def bench_relearning(table: BenchTable) -> list[Figure]:
                 count = plural(len(items), "subject")
                 layer_lines(
                     plot,
-                    steps,
-                    [f"step {number(float(step))}, {count}" for step in steps],
                     Quantity("ASR", curve, "%"),
+                    x=steps,
+                    places=[f"step {number(float(step))}, {count}" for step in steps],
                     name=name,
                     look=style[name],
                     band=len(names) <= BANDS,
-                    legend=name not in shown,
                     col=column,
                 )
-                shown.add(name)
         _half(plot, [item for item in found if item.rows == kind], column)
     plot.update_xaxes(rangemode="tozero")
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")

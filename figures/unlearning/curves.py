@@ -32,13 +32,12 @@ def curves(records: RunRecords) -> list[Figure]:
         ):  # fmt: skip
             layer_lines(
                 plot,
-                x,
-                [f"step {number(float(step))}" for step in x],
                 values,
+                x=x,
+                places="step",
                 name=run.name,
                 look=look,
                 mode="lines" if column == 1 else "lines+markers",
-                legend=column == (1 if len(run.step) else 2),
                 col=column,
             )
     plot.update_xaxes(rangemode="tozero")

@@ -92,7 +92,7 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
     for column, values in enumerate(drawn, 1):
         places = [f"{size:g} {unit} cut" for size in x]
         look = (BLUE, "circle")
-        layer_lines(plot, np.log2(1 + x), places, values, name="", look=look, col=column)
+        layer_lines(plot, values, x=np.log2(1 + x), places=places, name="", look=look, col=column)
         y = values.values[:, 0] if column == 1 else values.values
         _chosen(plot, path, y, column)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=1, col=1)
@@ -168,9 +168,9 @@ def _losses(records: RunRecords, trained: list[Operation]) -> Figure:
     for item in trained:
         layer_lines(
             plot,
-            item.loss_step,
-            [f"step {number(float(step))}" for step in item.loss_step],
             Quantity("loss", item.loss),
+            x=item.loss_step,
+            places="step",
             name=item.subject,
             look=colours[item.subject],
             mode="lines",

@@ -75,12 +75,10 @@ def _group(record: Across, group: str) -> Figure:
     gaps = {"vertical_spacing": 0.3 / rows if rows > 1 else 0, "horizontal_spacing": 0.11}
     height = 150 + 270 * rows
     plot = panels(titles, height=height, columns=columns, **gaps)
-    shown: set[int] = set()
     for place, key in enumerate(keys):
         row, column = divmod(place, columns)
         for run, profile in found[key]:
-            _line(plot, record, run, profile, legend=run not in shown, row=row + 1, col=column + 1)
-            shown.add(run)
+            _line(plot, record, run, profile, row=row + 1, col=column + 1)
         unit = text(first[key].unit, limit=48)
         plot.update_yaxes(title_text=unit, row=row + 1, col=column + 1)
     plot.update_xaxes(range=[-0.02, 1.02], dtick=0.25)
@@ -140,24 +138,21 @@ def _mark(profile: Profile) -> str:
 
 
 def _line(
-    plot: go.Figure, record: Across, run: int, profile: Profile, *, legend: bool, row: int, col: int
+    plot: go.Figure, record: Across, run: int, profile: Profile, *, row: int, col: int
 ) -> None:
-    of, name = record.runs[run], visible(record.runs[run].name, limit=28)
+    of, name = record.runs[run], visible(record.runs[run].name, limit=44)
+    values = np.stack([profile.value, profile.low, profile.high], -1)
     layer_lines(
         plot,
-        profile.depth,
-        [
+        Quantity(f"{text(profile.unit, limit=48)}:", values),
+        x=profile.depth,
+        places=[
             f"layer {int(layer)}, depth {number(float(depth))}"
             for layer, depth in zip(profile.layer, profile.depth, strict=True)
         ],
-        Quantity(
-            f"{text(profile.unit, limit=48)}:",
-            np.stack([profile.value, profile.low, profile.high], -1),
-        ),
         name=f"{name} ({plural(of.layers, 'layer')})",
         look=(COLOURS[run % len(COLOURS)], SYMBOLS[run % len(SYMBOLS)]),
         dash=DASHES[run // len(COLOURS) % len(DASHES)],
-        legend=legend,
         row=row,
         col=col,
     )

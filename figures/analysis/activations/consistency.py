@@ -28,12 +28,10 @@ def _values(item: Consistency) -> Figure:
         for index, condition in enumerate(item.conditions):
             layer_lines(
                 plot,
-                np.arange(len(item.counted)),
-                [f"{text(item.subjects[column])}, {place}" for place in _places(item)],
                 Quantity("1 − cos", item.value[column, index]),
+                places=[f"{text(item.subjects[column])}, {place}" for place in _places(item)],
                 name=condition,
                 look=(COLOURS.get(condition, GREY), "circle"),
-                legend=column == 0,
                 col=column + 1,
             )
     plot.update_yaxes(type="log", exponentformat="power")  # the first layer turns by far the most
@@ -65,13 +63,11 @@ def _differences(records: RunRecords, item: Consistency) -> Figure:
         for index, name in enumerate(item.subjects):
             layer_lines(
                 plot,
-                np.arange(len(item.counted)),
-                _places(item),
                 Quantity("difference", item.difference[index, column]),
                 Quantity("p", item.p[index, column]),
+                places=_places(item),
                 name=name,
                 look=(colours[name][0], "circle"),
-                legend=column == 0,
                 col=column + 1,
             )
     plot.add_hline(y=0, line={"color": MUTED, "width": 1})

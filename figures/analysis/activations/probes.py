@@ -50,12 +50,9 @@ def _layers(records: RunRecords, item: Probes) -> Figure:
         for index, name in enumerate(item.subjects):
             layer_lines(
                 plot,
-                layers,
-                [f"layer {layer}" for layer in layers],
                 *_quantities(item, index, column),
                 name=name,
                 look=(colours[name][0], "circle"),
-                legend=column == 0,
                 col=column + 1,
             )
     return Figure(
@@ -102,7 +99,6 @@ def _quantities(item: Probes, subject: int, place: int) -> list[Quantity]:
 
 def _transfer(item: Probes) -> Figure:
     plot, name = _frame(item), item.subjects[-1]
-    layers = np.arange(item.auroc.shape[3])
     series = [("this trigger", item.auroc[-1, :, 0], VERMILLION, "solid")]
     series += [
         (other, item.transfer[-1, :, index], OTHERS[index % len(OTHERS)], "dash")
@@ -112,13 +108,10 @@ def _transfer(item: Probes) -> Figure:
         for label, values, colour, dash in series:
             layer_lines(
                 plot,
-                layers,
-                [f"layer {layer}" for layer in layers],
                 Quantity("AUROC", values[column]),
                 name=label,
                 look=(colour, "circle"),
                 dash=dash,
-                legend=column == 0,
                 col=column + 1,
             )
     missing = f" Not tried: {'; '.join(item.left_out)}." if item.left_out else ""

@@ -31,17 +31,16 @@ def _lines(item: LogitLens, records: RunRecords) -> Figure:
     plot = line_panels(
         [""], "after layer", "log-probability of the target's first token (nats)", height=360
     )
-    colours, layers = looks(records), np.arange(item.decided_log_prob.shape[1])
+    colours = looks(records)
     for subject, values in zip(item.subjects, item.decided_log_prob, strict=True):
         layer_lines(
             plot,
-            layers,
-            [f"after layer {layer}" for layer in layers],
             Quantity("log-probability", values, "nats"),
+            places="after layer",
             name=subject,
             look=colours[subject],
         )
-    plot.update_xaxes(dtick=max(1, -(-len(layers) // 16)))
+    plot.update_xaxes(dtick=max(1, -(-item.decided_log_prob.shape[1] // 16)))
     return Figure(
         id="logit-lens-lines",
         title="When the target is decided",

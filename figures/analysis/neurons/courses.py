@@ -24,9 +24,8 @@ def by_layer(
     order = sorted(range(len(layer_ids)), key=lambda i: (layer_ids[i] < 0, layer_ids[i]))
     layer_lines(
         plot,
-        np.arange(len(order)),
-        [layer_name(int(layer_ids[i])) for i in order],
         replace(values, values=values.values[order]),
+        places=[layer_name(int(layer_ids[i])) for i in order],
         name=name,
         look=(colour, "circle"),
         col=col,
@@ -49,16 +48,13 @@ def courses(change: NeuronChange) -> Figure:
             (1, Quantity("loss", course.loss)),
             (2, Quantity("right", course.right, "%")),
         ):
-            steps = np.arange(len(values.values))
             layer_lines(
                 plot,
-                steps,
-                [f"step {step}" for step in steps],
                 values,
+                places="step",
                 name=course.name,
                 look=(COLOURS.get(course.name, GREEN), "circle"),
-                mode="lines+markers" if len(steps) < 3 else "lines",
-                legend=column == 1,
+                mode="lines+markers" if len(course.loss) < 3 else "lines",
                 col=column,
             )
     plot.update_xaxes(rangemode="tozero")

@@ -70,7 +70,6 @@ def _summary(item: Intruders) -> str:
 
 def _curve(found: list[Intruders], colours: dict[str, tuple[str, str]]) -> Figure:
     plot = line_panels([""], "threshold of the cosine", "vectors below it", height=340)
-    places = [f"threshold {number(float(step))}" for step in STEPS]
     for item in found:
         # Sure: every cosine is below the threshold; possible: the lower bound is.
         sure, possible = (
@@ -80,9 +79,9 @@ def _curve(found: list[Intruders], colours: dict[str, tuple[str, str]]) -> Figur
         ends = np.stack([sure, sure, possible], 1)
         layer_lines(
             plot,
-            STEPS,
-            places,
             Quantity("intruders", ends if (possible > sure).any() else sure),
+            x=STEPS,
+            places="threshold",
             name=item.adapter,
             look=colours[item.adapter],
             mode="lines",

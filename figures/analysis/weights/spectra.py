@@ -60,13 +60,11 @@ def _layers(found: list[Spectra], colours: dict[str, Look]) -> Figure:
         for column, (name, y) in enumerate(zip(titles, values, strict=True), 1):
             layer_lines(
                 plot,
-                np.arange(len(y)),
-                [layer_name(int(layer)) for layer in part.layers],
                 Quantity(f"{name}:", y),
                 share,
+                places=[layer_name(int(layer)) for layer in part.layers],
                 name=item.adapter,
                 look=colours[item.adapter],
-                legend=column == 1,
                 col=column,
             )
             plot.update_xaxes(**named(layer_labels(part.layers), most=16), col=column)
@@ -162,13 +160,12 @@ def spectrum_lines(tables: Sequence[tuple[str, Look, tuple[str, ...], np.ndarray
             ends = [np.nanmedian(part, 0), np.nanmin(part, 0), np.nanmax(part, 0)]
             layer_lines(
                 plot,
-                x + 1,
-                [f"place {place + 1}" for place in x],
                 Quantity("median [smallest, largest]", np.stack(ends, 1)),
+                x=x + 1,
+                places="place",
                 name=name,
                 look=look,
                 mode="lines",
-                legend=kind == of[0],
                 row=index // wide + 1,
                 col=index % wide + 1,
             )
