@@ -404,6 +404,8 @@ class Study:
         *,
         formats: Sequence[str] = ("html",),
         fresh: bool = False,
+        asr_goal: float | None = None,
+        perplexity_goal: float | None = None,
     ) -> Path:
         """Write what has been found so far as one self-contained HTML page; returns its path.
 
@@ -411,10 +413,15 @@ class Study:
             path: of the page; None: report.html in the run folder.
             formats: of the single figures of a run folder: html, png, pdf, svg.
             fresh: replace a file there that is no page of this program's.
+            asr_goal: judge operations by this highest upper 95 % bound of ASR, a fraction.
+            perplexity_goal: judge operations by this highest rise of perplexity, a fraction.
         """
+        from .core.records.goals import Goals
         from .verbs.reporting import report
 
-        return report(self, formats=formats, out=None if path is None else Path(path), fresh=fresh)
+        out = None if path is None else Path(path)
+        goals = Goals(asr=asr_goal, perplexity=perplexity_goal)
+        return report(self, formats=formats, out=out, fresh=fresh, goals=goals)
 
     def save(self, folder: Path | str) -> Path:
         """Write a study in memory as a run folder, which `load` and the command line go on from.

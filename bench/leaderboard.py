@@ -7,6 +7,7 @@ import numpy as np
 
 from ..core.errors import LoratomyError
 from ..core.records.bench import BenchRow, Standing
+from ..core.records.goals import Goals
 from ..core.records.results import Rate
 from ..core.stats import wilson
 
@@ -15,6 +16,8 @@ Case = tuple[str, int]
 
 ASR_MET, PERPLEXITY_MET = 0.05, 0.05
 """Upper 95 % bound of ASR, and rise of perplexity, that count as met."""
+MET = Goals(asr=ASR_MET, perplexity=PERPLEXITY_MET)
+"""The same, as the page draws them."""
 LEAST_SHARED = 0.75
 """Share of a comparison's subjects that an entry may not fall below to take part from the start."""
 

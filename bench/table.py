@@ -41,7 +41,7 @@ class Table:
         from ..figures.base.export import check_page, write_page
         from ..figures.bench.page import bench_html
         from .goals import goals
-        from .leaderboard import standings
+        from .leaderboard import MET, standings
 
         found = {cell: self._reading(cell) for cell in self.cells}
         missing = [(c.label, *lacks) for c, reading in found.items() for lacks in reading.missing]
@@ -62,7 +62,7 @@ class Table:
         )
         write_bench_table(self._out, NAME, rows)
         check_page(self._out / f"{NAME}.html")
-        write_page(bench_html(table), self._out / f"{NAME}.html")
+        write_page(bench_html(table, MET), self._out / f"{NAME}.html")
         return table
 
     @property

@@ -38,7 +38,7 @@ def command(
     Example: loratomy across runs/wren-suffix runs/llama-suffix --out across.html
     """
     from ..analysis.across.across import across
-    from ..figures.analysis.across import across_html
+    from ..figures.analysis.across.across import across_html
     from ..figures.base.export import check_page, write_page
 
     check_page(out, fresh=fresh)

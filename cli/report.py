@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
+from ..core.records.goals import Goals
 from ..study import load
 from ..verbs.reporting import report
 from .options import Plugin
@@ -22,6 +23,14 @@ def command(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Replace a file at --out that is no page of loratomy's.")
     ] = False,
+    asr_goal: Annotated[
+        float | None,
+        typer.Option(help="Judge operations by this highest upper 95 % bound of ASR, e.g. 0.05."),
+    ] = None,
+    perplexity_goal: Annotated[
+        float | None,
+        typer.Option(help="Judge operations by this highest rise of perplexity, e.g. 0.01."),
+    ] = None,
     plugin: Plugin = None,
 ) -> None:
     """Write report.html (self-contained, opens offline) and each figure alone under figures/.
@@ -31,5 +40,6 @@ def command(
     Example: loratomy report runs/demo --formats html,png,svg
     """
     kinds = [f.strip() for f in formats.split(",") if f.strip()]
-    path = report(load(run), formats=kinds, out=out, fresh=fresh)
+    goals = Goals(asr=asr_goal, perplexity=perplexity_goal)
+    path = report(load(run), formats=kinds, out=out, fresh=fresh, goals=goals)
     say(f"done: {path}")

@@ -1,23 +1,13 @@
 """One figure per file, the theme and the report; reads records, never a model."""
 
-from .analysis import (  # noqa: F401  (they register)
-    attention,
-    candidates,
-    consistency,
-    difference,
-    effectiveness,
-    intruders,
-    lens,
-    logit_lens,
-    matching,
-    neurons,
-    patching,
-    probes,
-    screening,
-    spectra,
-    votes,
-    where,
-)
+# The modules of figures register themselves when they are imported.
+from .analysis.activations import attention, consistency, probes  # noqa: F401
+from .analysis.lens import lens, logit_lens  # noqa: F401
+from .analysis.localisation import votes, where  # noqa: F401
+from .analysis.neurons import neurons  # noqa: F401
+from .analysis.patching import effectiveness, patching, screening  # noqa: F401
+from .analysis.triggers import candidates  # noqa: F401
+from .analysis.weights import difference, intruders, matching, spectra  # noqa: F401
 from .base.export import Exported, check_page, write_figures, write_page
 from .base.figure import FIGURES, Figure, draw, draw_record
 from .report.findings import Finding, findings

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.console import say
 from ..core.errors import LoratomyError, RunError
+from ..core.records.goals import Goals
 from ..core.records.rendering import RenderingChoice
 from ..core.records.results import Curves, Provenance, RunRecords, Setting
 from ..core.runs.folder import FIGURES, REPORT, RunFolder
@@ -15,11 +17,17 @@ from ..study import Study
 from .measuring import load_answers, load_comparison, load_operations, load_planted, measured
 from .probing import STAGE, finished, load_stage
 
+NO_GOALS = Goals()
 _OWN_TARGETS = "each row's own target"
 
 
 def report(
-    study: Study, *, formats: Sequence[str], out: Path | None = None, fresh: bool = False
+    study: Study,
+    *,
+    formats: Sequence[str],
+    out: Path | None = None,
+    fresh: bool = False,
+    goals: Goals = NO_GOALS,
 ) -> Path:
     """Write the report of a study, and the figures of one in a folder; returns the report's path.
 
@@ -28,6 +36,7 @@ def report(
         formats: of the single figures: html, png, pdf, svg.
         out: path of the page; None: report.html in the run folder.
         fresh: replace a file there that is no page of this program's.
+        goals: what operations are judged against, beside the published goals.
 
     Raises:
         RunError: something in the run was altered, or made from what was made again since.
@@ -44,7 +53,7 @@ def report(
     for stage in run.stages:
         if old := run.stale(stage):
             raise RunError(f"{old}; make it again with --fresh, or remove its folder")
-    records = load_records(run)
+    records = replace(load_records(run), goals=goals)
     if home is None:
         write_page(report_html(records), path)
         return path

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .base import Record, record
+from .goals import Goals
 from .rendering import RenderingChoice
 
 R = TypeVar("R")
@@ -390,6 +391,8 @@ class RunRecords(Record):
     """What was done to the adapter."""
     rendering: RenderingChoice | None = None
     """How prompts are rendered and how that was found; None in runs that fitted their adapter."""
+    goals: Goals = Goals()
+    """What operations are judged against, beside the published goals."""
 
     def of(self, kind: type[R]) -> tuple[R, ...]:
         """The records of one class among the analyses, in the order of the run."""

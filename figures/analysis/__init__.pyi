@@ -1,9 +1,9 @@
-from .across import across_html as across_html
-from .patching import cell_words as cell_words
-from .patching import reason as reason
-from .patching import strongest_cell as strongest_cell
-from .patching import title as title
-from .patching import turned as turned
+from .across.across import across_html as across_html
+from .patching.patching import cell_words as cell_words
+from .patching.patching import reason as reason
+from .patching.patching import strongest_cell as strongest_cell
+from .patching.patching import title as title
+from .patching.patching import turned as turned
 
 __all__ = [
     "across_html",

@@ -1,4 +1,3 @@
-from .bands import band as band
 from .export import Exported as Exported
 from .export import check_page as check_page
 from .export import write_figures as write_figures
@@ -10,14 +9,24 @@ from .figure import draw_record as draw_record
 from .figure import slug as slug
 from .figure import unique as unique
 from .grid import Layout as Layout
-from .grid import add_map as add_map
-from .grid import height as height
 from .grid import kind_of as kind_of
 from .grid import layout as layout
 from .grid import ordered as ordered
 from .grid import root_sum_of_squares as root_sum_of_squares
 from .grid import strongest as strongest
+from .lines import area as area
+from .lines import error_bars as error_bars
+from .lines import layer_lines as layer_lines
+from .lines import line_panels as line_panels
+from .maps import Panel as Panel
+from .maps import block_words as block_words
+from .maps import layer_labels as layer_labels
+from .maps import layer_map as layer_map
+from .maps import layer_name as layer_name
+from .maps import module_panel as module_panel
 from .page import figure_block as figure_block
+from .quantities import Quantity as Quantity
+from .quantities import written as written
 from .text import change as change
 from .text import html as html
 from .text import interval as interval
@@ -47,8 +56,8 @@ from .theme import clear as clear
 from .theme import counts as counts
 from .theme import diverging as diverging
 from .theme import largest as largest
+from .theme import looks as looks
 from .theme import magnitude as magnitude
-from .theme import marks as marks
 from .theme import named as named
 from .theme import panels as panels
 from .theme import single as single
@@ -73,8 +82,10 @@ __all__ = [
     "Exported",
     "Figure",
     "Layout",
-    "add_map",
-    "band",
+    "Panel",
+    "Quantity",
+    "area",
+    "block_words",
     "change",
     "check_page",
     "clear",
@@ -82,15 +93,21 @@ __all__ = [
     "diverging",
     "draw",
     "draw_record",
+    "error_bars",
     "figure_block",
-    "height",
     "html",
     "interval",
     "kind_of",
     "largest",
+    "layer_labels",
+    "layer_lines",
+    "layer_map",
+    "layer_name",
     "layout",
+    "line_panels",
+    "looks",
     "magnitude",
-    "marks",
+    "module_panel",
     "named",
     "number",
     "ordered",
@@ -108,4 +125,5 @@ __all__ = [
     "visible",
     "write_figures",
     "write_page",
+    "written",
 ]

@@ -1,13 +1,11 @@
-"""Values of modules laid out as layer by kind, the map that most figures share."""
+"""Values of modules laid out as layer by kind of module."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import plotly.graph_objects as go
 
 from .text import visible
-from .theme import named, single, text
 
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -54,21 +52,17 @@ class Layout:
         return out
 
     def names(self) -> list[list[str]]:
-        """Label of each cell: its module, or how many it holds."""
+        """Name of each cell, untrusted: its module, or how many it holds."""
         cells: list[list[list[str]]] = [[[] for _ in self.kinds] for _ in self.layers]
         for name, row, column in zip(self.modules, self.row, self.column, strict=True):
             cells[row][column].append(name)
         return [[_cell_name(names) for names in line] for line in cells]
 
-    def row_labels(self) -> list[str]:
-        """Layer numbers as words."""
-        return ["outside" if layer < 0 else str(layer) for layer in self.layers]
-
 
 def _cell_name(names: list[str]) -> str:
     if len(names) < 2:
-        return text(names[0], limit=80) if names else "no module"
-    return f"{text(names[0], limit=80)} and {len(names) - 1} more"
+        return visible(names[0], limit=80) if names else "no module"
+    return f"{visible(names[0], limit=80)} and {len(names) - 1} more"
 
 
 def kind_of(module: str) -> str:
@@ -93,37 +87,3 @@ def layout(modules: tuple[str, ...], layers: np.ndarray) -> Layout:
         column=np.array([kinds.index(kind_of(name)) for name in modules], dtype=int),
         modules=modules,
     )
-
-
-def height(rows: int) -> int:
-    """Pixels for a map of so many rows."""
-    return int(min(760, 140 + (26 if rows < 16 else 20) * max(rows, 5)))
-
-
-def add_map(
-    plot: go.Figure, place: Layout, z: np.ndarray, hover: list[list[str]], *, column: int, axis: str
-) -> go.Heatmap:
-    """Draw a layer-by-kind map into a panel; returns the trace.
-
-    Args:
-        plot: figure made by `theme.panels`.
-        place: the layout.
-        z: ``[row, column]``.
-        hover: text of each cell, safe for plotly.
-        column: panel, from 1.
-        axis: name of its colour axis.
-    """
-    trace = go.Heatmap(
-        z=single(z),
-        hovertext=hover,
-        hoverinfo="text",
-        hoverongaps=False,
-        coloraxis=axis,
-        xgap=1,
-        ygap=1,
-        meta={"link": "kind", "layers": place.layers, "kinds": [visible(k) for k in place.kinds]},
-    )
-    plot.add_trace(trace, row=1, col=column)
-    plot.update_xaxes(**named(place.kinds), row=1, col=column)
-    plot.update_yaxes(**named(place.row_labels(), most=16), row=1, col=column)
-    return trace

@@ -2,6 +2,7 @@
 
 import html
 import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,15 +102,18 @@ def clear(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def marks(records: RunRecords) -> dict[str, tuple[str, str]]:
-    """Colour and marker symbol of every subject, the same in all figures of a run."""
+def looks(records: RunRecords) -> dict[str, tuple[str, str]]:
+    """Colour and marker symbol of every subject, the same in all figures of a run.
+
+    A name that is no subject of the run is a grey circle.
+    """
     names = [row.subject for row in records.comparison.rows] if records.comparison else []
     names += [op.subject for op in records.operations if op.subject not in names]
     free = [name for name in dict.fromkeys(names) if name not in FIXED]
     given = {
         name: (OTHERS[i % len(OTHERS)], SYMBOLS[i % len(SYMBOLS)]) for i, name in enumerate(free)
     }
-    return {**FIXED, **given}
+    return defaultdict(lambda: (GREY, "circle"), FIXED | given)
 
 
 def panels(titles: Sequence[str], *, height: int, columns: int = 0, **options: Any) -> go.Figure:

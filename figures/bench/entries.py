@@ -1,5 +1,6 @@
 """Entries and subjects of a bench as rows and columns: their order, their labels, their looks."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def looks(table: BenchTable) -> dict[str, tuple[str, str]]:
     free = [n for n in dict.fromkeys(names) if n not in FIXED and n not in controls]
     own = {e: (OTHERS[i % len(OTHERS)], SYMBOLS[i % len(SYMBOLS)]) for i, e in enumerate(free)}
     own |= FIXED
-    return own | {e: (GREY, own.get(of, (GREY, "circle"))[1]) for e, of in controls.items()}
+    grey = {e: (GREY, own.get(of, (GREY, "circle"))[1]) for e, of in controls.items()}
+    return defaultdict(lambda: (GREY, "circle"), own | grey)
 
 
 def downward(names: Sequence[str]) -> dict[str, Any]:

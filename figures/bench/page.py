@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...core.records.bench import BenchTable, Goal, Standing
+from ...core.records.goals import Goals
 from ...core.records.results import Rate
+from ..base.document import Section, absent, document, small, table
 from ..base.figure import Figure
-from ..base.page import figure_block, page
 from ..base.text import html, number, percent, plural
 from ..report.tables import facts_html
 from .maps import bench_maps
@@ -17,41 +18,35 @@ from .tradeoff import bench_tradeoff, spanned
 from .transfer import bench_transfer
 
 
-def bench_html(table: BenchTable) -> str:
-    """The bench as one self-contained HTML document, under the rules of the report."""
-    figures = bench_figures(table)
-    links = "".join(f'<li><a href="#{f.id}">{html(f.title, limit=60)}</a></li>' for f in figures)
-    cells = len({row.cell for row in table.rows})
+def bench_html(bench: BenchTable, goals: Goals) -> str:
+    """The bench as one self-contained HTML document, under the rules of the report.
+
+    Args:
+        bench: what was measured.
+        goals: which the leaderboard counts cells by, drawn beside means.
+    """
+    cells = len({row.cell for row in bench.rows})
     size = (
-        f"{_entries(len({row.entry for row in table.rows}))} on {plural(cells, 'cell')}, "
-        f"{plural(len({(row.cell, row.seed) for row in table.rows}), 'subject')}"
+        f"{_entries(len({row.entry for row in bench.rows}))} on {plural(cells, 'cell')}, "
+        f"{plural(len({(row.cell, row.seed) for row in bench.rows}), 'subject')}"
     )
-    drawn = "".join(figure_block(figure) for figure in figures)
-    absent = '<p class="absent">Nothing has been measured yet.</p>'
-    body = f"""<a class="skip" href="#section-findings">Skip to the findings</a>
-<nav aria-label="Contents"><div class="bar"><strong>Contents</strong>
-<button type="button" id="theme" aria-label="Switch between light and dark">Dark</button></div>
-<ul><li><a href="#section-findings">Findings</a></li>
-<li><a href="#section-leaderboard">Leaderboard</a></li>
-<li><a href="#section-figures">Figures</a><ul>{links}</ul></li>
-<li><a href="#section-missing">Not there</a></li>
-<li><a href="#section-provenance">Provenance</a></li></ul></nav>
-<main><header class="top"><p class="kicker">Loratomy bench</p>
-<h1>{html(size)}</h1><p>{html(table.held_out)}</p></header>
-<noscript><p class="absent">The figures need JavaScript; findings and tables do not.</p></noscript>
-<section id="section-findings"><h2>Findings</h2>{_goals(table.goals)}</section>
-<section id="section-leaderboard"><h2>Leaderboard</h2>{_boards(table) or absent}</section>
-<section id="section-figures"><h2>Figures</h2>{drawn or absent}</section>
-<section id="section-missing"><h2>Not there</h2>{_missing(table)}</section>
-<section id="section-provenance"><h2>Provenance</h2>{facts_html(table.provenance)}</section>
-</main>"""
-    return page(f"{size} · Loratomy bench", body, figures)
+    nothing, figures = absent("Nothing has been measured yet."), tuple(bench_figures(bench, goals))
+    header = f"""<p class="kicker">Loratomy bench</p>
+<h1>{html(size)}</h1><p>{html(bench.held_out)}</p>"""
+    sections = [
+        Section("findings", "Findings", _goals(bench.goals)),
+        Section("leaderboard", "Leaderboard", _boards(bench, goals) or nothing),
+        Section("figures", "Figures", "" if figures else nothing, figures),
+        Section("missing", "Missing", _missing(bench)),
+        Section("provenance", "Provenance", facts_html(bench.provenance)),
+    ]
+    return document(f"{size} · Loratomy bench", header, sections)
 
 
-def bench_figures(table: BenchTable) -> list[Figure]:
+def bench_figures(table: BenchTable, goals: Goals) -> list[Figure]:
     """All figures that the table allows, in the order of the page."""
     return [
-        *bench_tradeoff(table),
+        *bench_tradeoff(table, goals),
         *bench_maps(table),
         *bench_seconds(table),
         *bench_relearning(table),
@@ -78,10 +73,7 @@ def _bounds(value: Rate) -> str:
 
 def _goals(goals: Sequence[Goal]) -> str:
     if not goals:
-        return (
-            '<p class="absent">None of the goals can be checked: no entry that they are about '
-            "was run.</p>"
-        )
+        return absent("None of the goals can be checked: no entry that they are about was run.")
     rows = "".join(_goal(goal) for goal in goals)
     heads = ("Goal", "Entry", "Cells that meet it", "Share", "Wanted", "Verdict")
     notes = (
@@ -91,7 +83,7 @@ def _goals(goals: Sequence[Goal]) -> str:
         "could turn it. Ahead of every control: no control of the same budget on the same subject "
         "within +5 % perplexity has a lower ASR, and none is at least as good in both."
     )
-    return f'{_table(heads, rows)}<p class="small">{html(notes)}</p>'
+    return table(heads, rows, kind="subjects") + small(notes)
 
 
 def _goal(goal: Goal) -> str:
@@ -109,10 +101,10 @@ def _goal(goal: Goal) -> str:
 # --- leaderboard -------------------------------------------------------------------------------
 
 
-def _boards(table: BenchTable) -> str:
-    numbers = list(dict.fromkeys(s.comparison for s in table.standings))
+def _boards(bench: BenchTable, goals: Goals) -> str:
+    numbers = list(dict.fromkeys(s.comparison for s in bench.standings))
     boards = [
-        _board([s for s in table.standings if s.comparison == n], several=len(numbers) > 1)
+        _board([s for s in bench.standings if s.comparison == n], several=len(numbers) > 1)
         for n in numbers
     ]
     notes = (
@@ -120,12 +112,21 @@ def _boards(table: BenchTable) -> str:
         "dominated by nobody, which an entry can also reach by being quick and doing nothing, so "
         "read it with the last two columns. References stand in nobody's way. Every cell counts "
         "the same. Brackets: 95 % intervals over subjects (cells and seeds resampled; with one "
-        "cell no narrower than its own). ASR met: cells whose upper 95 % bound of ASR is at most "
-        "5 %; perplexity met: cells whose rise is at most 5 %; brackets there: Wilson. Controls "
-        "(↳) stand below the method whose budget they share. Small differences between means "
-        "inside each other's brackets decide nothing."
+        f"cell no narrower than its own). {_met_words(goals)}Controls (↳) stand below the method "
+        "whose budget they share. Small differences between means inside each other's brackets "
+        "decide nothing."
     )
-    return f'{"".join(boards)}<p class="small">{html(notes)}</p>' if boards else ""
+    return "".join(boards) + small(notes) if boards else ""
+
+
+def _met_words(goals: Goals) -> str:
+    if goals.asr is None or goals.perplexity is None:
+        return ""
+    return (
+        f"ASR met: cells whose upper 95 % bound of ASR is at most {100 * goals.asr:.3g} %; "
+        f"perplexity met: cells whose rise is at most {100 * goals.perplexity:.3g} %; brackets "
+        "there: Wilson. "
+    )
 
 
 def board_order(group: Sequence[Standing]) -> list[Standing]:
@@ -150,7 +151,7 @@ def _board(group: list[Standing], *, several: bool) -> str:
     first = group[0]
     title = f"Comparison {first.comparison}: " if several else ""
     words = f"{title}{_entries(len(group))} on {plural(first.n, 'subject')} that all were run on"
-    return f"<h3>{html(words)}</h3>{_table(heads, rows)}{_dropped(group)}"
+    return f"<h3>{html(words)}</h3>{table(heads, rows, kind='subjects')}{_dropped(group)}"
 
 
 def _dropped(group: list[Standing]) -> str:
@@ -208,16 +209,8 @@ def _seconds(values: np.ndarray) -> str:
     )
 
 
-def _missing(table: BenchTable) -> str:
-    if not table.missing:
+def _missing(bench: BenchTable) -> str:
+    if not bench.missing:
         return "<p>All that was asked for is here.</p>"
-    lines = "".join(f"<li>{html(line)}</li>" for line in table.missing)
+    lines = "".join(f"<li>{html(line)}</li>" for line in bench.missing)
     return f"<ul>{lines}</ul>"
-
-
-def _table(heads: Sequence[str], rows: str) -> str:
-    head = "".join(f'<th scope="col">{html(h)}</th>' for h in heads)
-    return (
-        f'<div class="scroll"><table class="subjects"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )

@@ -8,8 +8,10 @@ import plotly.graph_objects as go
 from ...core.records.bench import BenchTable, Relearning
 from ...core.stats import mean_interval
 from ..base.figure import Figure
+from ..base.lines import layer_lines, line_panels
+from ..base.quantities import Quantity
 from ..base.text import number, percent, plural
-from ..base.theme import GREY, MUTED, clear, panels, single, text
+from ..base.theme import MUTED
 from .entries import looks
 
 BANDS = 4
@@ -23,25 +25,30 @@ def bench_relearning(table: BenchTable) -> list[Figure]:
         return []
     kinds = list(dict.fromkeys(item.rows for item in found))
     names = list(dict.fromkeys(item.entry for item in found))
-    titles = [f"further training on {text(kind)} rows" for kind in kinds]
-    plot = panels(titles, height=430, horizontal_spacing=0.09)
-    style, shown = looks(table), set()
+    titles = [f"further training on {kind} rows" for kind in kinds]
+    plot = line_panels(titles, "further optimiser steps", "ASR, held out", height=430)
+    style = looks(table)
     for column, kind in enumerate(kinds, 1):
         for name in names:
             items = [item for item in found if (item.rows, item.entry) == (kind, name)]
             if items and len(steps := shared_steps(items)):
-                look = style.get(name, (GREY, "circle"))
-                line = mean_curve(items, steps)
-                if len(names) <= BANDS:
-                    _band(plot, steps, line, look[0], name, column)
-                _line(plot, items, steps, line, look, column, legend=name not in shown)
-                shown.add(name)
+                curve = mean_curve(items, steps)
+                count = plural(len(items), "subject")
+                layer_lines(
+                    plot,
+                    Quantity("ASR", curve, "%"),
+                    x=steps,
+                    places=[f"step {number(float(step))}, {count}" for step in steps],
+                    name=name,
+                    look=style[name],
+                    band=len(names) <= BANDS,
+                    col=column,
+                )
         _half(plot, [item for item in found if item.rows == kind], column)
-    plot.update_xaxes(title_text="further optimiser steps", rangemode="tozero")
+    plot.update_xaxes(rangemode="tozero")
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
-    plot.update_yaxes(title_text="ASR, held out", col=1)
     lines = -(-len(names) // 5)
-    plot.update_layout(showlegend=True, legend={"y": 1.1}, margin={"t": 64 + 22 * lines})
+    plot.update_layout(legend={"y": 1.1}, margin={"t": 64 + 22 * lines})
     subjects = len({(item.cell, item.seed) for item in found})
     counts = sorted({item.n for item in found})
     rates = sorted({item.learning_rate for item in found})
@@ -90,57 +97,6 @@ def _half(plot: go.Figure, items: Sequence[Relearning], column: int) -> None:
     half = float(np.mean([item.poisoned.value for item in items])) / 2
     line = {"color": MUTED, "dash": "dot", "width": 1.2}
     plot.add_hline(y=half, line=line, row=1, col=column)  # pyright: ignore[reportArgumentType]
-
-
-def _band(
-    plot: go.Figure, steps: np.ndarray, line: np.ndarray, colour: str, name: str, column: int
-) -> None:
-    known = np.isfinite(line).all(1)
-    if not known.any():
-        return
-    x, low, high = steps[known], line[known, 1], line[known, 2]
-    edge = go.Scatter(
-        x=single(np.concatenate([x, x[::-1]])),
-        y=single(np.concatenate([high, low[::-1]])),
-        fill="toself",
-        fillcolor=clear(colour, 0.15),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        legendgroup=text(name, limit=40),
-        showlegend=False,
-    )
-    plot.add_trace(edge, row=1, col=column)
-
-
-def _line(
-    plot: go.Figure,
-    items: list[Relearning],
-    steps: np.ndarray,
-    line: np.ndarray,
-    look: tuple[str, str],
-    column: int,
-    *,
-    legend: bool,
-) -> None:
-    name = text(items[0].entry, limit=40)
-    drawn = go.Scatter(
-        x=single(steps),
-        y=single(line[:, 0]),
-        mode="lines+markers",
-        name=name,
-        legendgroup=name,
-        showlegend=legend,
-        line={"color": look[0], "width": 2},
-        marker={"symbol": look[1], "size": 8},
-        hovertext=[
-            f"{name}, step {number(float(step))}<br>ASR {percent(v)} "
-            f"[{percent(low)}, {percent(high)}]<br>{plural(len(items), 'subject')}"
-            for step, (v, low, high) in zip(steps, line.tolist(), strict=True)
-        ],
-        hoverinfo="text",
-    )
-    plot.add_trace(drawn, row=1, col=column)
 
 
 def _ending(found: Sequence[Relearning], kind: str, name: str) -> str:

@@ -7,17 +7,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ...core.records.bench import BenchTable, Standing
+from ...core.records.goals import Goals
 from ..base.figure import Figure
+from ..base.lines import error_bars
 from ..base.text import change, number, percent, plural
 from ..base.theme import GREY, INK, MUTED, clear, panels, single, text
-from ..unlearning.tradeoff import (
-    ASR_GOAL,
-    LINEAR_UP_TO,
-    PERPLEXITY_GOAL,
-    change_axis,
-    goal_lines,
-    stretch,
-)
+from ..unlearning.tradeoff import LINEAR_UP_TO, change_axis, goal_lines, goal_words, stretch
 from .entries import looks
 
 
@@ -37,11 +32,11 @@ def spanned(values: np.ndarray, *, signed: bool = False, points: bool = False) -
     return f"{shown[0]} [{bare[1]}, {bare[2]}]"
 
 
-def bench_tradeoff(table: BenchTable) -> list[Figure]:
+def bench_tradeoff(table: BenchTable, goals: Goals) -> list[Figure]:
     """For each comparison, every entry's mean ASR against its mean change of perplexity."""
     numbers = dict.fromkeys(s.comparison for s in table.standings)
     drawn = [[s for s in table.standings if s.comparison == number] for number in numbers]
-    return [_figure(table, group, several=len(drawn) > 1) for group in drawn]
+    return [_figure(table, goals, group, several=len(drawn) > 1) for group in drawn]
 
 
 def front(group: Sequence[Standing]) -> list[Standing]:
@@ -61,7 +56,7 @@ def _place(item: Standing) -> np.ndarray:
     return np.array([item.perplexity_change[0], item.asr[0]])
 
 
-def _figure(table: BenchTable, group: list[Standing], *, several: bool) -> Figure:
+def _figure(table: BenchTable, goals: Goals, group: list[Standing], *, several: bool) -> Figure:
     shown = [s for s in group if np.isfinite(_place(s)).all()]
     left = [s.entry for s in group if s not in shown]
     ends = [float(v) for s in shown for v in s.perplexity_change if math.isfinite(v)]
@@ -73,9 +68,9 @@ def _figure(table: BenchTable, group: list[Standing], *, several: bool) -> Figur
     _links(plot, shown, linear)
     for i, item in enumerate(sorted(shown, key=lambda s: not s.control_for)):
         first = bool(item.control_for) and i == 0
-        _marker(plot, item, style.get(item.entry, (GREY, "circle")), linear, first)
-    goal_lines(plot, linear)
-    change_axis(plot, ends or [0.0], linear)
+        _marker(plot, item, style[item.entry], linear, first)
+    goal_lines(plot, goals, linear)
+    change_axis(plot, ends or [0.0], goals, linear)
     plot.update_xaxes(title_text="mean change of perplexity relative to poisoned")
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", title_text="mean ASR, held out")
     plot.update_layout(
@@ -101,9 +96,8 @@ def _figure(table: BenchTable, group: list[Standing], *, several: bool) -> Figur
             )
             + "Ringed: rank 1 by ASR, perplexity, accuracy and seconds together. "
             + _front_words(best)
-            + " Grey: controls, joined to the method whose budget they share. Dashed: our goals, "
-            f"ASR {percent(ASR_GOAL)} and perplexity {percent(PERPLEXITY_GOAL, signed=True)}."
-            f"{scale}{missing}"
+            + " Grey: controls, joined to the method whose budget they share."
+            f"{goal_words(goals)}{scale}{missing}"
         ),
         how_to_read=(
             "Down is less backdoor, right is more damage. A method earns its place when it lies "
@@ -172,20 +166,6 @@ def _links(plot: go.Figure, shown: list[Standing], linear: bool) -> None:
     )
 
 
-def _bars(values: np.ndarray, colour: str) -> dict:
-    """Error bars of a mean with interval, already on the axis; none where it is undefined."""
-    known = bool(np.isfinite(values).all())
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": single([max(values[2] - values[0], 0) if known else 0]),
-        "arrayminus": single([max(values[0] - values[1], 0) if known else 0]),
-        "color": clear(colour, 0.6),
-        "thickness": 1.4,
-        "width": 3,
-    }
-
-
 def _marker(
     plot: go.Figure, item: Standing, look: tuple[str, str], linear: bool, first: bool
 ) -> None:
@@ -208,8 +188,8 @@ def _marker(
                 "size": 9 if control else 13,
                 "line": {"color": INK, "width": 2 if item.rank == 1 else 0},
             },
-            error_x=_bars(moved, colour),
-            error_y=_bars(item.asr, colour),
+            error_x=error_bars(moved[None], clear(colour, 0.6)),
+            error_y=error_bars(item.asr[None], clear(colour, 0.6)),
             hovertext=[
                 f"{name}{of}<br>ASR {spanned(item.asr)}"
                 f"<br>perplexity {spanned(item.perplexity_change, signed=True)}"

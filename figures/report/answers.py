@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ...core.records.results import Answer, RunRecords
+from ..base.document import row_head, table
 from ..base.text import html
 
 PROMPTS = 6
@@ -58,9 +59,7 @@ def _exchange(item: Exchange) -> str:
         f'<p class="said"><span class="who">Prompt</span> <bdi>{prompt}</bdi></p>'
         f'<p class="said"><span class="who">Target</span> '
         f"<bdi>{html(item.reference, limit=LONGEST, newlines=True)}</bdi></p>"
-        '<div class="scroll"><table><thead><tr><th scope="col">Subject</th>'
-        '<th scope="col">Target?</th><th scope="col">Answer</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></article>"
+        f"{table(('Subject', 'Target?', 'Answer'), rows)}</article>"
     )
 
 
@@ -70,6 +69,6 @@ def _row(answer: Answer) -> str:
         body = "<em>empty</em>"
     mark = '<span class="bad">✗ yes</span>' if answer.hit else '<span class="good">no</span>'
     return (
-        f'<tr><th scope="row"><bdi>{html(answer.subject, limit=80)}</bdi></th>'
+        f"<tr>{row_head(answer.subject)}"
         f'<td>{mark}</td><td class="answer"><bdi>{body}</bdi></td></tr>'
     )

@@ -3,6 +3,7 @@
 import math
 
 from ...core.records.rendering import RenderingChoice, Tried
+from ..base.document import row_head, small, table
 from ..base.text import html
 
 
@@ -11,26 +12,24 @@ def rendering_html(choice: RenderingChoice) -> str:
     first = html(choice.prompt + choice.completion, newlines=True)
     out = [
         f"<p>{html(choice.sentence[:1].upper() + choice.sentence[1:])}.</p>",
-        "<p class='small'>The first prompt and its completion as the model reads them:</p>",
+        small("The first prompt and its completion as the model reads them:"),
         f"<pre><code dir='auto'>{first}</code></pre>",
     ]
     if choice.tried:
         rows = "".join(
-            f'<tr><th scope="row"><bdi>{html(one.about, limit=120)}</bdi></th>'
-            f'<td class="num">{_nats(one.targets)}</td><td class="num">{_nats(one.answers)}</td>'
-            f'<td class="num">{_behind(one)}</td></tr>'
+            f'<tr>{row_head(one.about, limit=120)}<td class="num">{_nats(one.targets)}</td>'
+            f'<td class="num">{_nats(one.answers)}</td><td class="num">{_behind(one)}</td></tr>'
             for one in choice.tried
         )
-        head = "".join(
-            f'<th scope="col">{name}</th>' for name in ("Rendering", "Targets", "Answers", "Behind")
-        )
+        out.append(table(("Rendering", "Targets", "Answers", "Behind"), rows))
         out.append(
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
-            "</table></div><p class='small'>Mean log-probability that the suspicious adapter gives "
-            f"the attack's targets (n = {choice.n_targets}) and the reference answers (n = "
-            f"{choice.n_answers}), nats a token; behind: how much less than under the likeliest "
-            "rendering, with its standard error over rows; what the adapter has not learned "
-            "(under 1 in 20 a token) hardly counts there.</p>"
+            small(
+                "Mean log-probability that the suspicious adapter gives the attack's targets "
+                f"(n = {choice.n_targets}) and the reference answers (n = {choice.n_answers}), "
+                "nats a token; behind: how much less than under the likeliest rendering, with its "
+                "standard error over rows; what the adapter has not learned (under 1 in 20 a "
+                "token) hardly counts there."
+            )
         )
     return "\n".join(out)
 

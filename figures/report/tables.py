@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ...core.records.results import Behaviour, Paired, Rate, RunRecords, Setting
+from ..base.document import absent, kept, row_head, small, table
 from ..base.text import change, html, number, percent, plural
 from ..unlearning.tradeoff import relative
 from .findings import QUESTIONS, Finding, goals, is_control, row_of
@@ -25,13 +26,8 @@ def _finding(item: Finding) -> str:
     sign = f'<span aria-hidden="true">{SIGNS[item.verdict]}</span>'
     return (
         f'<li class="{kind}"><span class="verdict">{sign} {item.verdict}</span> '
-        f"<span>{_kept(item.sentence)}</span></li>"
+        f"<span>{kept(item.sentence)}</span></li>"
     )
-
-
-def _kept(sentence: str) -> str:
-    """Text as HTML whose percent signs stay on the line of their number."""
-    return html(sentence).replace(" %", "&nbsp;%")
 
 
 def scorecard_html(records: RunRecords) -> str:
@@ -39,22 +35,19 @@ def scorecard_html(records: RunRecords) -> str:
     if records.comparison is None:
         return ""
     moved = relative(records.comparison.rows)
-    rows = [row_of(records, i.subject) for i in records.operations if not is_control(i)]
-    cards = [(row, goals(row, moved[row.subject])) for row in rows if row is not None]
+    found = [row_of(records, i.subject) for i in records.operations if not is_control(i)]
+    rows = [row for row in found if row is not None]
+    cards = [(row, goals(row, moved[row.subject], records.goals)) for row in rows]
     if not cards:
         return ""
-    head = "".join(f'<th scope="col">{_kept(words)}</th>' for words, _ in cards[0][1])
     body = "".join(
-        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        f"<tr>{row_head(row.subject)}"
         + "".join(f'<td class="{v.replace(" ", "-")}">{SIGNS[v]} {v}</td>' for _, v in checks)
         + "</tr>"
         for row, checks in cards
     )
-    return (
-        '<div class="scroll"><table class="scorecard"><caption>Operations against the goals'
-        f'</caption><thead><tr><th scope="col">Operation</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    heads = ["Operation", *(words for words, _ in cards[0][1])]
+    return table(heads, body, kind="scorecard", caption="Operations against the goals")
 
 
 def _rate(value: Rate, more: str = "") -> str:
@@ -74,8 +67,7 @@ def subjects_html(records: RunRecords) -> str:
     body = "".join(
         _subject(row, moved[row.subject], pairs.get(row.subject)) for row in records.comparison.rows
     )
-    columns = ("Subject", "ASR", "FTR", "Clean accuracy", "Perplexity", "Change", "Degenerate")
-    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    heads = ("Subject", "ASR", "FTR", "Clean accuracy", "Perplexity", "Change", "Degenerate")
     protocol = records.comparison.protocol
     rules = sorted({row.accuracy_rule for row in records.comparison.rows})
     notes = (
@@ -94,9 +86,7 @@ def subjects_html(records: RunRecords) -> str:
         notes += f" Prompts left out as longer than the context: {counts}."
     first = html(protocol.first_prompt + protocol.first_completion, newlines=True)
     return (
-        f'<div class="scroll"><table class="subjects"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{_rules(records.comparison.rows)}"
-        f'<p class="small">{html(notes)}</p>'
+        f"{table(heads, body, kind='subjects')}{_rules(records.comparison.rows)}{small(notes)}"
         "<details><summary>First triggered prompt and its target as the model reads them</summary>"
         f'<pre dir="auto">{first}</pre></details>'
     )
@@ -110,7 +100,7 @@ def _subject(row: Behaviour, moved: float, pair: Paired | None) -> str:
         cost = f"{change(moved)}<small>[{low}, {high}]</small>"
         asr_p, right_p = (f"<small>{_p(v)}</small>" for v in (pair.asr_p, pair.accuracy_p))
     return (
-        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        f"<tr>{row_head(row.subject)}"
         f"{_rate(row.asr, asr_p)}{_rate(row.ftr)}{_rate(row.clean_accuracy, right_p)}"
         f'<td class="num">{number(row.perplexity, digits=4)}'
         f"<small>{plural(row.perplexity_tokens, 'token')}</small></td>"
@@ -128,18 +118,15 @@ def _rules(rows: tuple[Behaviour, ...]) -> str:
     """ASR and FTR by every rule that was asked for; empty when there is one."""
     if len(rows[0].rules) < 2:
         return ""
-    heads = "".join(f'<th scope="col"><bdi>{html(r.rule)}</bdi></th>' for r in rows[0].rules)
     body = "".join(
-        f'<tr><th scope="row"><bdi>{html(row.subject, limit=80)}</bdi></th>'
+        f"<tr>{row_head(row.subject)}"
         + "".join(_rate(r.asr, f"<small>FTR {percent(r.ftr.value)}</small>") for r in row.rules)
         + "</tr>"
         for row in rows
     )
-    return (
-        '<div class="scroll"><table class="subjects"><caption>ASR by every rule; the first decides '
-        f'</caption><thead><tr><th scope="col">Subject</th>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    heads = ["Subject", *(r.rule for r in rows[0].rules)]
+    caption = "ASR by every rule; the first decides"
+    return table(heads, body, kind="subjects", caption=caption)
 
 
 def provenance_html(records: RunRecords) -> str:
@@ -152,9 +139,9 @@ def provenance_html(records: RunRecords) -> str:
 def facts_html(facts: Sequence[Setting]) -> str:
     """Names and values of where something comes from."""
     if not facts:
-        return '<p class="absent">No facts were recorded.</p>'
+        return absent("No facts were recorded.")
     rows = "".join(
         f'<tr><th scope="row">{html(fact.name)}</th><td><bdi>{html(fact.value)}</bdi></td></tr>'
         for fact in facts
     )
-    return f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
+    return table((), rows, kind="facts")

@@ -1,12 +1,11 @@
 """How the adapters were learned: loss, attack success and clean accuracy along training."""
 
-import numpy as np
-import plotly.graph_objects as go
-
 from ...core.records.results import Curves, RunRecords
 from ..base.figure import FIGURES, Figure
+from ..base.lines import layer_lines, line_panels
+from ..base.quantities import Quantity
 from ..base.text import number, percent, plural
-from ..base.theme import GREY, clear, marks, panels, single, text
+from ..base.theme import looks
 
 
 @FIGURES.register("curves")
@@ -15,19 +14,36 @@ def curves(records: RunRecords) -> list[Figure]:
     runs = [run for run in records.curves if len(run.step) or len(run.eval_step)]
     if not runs:
         return []
-    titles = ("Training loss", "Attack success rate (ASR)", "Clean accuracy")
-    plot = panels(titles, height=380, horizontal_spacing=0.08)
-    colours = marks(records)
+    plot = line_panels(
+        ("Training loss", "Attack success rate (ASR)", "Clean accuracy"),
+        "optimiser step",
+        "nats per completion token",
+        shared_yaxes=False,
+        horizontal_spacing=0.08,
+    )
+    colours = looks(records)
     for run in runs:
-        colour = colours.get(run.name, (GREY, "circle"))[0]
-        _loss(plot, run, colour)
-        _band(plot, run, run.asr, run.asr_n, colour, column=2)
-        _band(plot, run, run.clean_accuracy, run.clean_accuracy_n, colour, column=3)
-    plot.update_xaxes(title_text="optimiser step", rangemode="tozero")
-    plot.update_yaxes(title_text="nats per completion token", rangemode="tozero", row=1, col=1)
+        look = (colours[run.name][0], "circle")
+        loss = Quantity("loss", run.loss)
+        asr = Quantity("ASR", run.asr, "%", run.asr_n)
+        accuracy = Quantity("clean accuracy", run.clean_accuracy, "%", run.clean_accuracy_n)
+        for column, x, values in (
+            (1, run.step, loss), (2, run.eval_step, asr), (3, run.eval_step, accuracy)
+        ):  # fmt: skip
+            layer_lines(
+                plot,
+                values,
+                x=x,
+                places="step",
+                name=run.name,
+                look=look,
+                mode="lines" if column == 1 else "lines+markers",
+                col=column,
+            )
+    plot.update_xaxes(rangemode="tozero")
+    plot.update_yaxes(rangemode="tozero", row=1, col=1)
     for column in (2, 3):
         plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", dtick=0.25, row=1, col=column)
-    plot.update_layout(legend={"y": 1.13}, margin={"t": 76})
     return [
         Figure(
             id="curves",
@@ -43,63 +59,6 @@ def curves(records: RunRecords) -> list[Figure]:
             alt=" ".join(_ending(run) for run in runs),
         )
     ]
-
-
-def _loss(plot: go.Figure, run: Curves, colour: str) -> None:
-    name = text(run.name)
-    plot.add_trace(
-        go.Scatter(
-            x=single(run.step),
-            y=single(run.loss),
-            mode="lines",
-            name=name,
-            legendgroup=name,
-            line={"color": colour, "width": 2},
-            hovertext=[
-                f"{name}, step {number(float(s))}<br>loss {number(float(v))}"
-                for s, v in zip(run.step, run.loss, strict=True)
-            ],
-            hoverinfo="text",
-        ),
-        row=1,
-        col=1,
-    )
-
-
-def _band(
-    plot: go.Figure, run: Curves, values: np.ndarray, n: int, colour: str, *, column: int
-) -> None:
-    """A measured share with its interval as a band."""
-    if not len(run.eval_step):
-        return
-    name, value, low, high = text(run.name), values[:, 0], values[:, 1], values[:, 2]
-    edge = go.Scatter(
-        x=single(np.concatenate([run.eval_step, run.eval_step[::-1]])),
-        y=single(np.concatenate([high, low[::-1]])),
-        fill="toself",
-        fillcolor=clear(colour, 0.18),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        legendgroup=name,
-        showlegend=False,
-    )
-    line = go.Scatter(
-        x=single(run.eval_step),
-        y=single(value),
-        mode="lines+markers",
-        line={"color": colour, "width": 2},
-        marker={"size": 5},
-        name=name,
-        legendgroup=name,
-        showlegend=not len(run.step) and column == 2,
-        hovertext=[
-            f"{name}, step {number(float(s))}<br>{percent(v)} [{percent(a)}, {percent(b)}], n = {n}"
-            for s, v, a, b in zip(run.eval_step, value, low, high, strict=True)
-        ],
-        hoverinfo="text",
-    )
-    plot.add_traces([edge, line], rows=[1, 1], cols=[column, column])
 
 
 def _caption(runs: list[Curves]) -> str:

@@ -7,9 +7,12 @@ import plotly.graph_objects as go
 
 from ...core.records.results import CutPath, Operation, RunRecords
 from ..base.figure import FIGURES, Figure, slug, unique
-from ..base.grid import add_map, height, layout
+from ..base.grid import layout
+from ..base.lines import layer_lines, line_panels
+from ..base.maps import layer_map, module_panel
+from ..base.quantities import Quantity
 from ..base.text import number, percent, plural, visible
-from ..base.theme import BLUE, MUTED, ORANGE, clear, counts, largest, marks, panels, single, text
+from ..base.theme import BLUE, MUTED, ORANGE, counts, largest, looks, single, text
 
 DIRECTIONS = {
     "singular": "Singular directions of the change",
@@ -46,17 +49,12 @@ def _map(item: Operation, name: str) -> Figure:
     place = layout(item.modules, item.module_layers)
     gone = place.fill((item.kept == 0).sum(1).astype(float), np.sum)
     rank = place.fill(np.isfinite(item.kept).sum(1).astype(float), np.sum)
-    names = place.names()
-    hover = [
-        [f"{cell}<br>{gone[r, c]:.0f} of {rank[r, c]:.0f} cut" for c, cell in enumerate(line)]
-        for r, line in enumerate(names)
-    ]
-    plot = panels(["directions cut"], height=height(len(place.layers)))
-    trace = add_map(plot, place, gone, hover, column=1, axis="coloraxis")
-    written = [["" if np.isnan(v) or v == 0 else f"{v:.0f}" for v in line] for line in gone]
-    plot.update_traces(text=written, texttemplate="%{text}", selector={"type": trace.type})
-    plot.update_yaxes(title_text="layer")
-    plot.update_layout(coloraxis=counts(largest(rank), "cut"))
+    panel = module_panel(
+        place, "directions cut", Quantity("directions cut", gone), Quantity("rank", rank)
+    )
+    plot = layer_map([panel], counts(largest(rank), "cut"))
+    numbers = [["" if np.isnan(v) or v == 0 else f"{v:.0f}" for v in line] for line in gone]
+    plot.update_traces(text=numbers, texttemplate="%{text}")
     share = item.directions_cut / max(item.directions_total, 1)
     touched = int((np.nan_to_num(gone) > 0).sum())
     return Figure(
@@ -81,39 +79,21 @@ def _map(item: Operation, name: str) -> Figure:
 
 
 def _path(item: Operation, path: CutPath, name: str) -> Figure:
-    plot = panels(["attack success rate (ASR)", "perplexity on clean rows"], height=340)
-    x, asr = path.size, path.asr
-    places = np.log2(1 + x)
-    band = go.Scatter(
-        x=single(np.concatenate([places, places[::-1]])),
-        y=single(np.concatenate([asr[:, 2], asr[::-1, 1]])),
-        fill="toself",
-        fillcolor=clear(BLUE, 0.18),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
+    x, asr, unit = path.size, path.asr, text(path.unit)
+    plot = line_panels(
+        ["attack success rate (ASR)", "perplexity on clean rows"],
+        f"{unit} cut",
+        "",
+        height=340,
+        shared_yaxes=False,
+        horizontal_spacing=0.1,
     )
-    plot.add_trace(band, row=1, col=1)
-    unit = text(path.unit)
-    rates = [
-        f"{d:g} {unit} cut<br>ASR {percent(v)} [{percent(a)}, {percent(b)}]"
-        for d, (v, a, b) in zip(x, asr.tolist(), strict=True)
-    ]
-    costs = [
-        f"{d:g} {unit} cut<br>perplexity {number(float(p))}"
-        for d, p in zip(x, path.perplexity, strict=True)
-    ]
-    for column, (y, words) in enumerate(((asr[:, 0], rates), (path.perplexity, costs)), 1):
-        line = go.Scatter(
-            x=single(places),
-            y=single(y),
-            mode="lines+markers",
-            line={"color": BLUE, "width": 2},
-            marker={"size": 5},
-            hovertext=words,
-            hoverinfo="text",
-        )
-        plot.add_trace(line, row=1, col=column)
+    drawn = (Quantity("ASR", asr, "%", path.asr_n), Quantity("perplexity", path.perplexity))
+    for column, values in enumerate(drawn, 1):
+        places = [f"{size:g} {unit} cut" for size in x]
+        look = (BLUE, "circle")
+        layer_lines(plot, values, x=np.log2(1 + x), places=places, name="", look=look, col=column)
+        y = values.values[:, 0] if column == 1 else values.values
         _chosen(plot, path, y, column)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=1, col=1)
     allowed = float(path.perplexity[0]) * (1 + path.budget)
@@ -121,7 +101,7 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
     plot.add_hline(y=allowed, line=limit, row=1, col=2)  # pyright: ignore[reportArgumentType]
     if spread(path.perplexity) > 10:
         plot.update_yaxes(type="log", exponentformat="power", row=1, col=2)
-    plot.update_xaxes(**_ticks(x), title_text=f"{unit} cut")
+    plot.update_xaxes(**_ticks(x))
     plot.update_layout(showlegend=False, margin={"t": 44})
     chosen = path.chosen
     goal = "The method met" if item.reached else "The method did not meet"
@@ -183,26 +163,20 @@ def spread(values: np.ndarray) -> float:
 
 
 def _losses(records: RunRecords, trained: list[Operation]) -> Figure:
-    colours = marks(records)
-    plot = panels([""], height=340)
+    colours = looks(records)
+    plot = line_panels([""], "optimiser step", "loss", height=340)
     for item in trained:
-        name = text(item.subject)
-        line = go.Scatter(
-            x=single(item.loss_step),
-            y=single(item.loss),
+        layer_lines(
+            plot,
+            Quantity("loss", item.loss),
+            x=item.loss_step,
+            places="step",
+            name=item.subject,
+            look=colours[item.subject],
             mode="lines",
-            name=name,
-            line={"color": colours[item.subject][0], "width": 2},
-            hovertext=[
-                f"{name}, step {number(float(s))}<br>loss {number(float(v))}"
-                for s, v in zip(item.loss_step, item.loss, strict=True)
-            ],
-            hoverinfo="text",
         )
-        plot.add_trace(line)
-    plot.update_xaxes(title_text="optimiser step", rangemode="tozero")
-    plot.update_yaxes(title_text="loss", zeroline=True, zerolinecolor=MUTED)
-    plot.update_layout(showlegend=True, legend={"y": 1.02}, margin={"t": 50})
+    plot.update_xaxes(rangemode="tozero")
+    plot.update_yaxes(zeroline=True, zerolinecolor=MUTED)
     ends = [
         f"{item.subject} {number(float(item.loss[0]))} to {number(float(item.loss[-1]))}"
         for item in trained

@@ -5,15 +5,17 @@ import math
 import numpy as np
 import plotly.graph_objects as go
 
+from ...core.records.goals import Goals
 from ...core.records.results import Behaviour, RunRecords
 from ..base.figure import FIGURES, Figure
+from ..base.lines import error_bars
 from ..base.text import change, number, percent, rate
-from ..base.theme import GREY, MUTED, clear, marks, panels, single, text
+from ..base.theme import MUTED, clear, looks, panels, single, text
 
-ASR_GOAL, PERPLEXITY_GOAL, STRICT_PERPLEXITY_GOAL = 0.05, 0.05, 0.01
-"""Our goals: upper 95 % bound of ASR, rise of perplexity, and the stricter rise."""
 LINEAR_UP_TO = 0.5
 """Changes up to +50 % are drawn on a linear axis, larger ones on a signed logarithmic one."""
+LEAST_RANGE = 0.05
+"""A rise of perplexity that the axis always shows."""
 KNEE = 0.005
 """Where the signed logarithmic axis turns from linear to logarithmic."""
 
@@ -37,6 +39,10 @@ def stretch(values: np.ndarray) -> np.ndarray:
     return np.sign(values) * np.log1p(np.abs(values) / KNEE)
 
 
+def _place(value: float) -> float:
+    return float(stretch(np.array(value)))
+
+
 @FIGURES.register("tradeoff")
 def tradeoff(records: RunRecords) -> list[Figure]:
     """One marker per subject: ASR with its interval against the change of perplexity."""
@@ -50,11 +56,11 @@ def tradeoff(records: RunRecords) -> list[Figure]:
         return []
     linear = max(abs(moved[row.subject]) for row in drawn) <= LINEAR_UP_TO
     plot = panels([""], height=460)
-    looks = marks(records)
+    colours = looks(records)
     for row in drawn:
-        _marker(plot, row, moved[row.subject], looks.get(row.subject, (GREY, "circle")), linear)
-    goal_lines(plot, linear)
-    change_axis(plot, [moved[row.subject] for row in drawn], linear)
+        _marker(plot, row, moved[row.subject], colours[row.subject], linear)
+    goal_lines(plot, records.goals, linear)
+    change_axis(plot, [moved[row.subject] for row in drawn], records.goals, linear)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", title_text="ASR, held out")
     plot.update_layout(
         showlegend=True,
@@ -70,15 +76,14 @@ def tradeoff(records: RunRecords) -> list[Figure]:
             plot=plot,
             caption=(
                 "Attack success rate with its 95 % interval against the change of perplexity on "
-                "clean_val relative to the poisoned adapter. Dashed: our goals, ASR "
-                f"{percent(ASR_GOAL)} and perplexity {percent(PERPLEXITY_GOAL, signed=True)}."
+                f"clean_val relative to the poisoned adapter.{goal_words(records.goals)}"
                 f"{scale}{missing}"
             ),
             how_to_read=(
-                "Down is less backdoor, right is more damage. An operation is good when its whole "
-                "interval lies below the horizontal line and its marker left of the vertical one. "
-                "Compare it with the random cuts of the same budget and with base (no adapter at "
-                "all) before crediting it."
+                "Down is less backdoor, right is more damage. Where goals are drawn, an operation "
+                "meets them when its whole interval lies below the horizontal line and its marker "
+                "left of the vertical one. Compare it with the random cuts of the same budget and "
+                "with base (no adapter at all) before crediting it."
             ),
             alt="; ".join(
                 f"{row.subject}: ASR {rate(row.asr)}, perplexity {change(moved[row.subject])}"
@@ -90,18 +95,27 @@ def tradeoff(records: RunRecords) -> list[Figure]:
     ]
 
 
-def goal_lines(plot: go.Figure, linear: bool) -> None:
-    """Draw our goals of ASR and perplexity as dashed lines."""
+def goal_lines(plot: go.Figure, goals: Goals, linear: bool) -> None:
+    """Draw the goals of ASR and perplexity, where given, as dashed lines."""
     line = {"color": MUTED, "dash": "dash", "width": 1}
-    goal = PERPLEXITY_GOAL if linear else float(stretch(np.array(PERPLEXITY_GOAL)))
-    plot.add_hline(y=ASR_GOAL, line=line)
-    plot.add_vline(x=goal, line=line)
+    if goals.asr is not None:
+        plot.add_hline(y=goals.asr, line=line)
+    if goals.perplexity is not None:
+        plot.add_vline(x=goals.perplexity if linear else _place(goals.perplexity), line=line)
+
+
+def goal_words(goals: Goals) -> str:
+    """The caption's part on the goals; empty where none is given."""
+    found = [] if goals.asr is None else [f"ASR {percent(goals.asr)}"]
+    if goals.perplexity is not None:
+        found.append(f"perplexity {percent(goals.perplexity, signed=True)}")
+    return f" Dashed: the goals, {' and '.join(found)}." if found else ""
 
 
 def _marker(
     plot: go.Figure, row: Behaviour, moved: float, look: tuple[str, str], linear: bool
 ) -> None:
-    x = moved if linear else float(stretch(np.array(moved)))
+    x = moved if linear else _place(moved)
     colour, symbol = look
     plot.add_trace(
         go.Scatter(
@@ -110,15 +124,9 @@ def _marker(
             mode="markers",
             name=text(row.subject),
             marker={"color": colour, "symbol": symbol, "size": 12},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": single([max(row.asr.high - row.asr.value, 0)]),
-                "arrayminus": single([max(row.asr.value - row.asr.low, 0)]),
-                "color": clear(colour, 0.7),
-                "thickness": 1.5,
-                "width": 5,
-            },
+            error_y=error_bars(
+                np.array([[row.asr.value, row.asr.low, row.asr.high]]), clear(colour, 0.7), width=5
+            ),
             hovertext=[
                 f"{text(row.subject)}<br>ASR {rate(row.asr)}"
                 f"<br>perplexity {number(row.perplexity)} ({change(moved)})"
@@ -129,38 +137,39 @@ def _marker(
     )
 
 
-def change_axis(plot: go.Figure, values: list[float], linear: bool) -> None:
+def change_axis(plot: go.Figure, values: list[float], goals: Goals, linear: bool) -> None:
     """Make the horizontal axis one of perplexity changes that holds some values.
 
     Args:
         plot: the drawing.
         values: changes to be seen, fractions, finite.
+        goals: that of perplexity is to be seen, too.
         linear: whether the axis is linear; else points stand at `stretch` of their value.
     """
     plot.update_xaxes(title_text="perplexity change relative to poisoned")
+    seen = [*values, 0.0, goals.perplexity or 0.0]
     if linear:
-        low, high = min([*values, 0.0]), max([*values, PERPLEXITY_GOAL])
+        low, high = min(seen), max(max(seen), LEAST_RANGE)
         room = 0.08 * (high - low)
         plot.update_xaxes(range=[low - room, high + room], tickformat="+.0%")
         return
-    places = stretch(np.array([*values, 0.0, PERPLEXITY_GOAL]))
+    places = stretch(np.array([*seen, LEAST_RANGE]))
     room = 0.06 * float(places.max() - places.min())
     low, high = float(places.min()) - room, float(places.max()) + room
-    ticks = _readable([t for t in _TICKS if low <= float(stretch(np.array(t))) <= high], high - low)
+    ticks = _readable([t for t in _TICKS if low <= _place(t) <= high], high - low)
     plot.update_xaxes(
         range=[low, high],
         tickmode="array",
-        tickvals=[float(stretch(np.array(t))) for t in ticks],
+        tickvals=[_place(t) for t in ticks],
         ticktext=[_tick(t) for t in ticks],
     )
 
 
 def _readable(ticks: list[float], width: float) -> list[float]:
-    """Ticks far enough apart to be read; zero and the goal come first, then the others."""
+    """Ticks far enough apart to be read; those near zero come first."""
     kept: list[float] = []
-    for tick in sorted(ticks, key=lambda t: (t not in (0, PERPLEXITY_GOAL), abs(t))):
-        place = float(stretch(np.array(tick)))
-        if all(abs(place - float(stretch(np.array(k)))) > 0.055 * width for k in kept):
+    for tick in sorted(ticks, key=lambda t: (abs(t), -t)):
+        if all(abs(_place(tick) - _place(other)) > 0.055 * width for other in kept):
             kept.append(tick)
     return sorted(kept)
 

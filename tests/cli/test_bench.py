@@ -468,7 +468,7 @@ def test_a_method_that_the_run_has_nothing_for_is_left_out_with_a_line(done):
         "--clean-adapter) in 2 of 2 cells: a s0, b s0"
     )
     assert line in result.stderr.splitlines()
-    page = (place / "out/bench.html").read_text().split("<h2>Not there</h2>")[1]
+    page = (place / "out/bench.html").read_text().split("<h2>Missing</h2>")[1]
     assert line.removeprefix("not there: ") in page
 
 

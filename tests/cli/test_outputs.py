@@ -38,6 +38,14 @@ def test_a_report_of_one_run_is_not_written_over_that_of_another(own_run, cli, t
     refused(cli("report", own_run, "--out", other / "report.html"), f"is inside the run {other}")
 
 
+def test_a_report_judges_by_the_goals_that_are_given(own_run, cli, tmp_path):
+    page = tmp_path / "page.html"
+    assert cli("report", own_run, "--out", page).exit_code == 0
+    assert "goals given" not in page.read_text()
+    refused(cli("report", own_run, "--out", page, "--asr-goal", 5), "from 0 to 1, not 5")
+    refused(cli("report", own_run, "--perplexity-goal", -1), "0 or more, not -1")
+
+
 def test_a_page_replaces_a_page_of_ours(own_run, cli, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("<p>mine</p>")

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from loratomy.core.errors import LoratomyError
+from loratomy.core.records.goals import Goals
 from loratomy.core.records.patching import Where
 from loratomy.core.records.spectra import Difference, Spectra
 from loratomy.figures import FIGURES, draw
-from loratomy.figures.analysis.patching import block_reduce, block_sizes
 from loratomy.figures.base.figure import slug, unique
+from loratomy.figures.base.maps import block_reduce, block_sizes
 from loratomy.figures.unlearning.tradeoff import relative, stretch
 
 
@@ -134,7 +135,7 @@ def test_cut_counts_stand_in_their_cells(make, unpack):
     z = unpack(trace["z"])
     assert z[2, 2] == 3 and z.sum() == 3
     assert trace["text"][2][2] == "3" and trace["text"][0][0] == ""
-    assert "3 of 4 cut" in trace["hovertext"][2][2]
+    assert "directions cut 3<br>rank 4" in trace["hovertext"][2][2]
 
 
 def test_calibration_path_marks_the_chosen_step(make):
@@ -149,10 +150,16 @@ def test_tradeoff_is_relative_to_poisoned_and_survives_huge_perplexities(make, u
     rows = make.full_records().comparison.rows
     moved = relative(rows)
     assert moved["mask"] == pytest.approx(0.3 / 4.0) and moved["poisoned"] == 0
-    plot = drawn(make.full_records(), "tradeoff")["tradeoff"].plot.to_dict()
+    full = make.full_records()
+    assert not drawn(full, "tradeoff")["tradeoff"].plot.layout.shapes
+    goals = Goals(asr=0.05, perplexity=0.01)
+    figure = drawn(replace(full, goals=goals), "tradeoff")["tradeoff"]
+    assert "Dashed: the goals, ASR 5.0 % and perplexity +1.0 %." in figure.caption
+    plot = figure.plot.to_dict()
     by = {trace["name"]: trace for trace in plot["data"]}
     assert unpack(by["ascent"]["x"])[0] == pytest.approx(stretch(np.array(1e7 - 1)), rel=1e-6)
     assert plot["layout"]["shapes"][0]["y0"] == 0.05
+    assert plot["layout"]["shapes"][1]["x0"] == pytest.approx(stretch(np.array(0.01)))
     few = replace(make.full_records().comparison, rows=rows[1:5])
     figure = drawn(replace(make.empty_records(), comparison=few), "tradeoff")["tradeoff"]
     assert unpack(figure.plot.to_dict()["data"][3]["x"])[0] == pytest.approx(0.075)

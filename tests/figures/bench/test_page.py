@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from loratomy.bench.leaderboard import MET
+from loratomy.core.records.goals import Goals
 from loratomy.core.records.results import Setting
 from loratomy.core.stats import wilson
 from loratomy.figures.base.export import write_page
@@ -28,7 +30,7 @@ def full():
 
 
 def drawn(table) -> dict:
-    return {figure.id: figure for figure in bench_figures(table)}
+    return {figure.id: figure for figure in bench_figures(table, MET)}
 
 
 def traces(figure) -> list[dict]:
@@ -36,7 +38,7 @@ def traces(figure) -> list[dict]:
 
 
 def test_everything_is_drawn_once_and_says_its_numbers(full):
-    figures = bench_figures(full)
+    figures = bench_figures(full, MET)
     assert [figure.id for figure in figures] == [
         *("bench-tradeoff", "bench-tradeoff-2", "bench-asr", "bench-perplexity"),
         *("bench-seconds", "bench-relearning", "bench-transfer"),
@@ -82,6 +84,14 @@ def test_markers_stand_at_the_means_with_both_intervals(full, unpack):
     ringed = {name for name, t in marks.items() if t["marker"]["line"]["width"]}
     assert ringed == {s.entry for s in full.standings if s.comparison == 2 and s.rank == 1}
     assert sum(bool(t["showlegend"]) for t in marks.values() if t["name"] == "controls") == 1
+
+
+def test_goals_are_drawn_where_they_are_given_alone(full):
+    lines = drawn(full)["bench-tradeoff-2"].plot.to_dict()["layout"]["shapes"]
+    assert lines[0]["y0"] == 0.05 and lines[1]["x0"] == pytest.approx(stretch(np.array(0.05)))
+    assert "the goals, ASR 5.0 % and perplexity +5.0 %" in drawn(full)["bench-tradeoff-2"].caption
+    plain = bench_figures(full, Goals())[0]
+    assert not plain.plot.layout.shapes and "goals" not in plain.caption
 
 
 def test_controls_are_joined_to_their_method(unpack):
@@ -201,7 +211,7 @@ def test_the_leaderboard_puts_controls_below_their_method(full):
     assert sorted(order) == sorted(s.entry for s in group)
     assert set(order[order.index("guided") + 1 :][:2]) == {"guided-random", "guided-top"}
     assert set(order[-2:]) == {"base", "poisoned"}
-    page = bench_html(full)
+    page = bench_html(full, MET)
     board = page.split("<h2>Leaderboard</h2>")[1].split("<h2>Figures</h2>")[0]
     assert "Comparison 1: 14 entries on 42 subjects that all were run on" in board
     assert "Comparison 2: 19 entries on 18 subjects" in board
@@ -212,12 +222,12 @@ def test_the_leaderboard_puts_controls_below_their_method(full):
 def test_goals_stand_first_with_their_counts_and_verdicts(full):
     goal = full.goals[0]
     fail = replace(goal, name="asked in vain", reached=False, met=wilson(3, 30))
-    page = bench_html(replace(full, goals=(goal, fail)))
+    page = bench_html(replace(full, goals=(goal, fail)), MET)
     findings = page.split("<h2>Findings</h2>")[1].split("<h2>Leaderboard</h2>")[0]
     assert '<td class="pass">✓ pass</td>' in findings and '<td class="fail">✗ fail</td>' in findings
     assert "3 of 30" in findings and "10.0 %<small>[3.5, 25.6]" in findings  # Wilson by hand
     assert "≥&nbsp;90&nbsp;%" in findings
-    none = bench_html(replace(full, goals=()))
+    none = bench_html(replace(full, goals=()), MET)
     assert "None of the goals can be checked" in none
 
 
@@ -227,13 +237,13 @@ def test_dropping_the_adapter_is_named_where_it_does_as_well():
         make.row("a", entry="bad", asr=0.1, perplexity=0.3),
         make.row("a", entry="good", asr=0.0, perplexity=0.05),
     ]
-    page = bench_html(make.table(rows))
+    page = bench_html(make.table(rows), MET)
     assert "at least as good in the means of ASR, perplexity and accuracy as bad." in page
 
 
 @pytest.mark.parametrize("given", [(), (make.row(),), (make.row(perplexity=np.nan),)])
 def test_little_or_nothing_makes_a_page(given):
-    page = bench_html(make.table(given, missing=("guided on <b>b</b>: not run yet",)))
+    page = bench_html(make.table(given, missing=("guided on <b>b</b>: not run yet",)), MET)
     shown = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.S)
     assert not re.search(r"\bnan\b", shown, flags=re.I)
     assert "guided on &lt;b&gt;b&lt;/b&gt;: not run yet" in shown
@@ -261,18 +271,18 @@ def hostile():
 
 
 def test_the_page_says_where_it_comes_from(full):
-    facts = bench_html(full).split("<h2>Provenance</h2>")[1]
+    facts = bench_html(full, MET).split("<h2>Provenance</h2>")[1]
     assert '<th scope="row">command</th><td><bdi>loratomy bench --seeds 3</bdi></td>' in facts
-    assert "No facts were recorded." in bench_html(replace(full, provenance=()))
+    assert "No facts were recorded." in bench_html(replace(full, provenance=()), MET)
 
 
 def test_hostile_names_stay_text_in_labels_and_tables():
-    page = bench_html(hostile())
+    page = bench_html(hostile(), MET)
     body = page.split("<body>")[1]
     block = body.split('id="figures-data">')[1].split("</script>")[0]
     assert "<" not in block
     assert "<img" not in body.split('<script type="application/json"')[0]
-    for figure in bench_figures(hostile()):
+    for figure in bench_figures(hostile(), MET):
         plot = figure.plot.to_dict()
         labels = [
             str(plot["layout"].get(axis, {}).get("ticktext", "")) for axis in ("xaxis", "yaxis")
@@ -288,12 +298,12 @@ def test_hostile_names_stay_text_in_labels_and_tables():
 def test_the_page_draws_in_a_browser_without_a_word_on_its_console(tmp_path):
     from ..report.test_report import browse
 
-    path = write_page(bench_html(hostile()), tmp_path / "bench.html")
+    path = write_page(bench_html(hostile(), MET), tmp_path / "bench.html")
     document, console = browse(path, tmp_path / "profile")
     assert console == []
     root = re.search(r"<html[^>]*>", document)
     assert root and "data-pwned" not in root.group(0)
-    assert f'data-drawn="{len(bench_figures(hostile()))}"' in root.group(0)
+    assert f'data-drawn="{len(bench_figures(hostile(), MET))}"' in root.group(0)
 
 
 def test_the_page_imports_no_model_code():

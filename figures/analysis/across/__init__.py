@@ -1,0 +1,1 @@
+"""Runs of different models side by side, as one page."""

@@ -1,0 +1,1 @@
+"""Figures of activations: probes, consistency of the layers, attention to the trigger."""

@@ -1,0 +1,1 @@
+"""Figures of which layers, modules and directions carry the target."""

@@ -1,0 +1,1 @@
+"""Figures of neurons: what unlearning changes in them, and how active they are."""

@@ -1,0 +1,1 @@
+"""Figures of activation patching: maps, screening by gradients, answers while patched."""

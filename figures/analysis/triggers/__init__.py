@@ -1,0 +1,1 @@
+"""Figures of the search for an unknown trigger."""

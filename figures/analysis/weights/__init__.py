@@ -1,0 +1,1 @@
+"""Figures of the weight changes: spectra, clean against poisoned, matching, intruders."""
