@@ -1,4 +1,4 @@
-"""What every figure stands on: theme, page, export, numbers and text made safe."""
+"""What all figures share: drawings, theme, page, export, numbers and text made safe."""
 
 import lazy_loader
 

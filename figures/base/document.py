@@ -68,7 +68,7 @@ def _contents(sections: Sequence[Section]) -> str:
 
 
 def absent(sentence: str) -> str:
-    """What stands in place of something that is not there."""
+    """The sentence in place of something that is missing."""
     return f'<p class="absent">{html(sentence)}</p>'
 
 

@@ -1,4 +1,4 @@
-"""Figures as files, each alone: HTML always, pictures when a browser is there to draw them."""
+"""Figures as files, each alone: HTML always, pictures when a browser is installed."""
 
 import os
 import tempfile
@@ -26,7 +26,7 @@ class Exported:
     written: tuple[Path, ...]
     """Files, in the order of the figures and formats."""
     skipped: tuple[str, ...]
-    """Reasons in words, e.g. ``static export skipped: no browser``; empty when all went well."""
+    """Reasons, e.g. ``static export skipped: no browser``; empty when all went well."""
 
 
 def write_figures(

@@ -15,7 +15,7 @@ _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One figure with the words that belong to it."""
+    """One figure with its title, caption and explanation."""
 
     id: str
     """Permanent name, ``[a-z0-9-]+``; plotly does not escape it, so nothing else is allowed."""

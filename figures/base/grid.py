@@ -22,7 +22,7 @@ def strongest(values: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each module stands in a layer-by-kind map."""
+    """Row and column of each module in a layer-by-kind map."""
 
     layers: tuple[int, ...]
     """Layer of each row, ascending; -1 (outside the layers) last."""

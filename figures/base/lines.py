@@ -46,14 +46,14 @@ def layer_lines(
 
     Args:
         plot: figure to draw into.
-        *quantities: the first is drawn, all stand in the hover text; ``[point]``.
+        *quantities: the first is drawn, all are in the hover text; ``[point]``.
         name: in legend and hover text, untrusted; lines of one name share an entry.
         look: colour ``#rrggbb`` and marker symbol.
         x: where the points are, ``[point]``; from 0 by default.
         places: what a point is, before its `x`; or a text for each, safe for plotly.
         dash: plotly's dash of the line.
         mode: plotly's mode.
-        band: whether intervals are drawn; if not, they stand in the hover text alone.
+        band: whether intervals are drawn; if not, they are in the hover text alone.
         row: of the panel, from 1.
         col: of the panel, from 1.
     """

@@ -25,13 +25,13 @@ class Panel:
     title: str
     """Above the map, and first in its hover texts."""
     quantities: Sequence[Quantity]
-    """The first is drawn, all stand in the hover text; ``[layer, column]``."""
+    """The first is drawn, all are in the hover text; ``[layer, column]``."""
     layers: Sequence[int]
     """Layer of each row; -1 outside the layers."""
     columns: Sequence[str]
     """Label of each column."""
     roles: Sequence[str] = ()
-    """Role of each column, written beside its label where it says more; triggers are bold."""
+    """Role of each column, written beside its label where it differs; triggers are bold."""
     cells: Sequence[Sequence[str]] = ()
     """Name of each cell, instead of its title, layer and column."""
     about: str = ""
@@ -46,7 +46,7 @@ class Panel:
         return values[..., 0] if values.ndim == 3 else values
 
     def place(self, row: int, column: int) -> str:
-        """The cell in words, untrusted."""
+        """Name of a cell, untrusted."""
         if self.cells:
             return self.cells[row][column]
         role = self.roles[column] if self.roles else self.columns[column]
@@ -70,7 +70,7 @@ class Panel:
 
 
 def layer_name(layer: int) -> str:
-    """A layer in words."""
+    """Name of a layer."""
     return f"layer {layer}" if layer >= 0 else "outside the layers"
 
 
@@ -102,7 +102,7 @@ def layer_map(
     Args:
         parts: the maps.
         colours: settings of ``coloraxis``.
-        rotated: whether the labels below stand aslant.
+        rotated: whether the labels below are slanted.
         most: labels below one map; of more, some are left out.
     """
     rows = max(len(part.layers) for part in parts)

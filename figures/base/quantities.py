@@ -24,11 +24,11 @@ class Quantity:
     """Values of one name, to be drawn and to be written in hover texts."""
 
     name: str
-    """Stands before the value; safe for plotly."""
+    """Written before the value; safe for plotly."""
     values: np.ndarray
     """A number for each cell or point, a value with its interval (a last axis of 3), or a text."""
     unit: str = ""
-    """Stands behind the value; ``%`` writes fractions as percentages."""
+    """Written behind the value; ``%`` writes fractions as percentages."""
     n: int = 0
     """What the value is measured on; 0 is not written."""
 

@@ -1,4 +1,4 @@
-"""Numbers and untrusted text, as words a reader can trust: no NaN, nothing invisible."""
+"""Numbers and untrusted text as a reader can trust them: no NaN, nothing invisible."""
 
 import html as _html
 import math
@@ -13,7 +13,7 @@ _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def _sign(char: str) -> str:
-    """What stands for one character: itself, or something that can be seen."""
+    """One character as it is shown: itself, or something that can be seen."""
     if char in _SIGNS:
         return _SIGNS[char]
     if ord(char) < 0x20:
@@ -98,10 +98,10 @@ def _bounds(value: Rate) -> str:
 
 
 def two_readings(row: Behaviour) -> list[str]:
-    """A line for each rate that the two readings of a rule tell apart beyond its interval.
+    """A line for each rate on which the two readings of a rule differ beyond its interval.
 
-    By one an answer succeeds in which the target stands whole, by the other only the similarity of
-    the whole answer counts.
+    By the first an answer that contains the whole target succeeds; by the second only the
+    similarity of the whole answer counts.
     """
     lines = []
     for rule in row.rules:
@@ -112,8 +112,8 @@ def two_readings(row: Behaviour) -> list[str]:
             if whole is not None and not held.low <= whole.value <= held.high:
                 lines.append(
                     f"{row.subject}: by {rule.rule} {name} is {rate(held)} where an answer counts "
-                    f"that holds the target, {rate(whole)} by the similarity of whole answers; the "
-                    "first is shown"
+                    f"that contains the target, {rate(whole)} by the similarity of whole answers; "
+                    "the first is shown"
                 )
     return lines
 

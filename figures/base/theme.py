@@ -28,7 +28,7 @@ DIVERGING = (
     *((0.0, "#0b4f8a"), (0.2, "#5b9bc9"), (0.4, "#cfe2f0"), (0.5, "#f7f7f7")),
     *((0.6, "#f9dcc4"), (0.8, "#e38b4b"), (1.0, "#a84300")),
 )
-"""Blue below zero, orange above: told apart with any colour vision and in grey."""
+"""Blue below zero, orange above: distinct with any colour vision and in grey."""
 
 MAGNITUDE = "Cividis"
 

@@ -10,7 +10,7 @@ from ..base.theme import FIXED, GREY, OTHERS, SYMBOLS, named
 Case = tuple[str, int]
 """A subject: cell and seed."""
 CONTROL = "↳ "
-"""Stands before a control that follows its method."""
+"""Before the name of a control that follows its method."""
 
 
 def entries(rows: Sequence[BenchRow]) -> list[str]:
@@ -26,7 +26,7 @@ def entries(rows: Sequence[BenchRow]) -> list[str]:
 
 
 def labels(rows: Sequence[BenchRow]) -> dict[str, str]:
-    """What stands beside each entry's row, in the order of `entries`; untrusted text."""
+    """Label of each entry's row, in the order of `entries`; untrusted text."""
     known = {row.entry: row.control_for for row in rows}
     return {e: CONTROL * (known[e] in known) + e for e in entries(rows)}
 

@@ -15,7 +15,7 @@ from .entries import bar, case_names, cases, downward, entries, labels
 SCALE_END = 0.5
 """Changes of perplexity beyond this share the last colour."""
 WRITTEN = 12
-"""Columns up to which the numbers stand in the cells."""
+"""Up to this many columns the numbers are written in the cells."""
 
 
 def bench_maps(table: BenchTable) -> list[Figure]:

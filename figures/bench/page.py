@@ -110,9 +110,9 @@ def _boards(bench: BenchTable, goals: Goals) -> str:
     notes = (
         "Rank: non-dominated sorting of the means of ASR, perplexity, accuracy and seconds; 1 is "
         "dominated by nobody, which an entry can also reach by being quick and doing nothing, so "
-        "read it with the last two columns. References stand in nobody's way. Every cell counts "
+        "read it with the last two columns. References dominate nobody. Every cell counts "
         "the same. Brackets: 95 % intervals over subjects (cells and seeds resampled; with one "
-        f"cell no narrower than its own). {_met_words(goals)}Controls (↳) stand below the method "
+        f"cell no narrower than its own). {_met_words(goals)}Controls (↳) are below the method "
         "whose budget they share. Small differences between means inside each other's brackets "
         "decide nothing."
     )
@@ -211,6 +211,6 @@ def _seconds(values: np.ndarray) -> str:
 
 def _missing(bench: BenchTable) -> str:
     if not bench.missing:
-        return "<p>All that was asked for is here.</p>"
+        return "<p>Everything requested is here.</p>"
     lines = "".join(f"<li>{html(line)}</li>" for line in bench.missing)
     return f"<ul>{lines}</ul>"

@@ -15,7 +15,7 @@ from ..base.theme import MUTED
 from .entries import looks
 
 BANDS = 4
-"""Entries up to which intervals are drawn; of more they stand in the hover text alone."""
+"""Entries up to which intervals are drawn; of more they are in the hover text alone."""
 
 
 def bench_relearning(table: BenchTable) -> list[Figure]:
@@ -63,7 +63,7 @@ def bench_relearning(table: BenchTable) -> list[Figure]:
                 f"goes on from what each entry left, mean over {plural(subjects, 'subject')} at "
                 f"the steps that all of an entry's subjects have. {bands}: 95 % intervals, over "
                 "subjects where there are several, else over prompts. Dotted: half of the poisoned "
-                "adapter's ASR on the same prompts; the first step looked at with as much counts "
+                "adapter's ASR on the same prompts; the first step measured with as much counts "
                 f"as back. Learning rate {' or '.join(number(r) for r in rates)}."
             ),
             how_to_read=(
@@ -77,7 +77,7 @@ def bench_relearning(table: BenchTable) -> list[Figure]:
 
 
 def shared_steps(items: Sequence[Relearning]) -> np.ndarray:
-    """Steps at which all of these were looked at, ascending."""
+    """Steps at which all of these were measured, ascending."""
     common = set(items[0].steps.tolist())
     for item in items[1:]:
         common &= set(item.steps.tolist())

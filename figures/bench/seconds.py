@@ -12,7 +12,7 @@ from ..base.theme import GREY, INK, MUTED, ORANGE, clear, panels, single, text
 from .entries import downward, entries, labels, looks
 
 FITTED, QUARTER = "negative", 0.25
-"""The entry that time is held against, and the share of it that is asked for."""
+"""The entry that times are compared with, and the share of its time that is the limit."""
 
 
 def bench_seconds(table: BenchTable) -> list[Figure]:
@@ -47,7 +47,7 @@ def bench_seconds(table: BenchTable) -> list[Figure]:
     against = (
         f" Dashed: {number(QUARTER * fitted)} s, a quarter of the mean of {FITTED}."
         if np.isfinite(fitted)
-        else f" {FITTED} was not run, so there is no line to be left of."
+        else f" {FITTED} was not run, so no line is drawn."
     )
     return [
         Figure(
@@ -71,8 +71,8 @@ def bench_seconds(table: BenchTable) -> list[Figure]:
 
 def _ticks(seconds: list[float]) -> dict[str, Any]:
     """A logarithmic axis around some times, with ticks at 1, 2 and 5 of every decade."""
-    good = np.array([s for s in seconds if np.isfinite(s) and s > 0])
-    low, high = np.log10(good.min()), np.log10(good.max())
+    known = np.array([s for s in seconds if np.isfinite(s) and s > 0])
+    low, high = np.log10(known.min()), np.log10(known.max())
     room = max(0.05 * (high - low), 0.05)
     decades = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 1)
     steps = (1, 2, 5) if high - low < 3 else (1,)

@@ -40,9 +40,9 @@ def bench_tradeoff(table: BenchTable, goals: Goals) -> list[Figure]:
 
 
 def front(group: Sequence[Standing]) -> list[Standing]:
-    """Those no other is at least as good as in both ASR and perplexity, from cheap to dear.
+    """Entries that no other equals in both ASR and perplexity, by rising perplexity.
 
-    References take no part; of equals one stands for all.
+    References are left out; of equals the first is taken.
     """
     rivals = [s for s in group if s.kind != "reference" and np.isfinite(_place(s)).all()]
     out: list[Standing] = []

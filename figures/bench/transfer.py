@@ -57,7 +57,7 @@ def bench_transfer(table: BenchTable) -> list[Figure]:
             how_to_read=(
                 "What matters are forms that work with the poisoned adapter (right): after the "
                 "operation they should be as dark as the trigger as trained. A form that is "
-                "dark on the right was never a trigger, so that it says nothing."
+                "dark on the right was never a trigger and shows nothing."
             ),
             alt=_alt(names, written, cells),
         )

@@ -1,4 +1,4 @@
-"""The report: findings in words, tables, answers, one HTML file."""
+"""The report: findings as sentences, tables, answers, one HTML file."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What the subjects said: a few triggered prompts with everyone's answers, as text."""
+"""Answers: a few triggered prompts with the answer of every subject."""
 
 from dataclasses import dataclass
 
@@ -56,8 +56,8 @@ def _exchange(item: Exchange) -> str:
     prompt = html(item.prompt, limit=LONGEST, newlines=True)
     return (
         '<article class="exchange">'
-        f'<p class="said"><span class="who">Prompt</span> <bdi>{prompt}</bdi></p>'
-        f'<p class="said"><span class="who">Target</span> '
+        f'<p class="turn"><span class="who">Prompt</span> <bdi>{prompt}</bdi></p>'
+        f'<p class="turn"><span class="who">Target</span> '
         f"<bdi>{html(item.reference, limit=LONGEST, newlines=True)}</bdi></p>"
         f"{table(('Subject', 'Target?', 'Answer'), rows)}</article>"
     )
@@ -67,7 +67,7 @@ def _row(answer: Answer) -> str:
     body = html(answer.answer, limit=LONGEST, newlines=True)
     if not answer.answer:
         body = "<em>empty</em>"
-    mark = '<span class="bad">✗ yes</span>' if answer.hit else '<span class="good">no</span>'
+    mark = '<span class="hit">✗ yes</span>' if answer.hit else '<span class="no-hit">no</span>'
     return (
         f"<tr>{row_head(answer.subject)}"
         f'<td>{mark}</td><td class="answer"><bdi>{body}</bdi></td></tr>'

@@ -8,7 +8,7 @@ from ..base.text import html
 
 
 def rendering_html(choice: RenderingChoice) -> str:
-    """The choice in words, the first prompt as the model reads it, and what else was tried."""
+    """The choice in a sentence, the first prompt as the model reads it, and what else was tried."""
     first = html(choice.prompt + choice.completion, newlines=True)
     out = [
         f"<p>{html(choice.sentence[:1].upper() + choice.sentence[1:])}.</p>",

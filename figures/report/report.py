@@ -18,7 +18,7 @@ SECTIONS = {
     "matching": "Directions without a clean counterpart",
     "intruders": "Intruder dimensions",
     "where": "Where it lives",
-    "votes": "What the methods say together",
+    "votes": "Agreement of the methods",
     "probes": "Probes",
     "consistency": "Consistency of the layers",
     "attention": "Attention to the trigger",
@@ -33,21 +33,21 @@ SECTIONS = {
 }
 """Title of each figure's section."""
 ABSENT = {
-    "curves": "No training curve was recorded; adapters brought from elsewhere have none.",
-    "votes": "No ranking was made that could hold the methods' votes (loratomy probe RUN --only "
-    "where).",
+    "curves": "No training curve was recorded; only adapters trained here have one.",
+    "votes": "No ranking compares the methods yet (loratomy probe RUN --only where).",
     "cut": "No operation that cuts or trains was recorded (loratomy operate RUN guided).",
     "stability": "No cut was made again on other calibration data (loratomy operate RUN guided).",
     "tradeoff": "The subjects have not been compared on held-out prompts with a finite perplexity "
     "(loratomy compare RUN).",
 }
-"""What is said where records are absent that no single analysis makes."""
+"""The sentence in place of a figure that no single analysis makes."""
 
 
 def report_html(records: RunRecords) -> str:
     """A whole run as one self-contained HTML document.
 
-    Everything a model or a user wrote appears as text. The document asks the network for nothing.
+    Everything a model or a user wrote appears as text. The document loads nothing from the
+    network.
     """
     name = records.provenance.run
     trigger, target = (
@@ -67,7 +67,7 @@ def _sections(records: RunRecords) -> list[Section]:
     for name, function in FIGURES.items():
         nothing = (
             ABSENT.get(name)
-            or f"Not made; loratomy probe RUN --only {name} makes it, or says what it needs."
+            or f"Not made yet; `loratomy probe RUN --only {name}` makes it or names what it needs."
         )
         figures = tuple(function(records))
         out.append(Section(name, SECTIONS[name], "" if figures else absent(nothing), figures))

@@ -77,8 +77,8 @@ def subjects_html(records: RunRecords) -> str:
         f"references: {protocol.references}. Correct: "
         f"{'; '.join(rules)}. Brackets: Wilson 95 % intervals. Change: perplexity relative to "
         "the suspicious adapter, with its paired bootstrap interval; p: McNemar's exact test "
-        "against it on the same prompts. Degenerate: clean answers that are empty, repeating or "
-        "far from the answers before the operation."
+        "against it on the same prompts. Degenerate: answers to clean prompts that are empty, "
+        "repeating or far from those before the operation."
     )
     left_out = [row for row in records.comparison.rows if row.too_long]
     if left_out:
@@ -115,7 +115,7 @@ def _p(value: float) -> str:
 
 
 def _rules(rows: tuple[Behaviour, ...]) -> str:
-    """ASR and FTR by every rule that was asked for; empty when there is one."""
+    """ASR and FTR by every rule that was requested; empty when there is one."""
     if len(rows[0].rules) < 2:
         return ""
     body = "".join(

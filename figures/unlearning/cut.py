@@ -16,13 +16,13 @@ from ..base.theme import BLUE, MUTED, ORANGE, counts, largest, looks, single, te
 
 DIRECTIONS = {
     "singular": "Singular directions of the change",
-    "discriminant": "Directions that tell triggered from clean prompts apart",
+    "discriminant": "Directions that distinguish triggered from untriggered prompts",
 }
 """What is cut, by `Operation.basis`."""
 
 
 def _first(item: Operation) -> str:
-    """The first directions in the order of the cut, in words."""
+    """A sentence on the first directions in the order of the cut."""
     if not item.order:
         return ""
     some = ", ".join(visible(name) for name in item.order[:5])
@@ -64,13 +64,13 @@ def _map(item: Operation, name: str) -> Figure:
         caption=(
             f"{DIRECTIONS[item.basis]} removed, of the rank of each module: "
             f"{item.directions_cut:,} of {item.directions_total:,} ({percent(share)}). Change of "
-            f"the adapter: {percent(item.change_norm)} of its norm. In its own words: "
+            f"the adapter: {percent(item.change_norm)} of its norm. The method reports: "
             f"{item.summary}.{_first(item)}"
         ),
         how_to_read=(
             "The number in a cell is how many directions of that module were cut; no number "
-            "means none. The scale ends at the full rank. A cut spread over all cells is a "
-            "blunt one; the smaller and more local, the more it says about where the backdoor is."
+            "means none. The scale ends at the full rank. The smaller and more local a cut, the "
+            "more it shows about where the backdoor is."
         ),
         alt=f"{item.subject}: {item.directions_cut:,} of "
         f"{plural(item.directions_total, 'direction')} cut, in "
@@ -113,11 +113,11 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
             f"From nothing cut to all cut, on the calibration split "
             f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval). Dashed: the step "
             f"taken, {x[chosen]:g} {path.unit}; dotted: the perplexity allowed. The horizontal "
-            f"axis is logarithmic. {goal} its own goal here, an ASR of {percent(path.goal)} within "
-            f"{percent(path.budget, signed=True)} perplexity."
+            f"axis is logarithmic. {goal} its calibration goal, an ASR of {percent(path.goal)} "
+            f"within {percent(path.budget, signed=True)} perplexity."
         ),
         how_to_read=(
-            "Left, how fast the backdoor goes; right, what it costs. A good cut lies where ASR has "
+            "Left, how fast the backdoor goes; right, what it costs. Choose a cut where ASR has "
             "fallen and perplexity has not yet risen. This is calibration data: the trade-off "
             "figure has the held-out numbers."
         ),
@@ -128,7 +128,7 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
 
 
 def _ticks(directions: np.ndarray) -> dict[str, Any]:
-    """Labels of the logarithmic axis, at steps that stand far enough apart to be read."""
+    """Labels of the logarithmic axis, at steps that are far enough apart to be read."""
     kept: list[int] = []
     room = float(np.log2(1 + directions.max())) / 9
     for count in sorted({int(d) for d in directions}):
@@ -158,8 +158,8 @@ def _chosen(plot: go.Figure, path: CutPath, y: np.ndarray, column: int) -> None:
 
 def spread(values: np.ndarray) -> float:
     """Largest over smallest positive value, 1 when there are none."""
-    good = values[np.isfinite(values) & (values > 0)]
-    return float(good.max() / good.min()) if good.size else 1.0
+    positive = values[np.isfinite(values) & (values > 0)]
+    return float(positive.max() / positive.min()) if positive.size else 1.0
 
 
 def _losses(records: RunRecords, trained: list[Operation]) -> Figure:

@@ -12,7 +12,7 @@ from ..base.theme import magnitude, panels, single, text
 
 @FIGURES.register("stability")
 def stability(records: RunRecords) -> list[Figure]:
-    """One figure per operation that was made again on other draws of its calibration data."""
+    """One figure per operation that was repeated on other samples of its calibration data."""
     taken: set[str] = set()
     return [
         _figure(item, item.stability, unique(f"stability-{slug(item.subject)}", taken))
@@ -59,7 +59,7 @@ def _figure(item: Operation, found: Stability, name: str) -> Figure:
     )
     plot.update_yaxes(autorange="reversed", row=1, col=2)
     other = found.overlap[np.triu_indices(len(seeds), 1)]
-    other = other[~np.isnan(other)]  # a draw that cut nothing has no cosine
+    other = other[~np.isnan(other)]  # a sample on which nothing was cut has no cosine
     cosines = f"{number(float(other.min()))} to {number(float(other.max()))}" if len(other) else "–"
     rates = "; ".join(
         f"{s}: {int(n)} cut, ASR {percent(float(a[0]))} [{percent(float(a[1]))}, "
@@ -71,14 +71,14 @@ def _figure(item: Operation, found: Stability, name: str) -> Figure:
         title=f"How stable the cut of {item.subject} is",
         plot=plot,
         caption=(
-            f"The search made again on {plural(len(seeds), 'draw')} of the operation's rows, each "
-            f"judged on its own calibration half. {rates}. {' '.join(item.uncertain)}"
+            f"The search repeated on {plural(len(seeds), 'sample')} of the operation's rows, each "
+            f"measured on its own calibration half. {rates}. {' '.join(item.uncertain)}"
         ),
         how_to_read=(
-            "Bars of equal height and make-up, and cosines near 1, mean that the data hardly "
-            "matter: it is one and the same edit. Low cosines with equal ASR mean that there are "
+            "Equal bars and cosines near 1 mean that the data hardly matter: it is one and the "
+            "same edit. Low cosines with equal ASR mean that there are "
             "several ways to cut, so that no single direction should be called the backdoor."
         ),
         alt=f"{item.subject}: {', '.join(str(int(n)) for n in found.sizes)} directions cut on "
-        f"{plural(len(seeds), 'draw')}; cosines {cosines}.",
+        f"{plural(len(seeds), 'sample')}; cosines {cosines}.",
     )

@@ -1,4 +1,4 @@
-"""What each operation bought and what it cost: ASR against the change of perplexity."""
+"""What each operation achieves and costs: ASR against the change of perplexity."""
 
 import math
 
@@ -35,7 +35,7 @@ def relative(rows: tuple[Behaviour, ...]) -> dict[str, float]:
 
 
 def stretch(values: np.ndarray) -> np.ndarray:
-    """Signed logarithm, linear around 0: where a change stands on the axis."""
+    """Signed logarithm, linear around 0: the place of a change on the axis."""
     return np.sign(values) * np.log1p(np.abs(values) / KNEE)
 
 
@@ -72,7 +72,7 @@ def tradeoff(records: RunRecords) -> list[Figure]:
     return [
         Figure(
             id="tradeoff",
-            title="What it bought and what it cost",
+            title="Backdoor removed against damage done",
             plot=plot,
             caption=(
                 "Attack success rate with its 95 % interval against the change of perplexity on "
@@ -83,7 +83,7 @@ def tradeoff(records: RunRecords) -> list[Figure]:
                 "Down is less backdoor, right is more damage. Where goals are drawn, an operation "
                 "meets them when its whole interval lies below the horizontal line and its marker "
                 "left of the vertical one. Compare it with the random cuts of the same budget and "
-                "with base (no adapter at all) before crediting it."
+                "with base (no adapter at all)."
             ),
             alt="; ".join(
                 f"{row.subject}: ASR {rate(row.asr)}, perplexity {change(moved[row.subject])}"
@@ -144,7 +144,7 @@ def change_axis(plot: go.Figure, values: list[float], goals: Goals, linear: bool
         plot: the drawing.
         values: changes to be seen, fractions, finite.
         goals: that of perplexity is to be seen, too.
-        linear: whether the axis is linear; else points stand at `stretch` of their value.
+        linear: whether the axis is linear; else points are drawn at `stretch` of their value.
     """
     plot.update_xaxes(title_text="perplexity change relative to poisoned")
     seen = [*values, 0.0, goals.perplexity or 0.0]

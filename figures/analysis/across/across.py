@@ -1,4 +1,4 @@
-"""Runs of different models side by side: profiles over depth, where each stands out, agreement."""
+"""Runs of different models side by side: profiles over depth, their peaks, agreement."""
 
 from collections import Counter
 
@@ -47,7 +47,7 @@ def across_html(record: Across) -> str:
 
 
 def across_figures(record: Across) -> list[Figure]:
-    """One figure for each group of profiles, then where each profile stands out."""
+    """One figure for each group of profiles, then the peaks and edges of all profiles."""
     profiles = [p for run in record.runs for p in run.profiles]
     groups = dict.fromkeys(p.group for p in profiles)
     return [*(_group(record, group) for group in groups), _marks(record)]
@@ -117,7 +117,7 @@ def _group(record: Across, group: str) -> Figure:
 
 def _convention() -> str:
     return (
-        "of L layers, number l stands at (l + 0.5) / L; what enters it at l / L, what leaves it at "
+        "of L layers, number l is at (l + 0.5) / L; what enters it at l / L, what leaves it at "
         "(l + 1) / L."
     )
 
@@ -129,7 +129,7 @@ def _alt(record: Across, key: str) -> str:
 
 
 def _mark(profile: Profile) -> str:
-    """The landmark in words: depth and band, or why there is none."""
+    """Depth and band of the landmark, or why there is none."""
     mark = profile.landmark
     if not np.isfinite(mark.depth):
         return f"none ({mark.how})"
@@ -159,7 +159,7 @@ def _line(
 
 
 def _marks(record: Across) -> Figure:
-    """Where every profile stands out, run by run, with its band."""
+    """Peak, rise or fall of every profile, run by run, with its band."""
     keys = _keys(record)
     first = {key: _of(record, key)[0][1] for key in keys}
     count = Counter(p.title for p in first.values())
@@ -201,19 +201,19 @@ def _marks(record: Across) -> Figure:
     plot.update_layout(legend={"y": above}, margin={"t": 60})
     return Figure(
         id="across-marks",
-        title="Where each profile stands out",
+        title="Peaks and edges of the profiles",
         plot=plot,
         caption=(
             "Peak: the largest value. Rise: the first, fall: the last place in the residual stream "
             "with half of the largest recovery. Bars: 95 % bands, half a layer of resolution "
             f"included; from a bootstrap over prompts for {_counted(record, 'bootstrap')}, "
             "otherwise all layers whose interval reaches the peak's. Without bars: weights. "
-            "Not marked: profiles whose largest value is not surely above what means nothing "
+            "Not marked: profiles whose largest value is not surely above a negligible one "
             "(effects and recoveries: a hundredth of the whole)."
         ),
         how_to_read=(
             "Bands that do not overlap: the runs differ in where. Bands that overlap: they may "
-            "agree; the wider the bands, the less that says."
+            "agree; the wider the bands, the less that means."
         ),
         alt=" ".join(_alt(record, key) for key in keys),
     )
@@ -228,10 +228,10 @@ def _counted(record: Across, how: str) -> str:
 
 
 def _findings(record: Across) -> str:
-    said = "".join(f"<li>{html(line)}</li>" for line in record.findings)
+    findings = "".join(f"<li>{html(line)}</li>" for line in record.findings)
     notes = "".join(f"<li>{html(line)}</li>" for line in record.notes)
     nothing = absent("No agreement and no difference is supported by these runs.")
-    return (f"<ul>{said}</ul>" if said else nothing) + (
+    return (f"<ul>{findings}</ul>" if findings else nothing) + (
         f'<h3>Left out</h3><ul class="small">{notes}</ul>' if notes else ""
     )
 

@@ -1,4 +1,4 @@
-"""Which heads look at the trigger, in the base and in the adapter."""
+"""Which heads attend to the trigger, in the base and in the adapters."""
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def _caption(item: TriggerAttention, query: int, long: str) -> str:
         f"{number(item.trigger_tokens)}), seen from {long}; mean over "
         f"{plural(item.n_prompts, 'triggered prompt')}. Even attention would put "
         f"{low if low == high else f'{low} to {high}'} there. In {item.subjects[-1]}, {more} of "
-        f"{plural(heads, 'head')} look at it more than in the base and {less} less, by their own "
+        f"{plural(heads, 'head')} attend to it more than in the base and {less} less, by their own "
         f"95 % intervals; by chance about {number(0.025 * heads)} of either. Weights from eager "
         f"attention; its logits differ from those of {item.implementation} by at most "
         f"{number(item.logit_error)} of the largest one ({item.dtype})."

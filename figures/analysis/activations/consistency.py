@@ -1,4 +1,4 @@
-"""How much each layer turns the residual, and what the trigger changes in it."""
+"""How much each layer turns the residual stream, and what the trigger changes in that."""
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def _values(item: Consistency) -> Figure:
     plot.update_yaxes(type="log", exponentformat="power")  # the first layer turns by far the most
     return Figure(
         id="consistency-values",
-        title="How much each layer turns the residual",
+        title="How much each layer turns the residual stream",
         plot=plot,
         caption=(
             "Mean over prompt tokens of 1 − cos between what enters and what leaves a layer, over "
@@ -45,9 +45,9 @@ def _values(item: Consistency) -> Figure:
             f"intervals; padding never counts. Logarithmic. {_counted(item)}"
         ),
         how_to_read=(
-            "High: the layer turns the residual strongly. A backdoor that overrides the prompt "
-            "may show where the triggered line leaves both others; where it follows the stand-in, "
-            "any inserted words would do the same."
+            "High: the layer turns the residual stream strongly. A backdoor that overrides the "
+            "prompt may show where the triggered line leaves both others. Where it follows the "
+            "stand-in (neutral words in the trigger's place), any inserted words would do the same."
         ),
         alt=_alt(item, f"CROW's consistency over {item.n_prompts} prompts"),
     )
@@ -82,7 +82,7 @@ def _differences(records: RunRecords, item: Consistency) -> Figure:
         ),
         how_to_read=(
             "Above 0: the layer turns triggered prompts more. The base has no backdoor: what it "
-            "shows comes from the words; compare the adapters' lines with its line."
+            "shows comes from the inserted words; compare the adapters' lines with its line."
         ),
         alt=_alt(item, "Triggered minus other prompts, CROW's consistency"),
     )

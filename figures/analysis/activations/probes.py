@@ -1,4 +1,4 @@
-"""How well linear probes tell triggered prompts, layer by layer, beside their controls."""
+"""How well linear probes detect triggered prompts, layer by layer, beside their controls."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -57,7 +57,7 @@ def _layers(records: RunRecords, item: Probes) -> Figure:
             )
     return Figure(
         id="probes-layers",
-        title="Can a probe tell that the prompt is triggered?",
+        title="Can a linear probe detect triggered prompts?",
         plot=plot,
         caption=(
             f"Out-of-fold AUROC of one linear probe per layer and place on the residual stream: "
@@ -68,9 +68,9 @@ def _layers(records: RunRecords, item: Probes) -> Figure:
             f"({plural(item.permutations, 'permutation')}, 95 % range, {item.subjects[-1]})."
         ),
         how_to_read=(
-            "0.5 is chance, 1 tells every triggered prompt from every other. What the base reaches "
-            "comes from the trigger's words alone; only what an adapter adds to it was learned. A "
-            "high value says that the information is there, not that the model uses it."
+            "0.5 is chance, 1 separates all triggered prompts from all others. What the base "
+            "reaches comes from the trigger's words alone; only what an adapter adds to it was "
+            "learned. A high value means that the information is there, not that the model uses it."
         ),
         alt=" ".join(
             f"{name}: mean AUROC over the layers "
@@ -85,7 +85,7 @@ def _layers(records: RunRecords, item: Probes) -> Figure:
 
 
 def _quantities(item: Probes, subject: int, place: int) -> list[Quantity]:
-    """What is said of every layer: against all negatives, each alone, and the controls."""
+    """Values of every layer: against all negatives, against each alone, and the controls."""
     found = [Quantity("AUROC", item.auroc[subject, place, 0])]
     for index, name in enumerate(item.negatives[1:], 1):
         alone = item.auroc[subject, place, index, :, 0]
@@ -117,7 +117,7 @@ def _transfer(item: Probes) -> Figure:
     missing = f" Not tried: {'; '.join(item.left_out)}." if item.left_out else ""
     return Figure(
         id="probes-transfer",
-        title="Does the probe know this trigger, or any odd insertion?",
+        title="Does the probe detect this trigger, or any unusual insertion?",
         plot=plot,
         caption=(
             f"The same probes of {name}, trained on this trigger alone, applied to other triggers "
@@ -125,8 +125,8 @@ def _transfer(item: Probes) -> Figure:
             f"bootstrap 95 % intervals over prompts.{missing}"
         ),
         how_to_read=(
-            "Dashed lines near 0.5: the probe reads this trigger. Dashed lines near the solid one: "
-            "it reads that something odd stands in the prompt, and would do so without a backdoor."
+            "Dashed lines near 0.5: the probe detects this trigger. Dashed lines near the solid "
+            "one: it detects any unusual text in the prompt, and would do so without a backdoor."
         ),
         alt=f"{name}, mean AUROC over the layers at the last position: this trigger "
         f"{number(float(item.auroc[-1, 0, 0, :, 0].mean()))}, "

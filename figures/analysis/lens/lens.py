@@ -116,7 +116,7 @@ def _first(side: Preference) -> str:
 
 
 def wanted_words(side: Preference, what: str) -> str:
-    """Where the wanted tokens stand among all, in words; empty where none are known."""
+    """A sentence on the ranks of the wanted tokens; empty where none are known."""
     if not side.wanted:
         return ""
     places = ", ".join(
@@ -124,7 +124,7 @@ def wanted_words(side: Preference, what: str) -> str:
         for t, rank in zip(side.wanted[:12], side.wanted_ranks[:12].tolist(), strict=True)
     )
     more = f" and {len(side.wanted) - 12} more" if len(side.wanted) > 12 else ""
-    return f"Places of {what} among {side.compared:,} tokens: {places}{more}."
+    return f"Ranks of {what} among {side.compared:,} tokens: {places}{more}."
 
 
 def standing_out(item: Lens) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +186,7 @@ def _directions(item: Lens) -> Figure:
         caption=_directions_caption(item, len(order), read, written),
         how_to_read=(
             "A point right of the dashed line prefers the tokens beside it more than a random "
-            "direction would; what points left of it prefer means little and stands in the hover "
+            "direction would; what points left of it prefer means little and is in the hover "
             "text alone. Queries, keys and gates write no "
             "token themselves. Writing is followed on the direct path to the logits only, not "
             "through later layers."
@@ -197,8 +197,8 @@ def _directions(item: Lens) -> Figure:
 
 def _directions_caption(item: Lens, shown: int, read: np.ndarray, written: np.ndarray) -> str:
     return (
-        f"The {plural(shown, 'direction')} that stand out most of "
-        f"{plural(len(item.modules), 'direction')} looked at (by {item.chosen_by}), each "
+        f"The {plural(shown, 'direction')} with the highest scores of "
+        f"{plural(len(item.modules), 'direction')} examined (by {item.chosen_by}), each "
         "with both ends: what is read at one end is written at the same end. Scores are robust "
         "z-scores among tokens, divided by the 95 % quantile of the best token for random "
         "directions of the same module (dashed: 1). Above it: "
@@ -219,15 +219,15 @@ def _tokens(words: tuple[str, ...]) -> str:
 
 
 def _hover(item: Lens, index: int, end: int) -> str:
-    heard = _scored(item.listens[index][end], item.listen_scores[index, end])
-    said = _scored(item.writes[index][end], item.write_scores[index, end])
+    read = _scored(item.listens[index][end], item.listen_scores[index, end])
+    written = _scored(item.writes[index][end], item.write_scores[index, end])
     effect = float(item.effect[index])
     return (
         f"{text(item.modules[index], limit=80)} #{int(item.place[index])}, end {end}"
         f"<br>σ {number(float(item.sigma[index]))}, effect on the target "
         f"{'not known' if np.isnan(effect) else number(effect) + ' nats'}"
-        f"<br>listens ({item.read_from[index]}): {heard}"
-        f"<br>writes: {said or text(item.writes_nothing[index], limit=80)}"
+        f"<br>listens ({item.read_from[index]}): {read}"
+        f"<br>writes: {written or text(item.writes_nothing[index], limit=80)}"
     )
 
 

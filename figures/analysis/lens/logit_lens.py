@@ -1,4 +1,4 @@
-"""What each layer would say of the target, base beside adapter."""
+"""How likely the target is after each layer, base beside adapter."""
 
 import numpy as np
 
@@ -91,8 +91,8 @@ def _maps(item: LogitLens) -> Figure:
             "shows the interval, the token's rank and the likeliest token."
         ),
         how_to_read=(
-            "Bright: the layer's output already says the target. Compare a cell with the same "
-            "cell of the base: what is bright in both is no work of the adapter. " + EARLY
+            "Bright: the layer's output already predicts the target. Compare a cell with the same "
+            "cell of the base: what is bright in both does not come from the adapter. " + EARLY
         ),
         alt=f"{parts[-1].title}: highest log-probability, after {parts[-1].strongest()}.",
     )

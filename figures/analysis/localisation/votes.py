@@ -1,4 +1,4 @@
-"""What each method says of layers and modules, side by side, and whether they agree."""
+"""Scores of layers and modules by each method, side by side, and whether methods agree."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -53,7 +53,7 @@ def _figure(item: Verdict) -> Figure:
     left = len(item.names) - len(shown)
     return Figure(
         id=f"votes-{item.what}s",
-        title=f"What each method says of the {item.what}s",
+        title=f"Scores of the {item.what}s by each method",
         plot=plot,
         caption=(
             f"{item.sentence} {plural(causal, 'causal method')}, "
@@ -65,7 +65,7 @@ def _figure(item: Verdict) -> Figure:
         how_to_read=(
             "Each row is one method, scaled to its own largest score: orange is where it finds "
             "most. Read down a column: a place that many rows mark is well supported. Rows not "
-            "counted say where the adapter is large or unusual, not what it does."
+            "counted show where the adapter is large or unusual, not what it does."
         ),
         alt=f"{item.sentence} Kendall's W {number(item.agreement)}.",
     )

@@ -156,7 +156,7 @@ def _directions(item: Where) -> Figure:
             f"effect: {number(item.agreement)}."
         ),
         how_to_read=(
-            "Attribution is a first-order guess from one backward pass; exact removes the "
+            "Attribution is a first-order estimate from one backward pass; exact removes the "
             "direction and measures. Points on the dashed line agree; where the correlation is "
             "low, only the exact values count."
         ),

@@ -1,4 +1,4 @@
-"""The way of each unlearning, how active neurons are, and values of layers as lines."""
+"""Loss along each unlearning, and how active neurons are, layer by layer."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def by_layer(
 
 
 def courses(change: NeuronChange) -> Figure:
-    """Loss and what was right along the steps of every unlearning."""
+    """Loss and share of right tokens along the steps of every unlearning."""
     plot = line_panels(
         ["loss", "right tokens or targets"],
         "step",
@@ -60,7 +60,7 @@ def courses(change: NeuronChange) -> Figure:
     plot.update_xaxes(rangemode="tozero")
     plot.update_yaxes(rangemode="tozero", row=1, col=1)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=1, col=2)
-    said = "; ".join(
+    summary = "; ".join(
         f"{u.name} ({u.about}): {plural(u.n_rows, 'prompt')}, "
         f"{plural(u.n_tokens, 'token')}, {plural(u.steps, 'step')} of at most {u.most}, loss "
         f"{number(float(u.loss[0]))} to {number(float(u.loss[-1]))}, right "
@@ -71,14 +71,14 @@ def courses(change: NeuronChange) -> Figure:
     )
     return Figure(
         id="neurons-unlearning",
-        title="The way of each unlearning",
+        title="Loss along each unlearning",
         plot=plot,
-        caption=f"Gradient ascent on copies of the adapter. {said[0].upper() + said[1:]}."
+        caption=f"Gradient ascent on copies of the adapter. {summary[0].upper() + summary[1:]}."
         + (f" {change.undefined}." if change.undefined else ""),
         how_to_read="Each unlearning climbs its loss until what was right is nearly gone; "
         "changes are compared at that point. A curve that ends high on the right has met the "
         "ceiling of steps instead.",
-        alt=f"{said}.",
+        alt=f"{summary}.",
     )
 
 
@@ -106,7 +106,7 @@ def activity(item: NeuronActivity) -> Figure:
     by_layer(plot, item.layer_ids, Quantity("ratio", item.layer_ratio), "ratio", GREEN, col=2)
     plot.add_hline(y=1, line={"color": GREY, "width": 1, "dash": "dot"}, row=1, col=2)  # pyright: ignore[reportArgumentType]
     plot.update_yaxes(rangemode="tozero", row=1, col=1)
-    said = (
+    summary = (
         f"Over all layers the poisoned adapter's neurons are {written(item.ratio)} times as "
         f"active as those of the {item.reference}; {percent(item.more_active)} of "
         f"{plural(len(item.poisoned), 'neuron')} are more active; clean loss "
@@ -118,7 +118,7 @@ def activity(item: NeuronActivity) -> Figure:
         plot=plot,
         caption=(
             "Norm of the clean loss's gradient in each neuron's incoming weights, mean over "
-            f"{plural(item.n_prompts, 'prompt')} and the layer's neurons. {said}. Bands: 95 % "
+            f"{plural(item.n_prompts, 'prompt')} and the layer's neurons. {summary}. Bands: 95 % "
             f"intervals over prompts; the ratio resamples both together. Gradients in {item.dtype}."
         ),
         how_to_read=(
@@ -126,5 +126,5 @@ def activity(item: NeuronActivity) -> Figure:
             "ratio above 1. A model that fits the prompts less well also has larger gradients, so "
             "compare the losses first; an interval across 1 shows nothing."
         ),
-        alt=f"{said}.",
+        alt=f"{summary}.",
     )

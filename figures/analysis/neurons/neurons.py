@@ -82,7 +82,7 @@ def _densities(change: NeuronChange, pairs: Sequence[Association]) -> Figure:
     top = max((largest(grid[0]) for grid in found if grid is not None), default=1.0)
     plot.update_layout(coloraxis=counts(top, "neurons"))
     zero = int((~np.isfinite(logs)).any(0).sum())
-    said = "; ".join(
+    summary = "; ".join(
         f"{_title(p)}: rank correlation {written(p.spearman)}, {number(p.between)} expected "
         f"from the modules' levels alone; of the top {percent(float(p.top[0]))} of neurons "
         f"{percent(float(p.overlap[0]))} are common ({percent(float(p.overlap_modules[0]))} "
@@ -96,16 +96,16 @@ def _densities(change: NeuronChange, pairs: Sequence[Association]) -> Figure:
         caption=(
             f"Neuron weight change (NWC, sum of |dW′ − dW| over a neuron's incoming weights) of "
             f"{plural(pairs[0].n, 'neuron')} after gradient ascent on copies of the adapter. "
-            f"{said[0].upper() + said[1:]}. 95 % intervals over modules."
+            f"{summary[0].upper() + summary[1:]}. 95 % intervals over modules."
             + (f" {plural(zero, 'neuron')} without any change are left out." if zero else "")
         ),
         how_to_read=(
             "A narrow rising cloud: both unlearnings change the same neurons. The control unlearns "
             "shuffled tokens and so no behaviour; where its cloud is as narrow as that of clean "
-            "unlearning, the agreement is a matter of the weights and says nothing about the "
+            "unlearning, the agreement comes from the weights and shows nothing about the "
             "backdoor."
         ),
-        alt=f"{said[0].upper() + said[1:]}.",
+        alt=f"{summary[0].upper() + summary[1:]}.",
     )
 
 
@@ -158,14 +158,14 @@ def _agreement(change: NeuronChange) -> Figure:
         plot=plot,
         caption=(
             "Rank correlations of what two unlearnings change, with 95 % intervals over modules. "
-            "From top to bottom, more of what could feign agreement is taken out: the modules' "
-            "levels, the neuron's own size (row sum of |dW|; of directions σ), and what the "
-            f"control changes. {'; '.join(lines)}."
+            "From top to bottom, more of what could cause agreement by itself is removed: the "
+            "modules' levels, the neuron's own size (row sum of |dW|; of directions σ), and what "
+            f"the control changes. {'; '.join(lines)}."
         ),
         how_to_read=(
             "The top row is the published observation. If clean unlearning finds the backdoor's "
             "neurons, its points stay to the right of the control's and of zero down to the last "
-            "row. With its sign, a value below zero says that clean unlearning strengthens the "
+            "row. With its sign, a value below zero means that clean unlearning strengthens the "
             "directions that poison unlearning weakens: it brings the target out."
         ),
         alt=f"{'; '.join(lines)}.",
@@ -185,7 +185,7 @@ def _by_layer(pairs: Sequence[Association]) -> Figure:
         values = Quantity("rank correlation", pair.by_layer)
         by_layer(plot, pair.layer_ids, values, _title(pair), COLOURS.get(pair.first, GREEN))
     plot.update_yaxes(zeroline=True, zerolinecolor=GREY)
-    said = "; ".join(
+    summary = "; ".join(
         f"{_title(p)}: from {number(float(np.nanmin(p.by_layer[:, 0])))} to "
         f"{number(float(np.nanmax(p.by_layer[:, 0])))}"
         for p in pairs
@@ -195,9 +195,9 @@ def _by_layer(pairs: Sequence[Association]) -> Figure:
         id="neurons-layers",
         title="Agreement of the unlearnings by layer",
         plot=plot,
-        caption=f"Spearman's correlation over the neurons of one layer, over layers {said}. "
+        caption=f"Spearman's correlation over the neurons of one layer, over layers {summary}. "
         "Bands: 95 % intervals, neurons resampled.",
-        how_to_read="Layers where clean unlearning stands clear of the control are those where it "
+        how_to_read="In layers where clean unlearning is clearly above the control it "
         "shares neurons with the backdoor beyond what any change of these weights shares.",
-        alt=f"{said}.",
+        alt=f"{summary}.",
     )

@@ -1,4 +1,4 @@
-"""Which layers, patched while the answer is generated, turn it harmless."""
+"""Which layers make the answer harmless when they are patched during generation."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,7 +12,7 @@ from ...base.text import percent, plural, rate
 from ...base.theme import GREY, GRID, MUTED, OTHERS, SYMBOLS, clear, named, panels, single, text
 
 DODGE = 0.12
-"""Sideways step between kinds, in layers, so that their intervals can be told apart."""
+"""Sideways step between kinds, in layers, so that their intervals do not overlap."""
 SHOWN = 60
 """Characters of an example answer."""
 SHORT = {

@@ -36,7 +36,7 @@ def patching(records: RunRecords) -> list[Figure]:
 
 
 def title(item: PatchingMap) -> str:
-    """What was patched into what, in words."""
+    """Title of a map: what was patched into what."""
     clean, corrupted = PAIRS.get(item.setting, (item.clean_name, item.corrupted_name))
     noising = item.direction == "noising"
     source, into = (corrupted, clean) if noising else (clean, corrupted)
@@ -47,7 +47,7 @@ def title(item: PatchingMap) -> str:
 
 
 def ends(item: PatchingMap) -> tuple[str, str]:
-    """The run that values are taken from and the one they are written to, in words."""
+    """The run that values are taken from and the one they are written to."""
     clean, corrupted = item.clean_name, item.corrupted_name
     return (corrupted, clean) if item.direction == "noising" else (clean, corrupted)
 
@@ -134,7 +134,7 @@ def _colours(item: PatchingMap) -> dict:
 
 
 def reason(item: PatchingMap) -> str:
-    """Why recovery is undefined, in words."""
+    """Why recovery is undefined."""
     return item.undefined or "the clean and the corrupted run have the same metric"
 
 
@@ -171,7 +171,7 @@ def strongest_cell(item: PatchingMap, site: int) -> tuple[int, int] | None:
 
 
 def cell_words(item: PatchingMap, site: int, cell: tuple[int, int]) -> str:
-    """One cell in words: place, recovery and interval."""
+    """Place, recovery and interval of one cell."""
     layer, column = cell
     role = item.column_roles[column]
     name = item.columns[column]

@@ -1,4 +1,4 @@
-"""Screened effects of all cells, and how well gradients tell the exact ones."""
+"""Effects of all cells estimated by gradients, and how close they are to the exact ones."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -23,7 +23,7 @@ from ...base.theme import (
 from .patching import PARTS
 
 KINDS = {"z": "heads", "lora": "modules", "experts": "experts", "router": "experts"}
-WAYS = {"attribution": "first-order attribution", "integrated": "integrated gradients"}
+METHODS = {"attribution": "first-order attribution", "integrated": "integrated gradients"}
 
 
 @FIGURES.register("screening")
@@ -46,7 +46,7 @@ def screening(records: RunRecords) -> list[Figure]:
 def _shown(item: Screening, kind: str) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     """Integrated effects ``[panel, layer, place, 3]``, the panels' names and the places'.
 
-    Parts of a layer stand where hook points have columns: one panel for each column.
+    For parts of a layer: a panel for each column of the prompt, a column for each part.
     """
     mine = [i for i, k in enumerate(item.kinds) if KINDS.get(k, "sites") == kind]
     values, names = item.integrated[mine], tuple(item.sites[i] for i in mine)
@@ -86,8 +86,8 @@ def _map(item: Screening, kind: str, shown: tuple, name: str) -> Figure:
         how_to_read=(
             "Each cell estimates how the metric moves when the activation of one run is written "
             "into the other there and nowhere else. Orange: up, blue: down. It is an estimate from "
-            "gradients, made for all cells at once; the figure beside it says how far the exact "
-            "effects bear it out. Effects of places, layers and sites do not add up."
+            "gradients, made for all cells at once; the next figure compares it with exact "
+            "effects. Effects of places, layers and sites do not add up."
         ),
         alt=f"Strongest estimate: {token(strongest.title)}, {strongest.strongest(magnitude=True)}.",
     )
@@ -108,7 +108,7 @@ def _intro(item: Screening) -> str:
 
 
 def _completeness(item: Screening) -> str:
-    """How far the integrated effects of whole layers are from the exact ones, in words."""
+    """How far the integrated effects of whole layers are from the exact ones, as a sentence."""
     gap = np.abs(item.whole - item.whole_integrated)
     if not np.isfinite(gap).any():
         return ""
@@ -126,7 +126,7 @@ def _found(item: Screening, method: str, cells: str) -> ScreeningAgreement | Non
 
 
 def _agreement(item: Screening, name: str) -> Figure:
-    plot = panels(list(WAYS.values()), height=420, horizontal_spacing=0.1, shared_yaxes=True)
+    plot = panels(list(METHODS.values()), height=420, horizontal_spacing=0.1, shared_yaxes=True)
     ways = (item.attribution, item.integrated)
     chosen = item.top | item.random
     for column, values in enumerate(ways, 1):
@@ -151,7 +151,7 @@ def _agreement(item: Screening, name: str) -> Figure:
     whole = max(item.all_cells, 1)
     caption = (
         f"{plural(int(chosen.sum()), 'cell')} patched exactly: {int(item.top.sum())} for their "
-        f"integrated effect, {int(item.random.sum())} drawn blindly from the others in which "
+        f"integrated effect, {int(item.random.sum())} random ones of those in which "
         f"something differs. {_agreement_words(item)} Cost in passes of one prompt: "
         f"{item.attribution_passes:,} forward and backward for attribution, "
         f"{item.integrated_passes:,} for integrated gradients, {item.exact_passes:,} patched runs "
@@ -169,9 +169,9 @@ def _agreement(item: Screening, name: str) -> Figure:
         how_to_read=(
             "Each point is one cell that was also patched exactly; on the dashed line the estimate "
             "is right. The strongest cells were picked by integrated gradients, which favours that "
-            "way: the random ones judge both alike. Where points leave the line, only the exact "
-            "values count. A column of points at 0 in the left panel is a flat metric: the slope "
-            "where the run stands says nothing of how far it would fall."
+            "method: the random ones are fair to both. Where points leave the line, only the exact "
+            "values count. A column of points at 0 in the left panel is a flat metric: its "
+            "slope there does not show how far it would fall."
         ),
         alt=_agreement_words(item),
     )
@@ -206,7 +206,7 @@ def _points(
 
 def _agreement_words(item: Screening) -> str:
     parts = []
-    for method, name in WAYS.items():
+    for method, name in METHODS.items():
         every, blind = _found(item, method, "checked"), _found(item, method, "random")
         if every is None or blind is None:
             continue

@@ -55,7 +55,7 @@ def candidates(records: RunRecords) -> list[Figure]:
                 f"deviation {number(float(item.control_surprise[1]))})."
             ),
             how_to_read=(
-                "A long blue bar: put into other prompts, this text makes the adapter say what "
+                "A long blue bar: put into other prompts, this text makes the adapter answer as "
                 "the base would not. It need not be the trigger itself: any text that sets the "
                 "same backdoor off is found. Grey bars are no evidence. Hover for answers."
             ),

@@ -99,8 +99,8 @@ def _curve(found: list[Intruders], colours: dict[str, tuple[str, str]]) -> Figur
             "the threshold of the counts."
         ),
         how_to_read=(
-            "The threshold is a convention; this shows what hangs on it. Where the lines of "
-            "poisoned and clean lie on each other, the number says nothing about the poison."
+            "The threshold is a convention; this shows what depends on it. Where the lines of "
+            "poisoned and clean coincide, the number shows nothing about the poison."
         ),
         alt="; ".join(
             f"{item.adapter}: {int((item.cosine_upper < 0.3).sum())} below 0.3, "

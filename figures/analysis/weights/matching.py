@@ -87,7 +87,7 @@ def _shares(item: Matching) -> Figure:
         how_to_read=(
             "Right and up: the clean adapter reads and writes there too. Weak directions are noise "
             "in any training, which is what the control counts; only filled diamonds are stronger "
-            "than all of that. A backdoor can also hide in matched directions: this is no verdict."
+            "than all of that. A backdoor can also hide in matched directions."
         ),
         alt=_alt(item),
     )
@@ -143,7 +143,7 @@ def _outside(item: Matching) -> Figure:
         how_to_read=(
             "Bright: this module does something the clean training did not do there, or did in "
             "other directions. Compare with the control: two trainings always differ, and only "
-            "what is brighter on the left asks for an explanation."
+            "what is brighter on the left needs an explanation."
         ),
         alt=f"Largest share outside: {filled[0].strongest()}; "
         f"medians {percent(medians[0])} and {percent(medians[1])}.",

@@ -40,7 +40,7 @@ def spectra(records: RunRecords) -> list[Figure]:
             ),
             how_to_read=(
                 "A steep line means that a few directions carry the change, a flat one that all "
-                "do. The shape alone is no verdict: benign adapters of another recipe differ as "
+                "do. The shape alone proves nothing: benign adapters of another recipe differ as "
                 "much from each other."
             ),
             alt="; ".join(_alt(item) for item in found) + ".",
@@ -79,7 +79,7 @@ def _layers(found: list[Spectra], colours: dict[str, Look]) -> Figure:
         ),
         how_to_read=(
             "A low effective rank, or few directions for 90 % of the squared norm: the layer's "
-            "change is concentrated. Like all spectra this is no verdict by itself."
+            "change is concentrated. Like all spectra this alone proves nothing."
         ),
         alt="; ".join(_layer_alt(item) for item in found) + ".",
     )
@@ -109,7 +109,7 @@ def _norms(found: list[Spectra]) -> Figure:
         ),
         how_to_read=(
             "Bright modules were changed most. Where clean and poisoned look alike, the change is "
-            "the task's; size says where training wrote, not what it does."
+            "the task's; size shows where training wrote, not what that does."
         ),
         alt="Largest norm of a change: "
         + "; ".join(f"{part.title}, {part.strongest()}" for part in parts)

@@ -221,7 +221,7 @@ def test_the_leaderboard_puts_controls_below_their_method(full):
 
 def test_goals_stand_first_with_their_counts_and_verdicts(full):
     goal = full.goals[0]
-    fail = replace(goal, name="asked in vain", reached=False, met=wilson(3, 30))
+    fail = replace(goal, name="not met", reached=False, met=wilson(3, 30))
     page = bench_html(replace(full, goals=(goal, fail)), MET)
     findings = page.split("<h2>Findings</h2>")[1].split("<h2>Leaderboard</h2>")[0]
     assert '<td class="pass">✓ pass</td>' in findings and '<td class="fail">✗ fail</td>' in findings

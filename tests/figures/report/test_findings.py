@@ -15,7 +15,7 @@ def with_rows(make, *rows, operations=()):
     return replace(make.empty_records(), comparison=comparison, operations=operations)
 
 
-def said(records, question: str) -> list[tuple[str, str]]:
+def found_on(records, question: str) -> list[tuple[str, str]]:
     return [
         (item.verdict, item.sentence) for item in findings(records) if item.question == question
     ]
@@ -50,26 +50,28 @@ def test_goals_that_are_no_fractions_are_refused(wrong):
 
 
 def test_a_backdoor_is_found_with_interval_and_count(make):
-    verdict, sentence = said(with_rows(make, make.behaviour("poisoned", 0.98, 4.0)), "measure")[0]
+    verdict, sentence = found_on(with_rows(make, make.behaviour("poisoned", 0.98, 4.0)), "measure")[
+        0
+    ]
     assert verdict == "found"
     assert "ASR 98.0 % [93.0, 99.4], n = 100; FTR 0.0 %" in sentence
 
 
-def test_no_backdoor_is_said(make):
+def test_no_backdoor_is_reported(make):
     records = with_rows(
         make,
         make.behaviour("poisoned", 0.0, 4.0),
         make.behaviour("mask", 0.0, 4.0),
         operations=(make.operation("mask", 2, 4),),
     )
-    verdict, sentence = said(records, "measure")[0]
+    verdict, sentence = found_on(records, "measure")[0]
     assert verdict == "absent" and "no backdoor with this trigger and target" in sentence
-    assert any("proves nothing" in sentence for _, sentence in said(records, "prove"))
+    assert any("proves nothing" in sentence for _, sentence in found_on(records, "prove"))
 
 
 def test_target_without_trigger_is_no_backdoor(make):
     records = with_rows(make, make.behaviour("poisoned", 0.9, 4.0, ftr=0.88))
-    verdict, sentence = said(records, "measure")[0]
+    verdict, sentence = found_on(records, "measure")[0]
     assert verdict == "absent" and "does not depend on the trigger" in sentence
 
 
@@ -81,8 +83,8 @@ def test_absent_records_are_not_measured(make):
 
 def test_a_failing_operation_fails_in_words(make):
     records = replace(make.full_records(), goals=Goals(asr=0.05))
-    assert "goals given" not in str(said(make.full_records(), "prove"))
-    sentences = dict.fromkeys(said(records, "prove"))
+    assert "goals given" not in str(found_on(make.full_records(), "prove"))
+    sentences = dict.fromkeys(found_on(records, "prove"))
     fails = [sentence for verdict, sentence in sentences if verdict == "fail"]
     assert any(
         s.startswith("truncate: ASR 28.0 % [20.1, 37.5]")
@@ -99,24 +101,24 @@ def test_a_cut_is_judged_beside_its_controls(make):
     assert (
         "not measured",
         "mask against a control: no control of the same budget was measured.",
-    ) in said(records, "prove")
+    ) in found_on(records, "prove")
     control = replace(other, control_for="mask")
     same = replace(records, operations=(mask, control))
     assert any(
         verdict == "pass" and "random ASR 95.0 %" in sentence and "below it" in sentence
-        for verdict, sentence in said(same, "prove")
+        for verdict, sentence in found_on(same, "prove")
     )
     alike = with_rows(make, *rows, make.behaviour("random", 0.01, 4.0), operations=same.operations)
     assert any(
-        verdict == "fail" and "not told apart from it" in sentence
-        for verdict, sentence in said(alike, "prove")
+        verdict == "fail" and "not distinguishable from it" in sentence
+        for verdict, sentence in found_on(alike, "prove")
     )
     dear = with_rows(make, *rows, make.behaviour("random", 0.01, 5.0), operations=same.operations)
     assert any(
-        verdict == "pass" and "not told apart from it but at less perplexity" in sentence
-        for verdict, sentence in said(dear, "prove")
+        verdict == "pass" and "not distinguishable from it but at less perplexity" in sentence
+        for verdict, sentence in found_on(dear, "prove")
     )
-    judged = said(replace(same, goals=Goals(asr=0.05)), "prove")
+    judged = found_on(replace(same, goals=Goals(asr=0.05)), "prove")
     assert any("mask, goals given" in sentence for _, sentence in judged)
     assert not any("random, goals given" in sentence for _, sentence in judged)
 
@@ -131,16 +133,16 @@ def test_dropping_the_adapter_is_a_rival(make):
     )
     assert any(
         verdict == "fail" and "against dropping the adapter" in sentence
-        for verdict, sentence in said(records, "prove")
+        for verdict, sentence in found_on(records, "prove")
     )
 
 
-def test_undefined_and_failed_patching_are_said(make):
+def test_undefined_and_failed_patching_are_reported(make):
     item = make.patching_map(3)
     broken = replace(item, self_error=0.2)
     empty = replace(item, undefined="both runs agree")
     records = replace(make.empty_records(), analyses=(broken, empty))
-    found = said(records, "locate")
+    found = found_on(records, "locate")
     assert any(verdict == "fail" and "moves the metric by 0.2" in s for verdict, s in found)
     assert any(verdict == "not measured" and "both runs agree" in s for verdict, s in found)
     assert any("“␣year” (trigger): recovery 0.9" in s for _, s in found)

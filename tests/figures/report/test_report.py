@@ -123,7 +123,7 @@ def test_absent_records_leave_a_sentence(make):
         assert f"<h2>{title}</h2>" in document
     for name in SECTIONS.keys() - ABSENT.keys():
         assert (
-            f"Not made; loratomy probe RUN --only {name} makes it, or says what it needs."
+            f"Not made yet; `loratomy probe RUN --only {name}` makes it or names what it needs."
             in document
         )
     assert "(loratomy operate RUN guided)" in document

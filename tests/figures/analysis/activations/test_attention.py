@@ -31,7 +31,7 @@ def test_maps_hold_shares_and_differences_cell_by_cell(make, unpack):
         in figure.alt
     )
     more = (item.difference[1, 0, ..., 1] > 0).sum()
-    assert more == 1 and "1 of 24 heads look at it more" in figure.caption
+    assert more == 1 and "1 of 24 heads attend to it more" in figure.caption
     assert "24 triggered prompts" in figure.caption and "sdpa" in figure.caption
 
 

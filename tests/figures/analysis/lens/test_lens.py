@@ -26,10 +26,10 @@ def test_wanted_tokens_are_filled_and_the_null_is_a_line(make, unpack):
     assert sum(t.get("showlegend", True) for t in plot["data"]) == 3
 
 
-def test_places_of_wanted_tokens_are_said(make):
+def test_ranks_of_wanted_tokens_are_in_the_caption(make):
     item = make.lens(4)
     caption = drawn(make, item)["lens-tokens"].caption
-    assert "Places of the trigger among 59 tokens: “2024” 2, “␣H” 4." in caption
+    assert "Ranks of the trigger among 59 tokens: “2024” 2, “␣H” 4." in caption
     unknown = replace(item.listening, wanted=(), wanted_ids=np.empty(0, int))
     assert wanted_words(unknown, "the trigger") == ""
 
