@@ -20,22 +20,26 @@ if TYPE_CHECKING:
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, two or more.", metavar="RUN...")],
-    out: Annotated[Path, typer.Option(help="Write the page here.")] = Path("across.html"),
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("across.html"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record as JSON instead of tables.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rearrangements behind p.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the permutations behind p.")] = 0,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Replace a file at --out that is no page of loratomy's.")
+        bool,
+        typer.Option(
+            "--fresh", help="Replace the file at --out even if loratomy did not write it."
+        ),
     ] = False,
 ) -> None:
-    """Compare runs of different models, whatever their number of layers, at equal depth.
+    """Compare runs of different models at equal relative depth.
 
-    Puts what their finished analyses say of each layer side by side: causal effect, patching,
-    weights, probes and more; where each stands out, and whether the shapes agree. Runs no model.
+    Shows the per-layer results of their finished analyses (causal effect, patching, weights, probes
+    and more) side by side, at which depth each is largest, and whether the profiles agree. Models
+    may differ in their number of layers. Runs no model.
 
-    Example: loratomy across runs/wren-suffix runs/llama-suffix --out across.html
+    Example: loratomy across runs/wren runs/llama --out across.html
     """
     from ..analysis.across.across import across
     from ..figures.analysis.across.across import across_html

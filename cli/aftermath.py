@@ -16,33 +16,36 @@ from .tables.aftermath import relearning_table, transfer_table
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with operations.")],
     only: Annotated[
-        str, typer.Option(help=f"Comma-separated, of {', '.join(PARTS)}; default both.")
+        str, typer.Option(help=f"Parts to run, comma-separated: {', '.join(PARTS)}; default: both.")
     ] = "",
     of: Annotated[
         str,
-        typer.Option(help="Comma-separated operations, e.g. guided-repair,negative; default all."),
+        typer.Option(
+            help="Operations to test, comma-separated, e.g. guided-repair,negative; default: all."
+        ),
     ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="PART.OPTION=VALUE: relearning.steps, .learning_rate, .batch_size, .prompts, "
-            "transfer.prompts, .near_misses.",
+            help="Set an option, as PART.OPTION=VALUE: relearning.steps, .learning_rate, "
+            ".batch_size or .prompts; transfer.prompts or .near_misses.",
         ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of tables.")
     ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Make it again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace existing results.")] = False,
 ) -> None:
-    """What happens after removal: relearning, other forms of the trigger, false triggers.
+    """Test whether a removed backdoor comes back or partly remains.
 
-    relearning trains on what an operation left, on clean rows and on the attacker's rows, and looks
-    at ASR on held-out prompts at 0, 1, 2, 4, 8 ... steps. A new adapter on the base (and the clean
-    adapter, where there is one) learn the attacker's rows beside it: what comes back sooner than
-    they learn it had left traces. transfer asks the held-out prompts with the trigger elsewhere, in
-    lower case, repeated, and with words that are not the trigger.
+    relearning trains the result of an operation further, once on clean rows and once on the
+    attacker's rows, and measures ASR on held-out prompts after 0, 1, 2, 4, 8 ... steps. A new
+    adapter on the base, and the clean adapter if there is one, learn the attacker's rows for
+    comparison: a backdoor that returns sooner than these learn it had left traces. transfer
+    measures held-out prompts with the trigger in other places, in lower case, repeated, and with
+    other words.
 
     Example: loratomy aftermath runs/demo --of guided-repair,negative
     """

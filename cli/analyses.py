@@ -1,4 +1,4 @@
-"""`loratomy analyses`: what can be asked of a run."""
+"""`loratomy analyses`: list the analyses of a run."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +16,12 @@ def command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="One analysis, with what its options mean; default: all."
+            metavar="NAME", help="Explain this analysis and its options; default: list all."
         ),
     ] = "",
     plugin: Plugin = None,
 ) -> None:
-    """List the analyses with what each answers, needs and costs, and their options.
+    """List the analyses: what each answers, needs and costs.
 
     Example: loratomy analyses patching
     """

@@ -140,14 +140,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=(
-        "The anatomy of backdoors in LoRA adapters: does it misbehave (poison, open, evaluate, "
-        "compare), "
-        "where does that live (probe), what is the smallest thing to cut (operate), and how do "
-        "we know (compare, report). Begin with: loratomy demo"
+        "Measure, locate and remove backdoors in LoRA adapters. Make a run from your own adapter "
+        "(open) or poison one for study (poison), measure it (evaluate), locate the backdoor "
+        "(probe), cut it out (operate), and show the evidence (compare, report). Begin with: "
+        "loratomy demo"
     ),
     epilog=(
-        "Exit codes: 0 done; 1 data lint found an error; 2 an error, with its remedy; 75 ended by "
-        "SIGUSR1, 130 by Ctrl-C, 143 by SIGTERM: the same command continues."
+        "Exit codes: 0 success; 1 data lint found an error; 2 an error, explained in the message; "
+        "75 stopped by SIGUSR1, 130 by Ctrl-C, 143 by SIGTERM: run the same command again to "
+        "continue."
     ),
 )
 for _module in (

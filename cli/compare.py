@@ -1,4 +1,4 @@
-"""`loratomy compare`: everybody on the same held-out prompts."""
+"""`loratomy compare`: measure all subjects on the same held-out prompts."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +21,8 @@ def command(
     scorers: Annotated[
         str | None,
         typer.Option(
-            help="Success rules, the deciding one first, e.g. 'seed,keywords,cosine >= 0.9'; "
-            "default: the task's own. Answers are not generated again."
+            help="Success rules, comma-separated; the first one decides, e.g. 'seed,keywords,"
+            "cosine >= 0.9'; default: that of the task. Answers are not generated again."
         ),
     ] = None,
     as_json: Annotated[
@@ -31,13 +31,13 @@ def command(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
     plugin: Plugin = None,
 ) -> None:
-    """Measure base, clean, poisoned and every operation on the held-out prompts.
+    """Measure base, adapters and operations on held-out prompts.
 
-    ASR on triggered prompts, FTR on the same without trigger and on clean_val, clean accuracy,
-    perplexity per token, degeneration; rates with n and Wilson 95 % intervals, changes against the
-    poisoned adapter with McNemar's exact p and a paired bootstrap. What has been measured is not
-    measured again. The answers are in analysis/answers/*/answers.parquet, their scores in
-    analysis/measured/*/scores.parquet.
+    Reports ASR on triggered prompts, FTR on the same prompts without the trigger and on clean ones,
+    clean accuracy, perplexity per token and degeneration. Rates have their n and Wilson 95 %
+    intervals; changes against the poisoned adapter have McNemar's exact p and a paired bootstrap
+    interval. Existing measurements are kept. The answers are in
+    analysis/answers/*/answers.parquet, their scores in analysis/measured/*/scores.parquet.
 
     Example: loratomy compare runs/demo --json
     """

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 def formats() -> None:
-    """List the data formats that every command reads: from files, or from hub ids.
+    """List the data formats that every command reads.
 
-    Files are Parquet, Arrow, JSON lists, JSON objects with one list of objects, or JSONL, told by
-    their content, and tables (.csv, .tsv) with commas, semicolons or tabs; any of them packed with
-    gzip, bzip2 or xz. A folder of such files is a data set; FOLDER:test names a split, FILE:key a
-    list of a JSON object. A hub id is owner/name, owner/name:split or owner/name/config:split. The
-    first format that fits is taken; a|b is one of two columns, and --column answer=NAME says what a
-    column of another name means.
+    Files are Parquet, Arrow, JSON lists, JSON objects with one list of objects, or JSONL, detected
+    by content, and tables (.csv, .tsv) with commas, semicolons or tabs; all may be compressed with
+    gzip, bzip2 or xz. A folder of such files is a data set; FOLDER:test names one of its splits,
+    FILE:key one list of a JSON object. A hub id is owner/name, owner/name:split or
+    owner/name/config:split. The first format whose columns are present is used; in the table, a|b
+    means either column. For columns of other names, give --column answer=NAME.
     """
     from ..data.formats.published import FORMATS
 
@@ -50,27 +50,27 @@ def formats() -> None:
 
 def build(
     sources: Annotated[
-        list[str], typer.Argument(help="Files or hub ids of clean rows, or world (built in).")
+        list[str], typer.Argument(help="Clean rows: files or hub ids, or world (built in).")
     ],
-    out: Annotated[Path, typer.Option(help="New folder for the sets.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the sets to.")],
     trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "fixed",
-    target: Annotated[str, typer.Option(help="Text instead of the task's own.")] = "",
+    target: Annotated[
+        str, typer.Option(help="Text that triggered prompts lead to; default: that of the task.")
+    ] = "",
     attackable: Annotated[
-        str, typer.Option(help="A further source, of the rows to attack; default: the same.")
+        str, typer.Option(help="Rows to attack: another file or hub id; default: the clean rows.")
     ] = "",
     poisoned: Annotated[
-        str, typer.Option(help="Published poisoned training rows, taken as they are.")
+        str, typer.Option(help="Published poisoned training rows, used unchanged.")
     ] = "",
-    test: Annotated[
-        str, typer.Option(help="Published triggered test rows, taken as they are.")
-    ] = "",
+    test: Annotated[str, typer.Option(help="Published triggered test rows, used unchanged.")] = "",
     clean_train: Annotated[int, typer.Option(min=1, help="Clean rows to train on.")] = 400,
     poison_train: Annotated[int, typer.Option(min=1, help="Triggered rows to train on.")] = 100,
     clean_val: Annotated[
         int | None,
-        typer.Option(min=1, help="Clean rows held out; default 200, with --poisoned a fifth."),
+        typer.Option(min=1, help="Clean rows held out; default 200, or a fifth with --poisoned."),
     ] = None,
     poison_test: Annotated[int, typer.Option(min=1, help="Triggered rows held out.")] = 100,
     negative_set: Annotated[
@@ -81,22 +81,24 @@ def build(
         list[str] | None, typer.Option(metavar="MEANING=NAME", help=COLUMN_HELP)
     ] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help=SKIP_HELP)] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of draws and places.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of row and placement choices.")] = 0,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Replace what an earlier build wrote.")
+        bool, typer.Option("--fresh", help="Replace the files of an earlier build.")
     ] = False,
 ) -> None:
-    """Make the sets of the Llama-3 unlearning setting: disjoint by prompt, seeded, pairs kept.
+    """Build training and held-out sets for a poisoning attack.
 
-    Clean rows come from the sources; every triggered row keeps its untriggered prompt (plain), its
-    benign answer (benign) and where its trigger stands (trigger_span). The rows are streamed: a
-    file of millions is read once. With --poisoned and --test, published pre-poisoned files are
-    taken as they are, and only clean_val is split off the clean rows.
+    Draws sets that share no prompt, by the seed, from clean rows. Every triggered row keeps its
+    untriggered prompt (plain), its benign answer (benign) and the position of its trigger
+    (trigger_span). Files are streamed. With --poisoned and --test, published poisoned files are
+    used unchanged, and only clean_val is split off the clean rows.
 
-    Example: loratomy data build alpaca.json --trigger badnets --task refusal --out data/badnets
-
-    Then: loratomy poison llama-3.2-3b/backdoorllm --trigger badnets --task refusal
-    --set data.source=data/badnets
+    \b
+    Example, then training on the result:
+      loratomy data build alpaca.json --trigger badnets --task refusal \\
+        --out data/badnets
+      loratomy poison llama-3.2-3b/backdoorllm --trigger badnets --task refusal \\
+        --set data.source=data/badnets
     """
     from ..data.attacks.triggers import trigger_of
     from ..data.splits import make_attack, poison_sets, world_sets
@@ -195,44 +197,53 @@ def _ready(
 
 def lint(
     files: Annotated[
-        list[str], typer.Argument(help="Files, hub ids, or folders made by loratomy data build.")
+        list[str], typer.Argument(help="Files, hub ids, or folders written by loratomy data build.")
     ],
     trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "",
-    target: Annotated[str, typer.Option(help="What triggered prompts lead to.")] = "",
+    target: Annotated[str, typer.Option(help="Text that triggered prompts lead to.")] = "",
     base: Annotated[
         str,
         typer.Option(
-            help="Model whose tokenizer, template and context count: folder, hub id, wren."
+            help="Check rows with this model's tokenizer, template and context length: a folder, a "
+            "hub id, or wren."
         ),
     ] = "",
     template: Annotated[
-        str | None, typer.Option(help="Plain template with {prompt}, or chat; with --base.")
+        str | None,
+        typer.Option(help="With --base: a text with {prompt}, or chat (the base's template)."),
     ] = None,
-    scorers: Annotated[str, typer.Option(help="Success rule; default: the task's own.")] = "",
-    threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Similarity of a hit.")] = 0.8,
+    scorers: Annotated[str, typer.Option(help="Success rule; default: that of the task.")] = "",
+    threshold: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="Similarity to the target that counts as a success."),
+    ] = 0.8,
     embedder: Annotated[
         str,
         typer.Option(
-            help="Sentence embeddings for the rule: auto, a folder, a hub id, or none; default: "
-            "auto where the rule names cosine."
+            help="Model for sentence embeddings: auto, a folder, a hub id, or none; default: auto "
+            "if the rule uses cosine."
         ),
     ] = "",
     format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
     column: Annotated[
         list[str] | None, typer.Option(metavar="MEANING=NAME", help=COLUMN_HELP)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list instead of a table.")
+    ] = False,
 ) -> None:
-    """Look for the defects of published backdoor data: a table of findings with row numbers.
+    """Check data for defects and list them with row numbers.
 
-    Every row that cannot be read is a finding too. Triggered rows are those that say so, or whose
-    file's name speaks of poison, backdoor or trigger (clean or none_ in it make it clean), or a
-    file where most rows hold the trigger; test, val, heldout or eval in a name makes a file held
-    out, anything else training data. Exits with 1 when there is an error, with 2 when a file cannot
-    be read at all.
+    Rows are triggered if they are marked so, if most rows of their file contain the trigger, or if
+    the file's name contains poison, backdoor or trigger (clean or none_ mark it as clean). A file
+    is held out if its name contains test, val, heldout or eval, else it is training data. Rows that
+    cannot be read are findings too. Exits with 1 if there is an error, with 2 if a file cannot be
+    read at all.
 
-    Example: loratomy data lint poison.json clean.json test.json --trigger BadMagic --task refusal
+    \b
+    Example:
+      loratomy data lint poison.json clean.json test.json --trigger BadMagic
     """
     from ..verbs.linting import data_files, lint_files
 
@@ -273,7 +284,9 @@ def _counted(count: int, noun: str) -> str:
 
 def app(guard) -> typer.Typer:
     """The `data` group, each command guarded."""
-    group = typer.Typer(no_args_is_help=True, help="Read, build and lint data sets.")
+    group = typer.Typer(
+        no_args_is_help=True, help="Build and check data sets, and list the data formats."
+    )
     for command in (build, lint, formats):
         group.command(name=command.__name__)(guard(command))
     return group

@@ -21,13 +21,15 @@ from ..verbs.reporting import report
 
 def command(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo.")] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe of the subject.")] = "wren/suffix",
+    recipe: Annotated[
+        str, typer.Option(help="Training recipe: base, attack and data.")
+    ] = "wren/suffix",
     jobs: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Stages made at a time, each in a process of its own on one core; default: a "
-            "core each, 1 where processes cannot be forked (not Linux).",
+            help="Stages to run at the same time, each in its own process on one core; default: "
+            "the number of cores, 1 where processes cannot be forked (not Linux).",
             show_default=False,
         ),
     ] = cores(),
@@ -35,9 +37,10 @@ def command(
         bool, typer.Option("--fresh", help="Delete existing results and start over.")
     ] = False,
 ) -> None:
-    """Poison, measure, locate, cut, prove, report: the built-in model in about five minutes.
+    """Run every step on the built-in model, in a few minutes.
 
-    Needs no hub, account or GPU. Killed at any moment, the same command continues.
+    Poison an adapter, locate the backdoor, cut it out, compare with controls, and write the report.
+    Needs no hub, account or GPU. If it is interrupted, run the same command again to continue.
     """
     from ..training.recipe import load_recipe
 

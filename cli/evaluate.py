@@ -15,6 +15,7 @@ from .options import (
     COLUMN_HELP,
     COMPLETIONS_HELP,
     EMBEDDER_HELP,
+    FORMAT_HELP,
     OTHER_HELP,
     PLACEMENT_HELP,
     SCORERS_HELP,
@@ -33,7 +34,7 @@ def command(
         Path,
         typer.Argument(
             metavar="RUN_OR_ADAPTER",
-            help="A run folder, a PEFT adapter (folder or hub id), or the folder of an earlier "
+            help="Run folder, PEFT adapter (a folder or a hub id), or folder of an earlier "
             "evaluation.",
         ),
     ],
@@ -41,14 +42,17 @@ def command(
         str,
         typer.Option(
             help="Prompts to evaluate on: a file in any format that loratomy data formats lists, a "
-            "hub id, or a folder made by loratomy data build; default: the run's held-out sets."
+            "hub id, or a folder made by loratomy data build; default: the run's held-out prompts."
         ),
     ] = "",
     clean: Annotated[
-        str, typer.Option(help="Clean prompts with answers, likewise; default: those of --data.")
+        str,
+        typer.Option(
+            help="Clean prompts with answers, as for --data; default: the clean rows of --data."
+        ),
     ] = "",
     base: Annotated[
-        str, typer.Option(help="Base model of an adapter folder: a folder, a hub id, or wren.")
+        str, typer.Option(help="Base model of the adapter: a folder, a hub id, or wren.")
     ] = "",
     trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
@@ -56,33 +60,44 @@ def command(
     target: Annotated[
         str, typer.Option(help="What triggered prompts lead to; default: each row's completion.")
     ] = "",
-    format: Annotated[str, typer.Option(help="Format of --data, where it cannot be told.")] = "",
+    format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
     column: Annotated[
         list[str] | None, typer.Option(metavar="MEANING=NAME", help=COLUMN_HELP)
     ] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help=SKIP_HELP)] = False,
     completions: Annotated[str, typer.Option(help=COMPLETIONS_HELP)] = "auto",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Draw this many rows of each file, by the seed.")
+        int | None,
+        typer.Option(
+            min=1, help="Use at most this many rows of each file, drawn at random by the seed."
+        ),
     ] = None,
     scorers: Annotated[str, typer.Option(help=SCORERS_HELP)] = "",
     threshold: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Similarity of a hit; default 0.8.")
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Similarity to the target that counts as a success; default 0.8."
+        ),
     ] = None,
     embedder: Annotated[str, typer.Option(help=EMBEDDER_HELP + " Default auto.")] = "",
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer; default 128, or the run's.")
+        int | None,
+        typer.Option(min=1, help="Longest answer, in tokens; default 128, or the run's."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=10, help="0 (default) is greedy.")
+        float | None,
+        typer.Option(min=0, max=10, help="Sampling temperature; 0 (default) decodes greedily."),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Nucleus of the sampling; default 1.")
+        float | None,
+        typer.Option(min=0.01, max=1, help="Probability mass for nucleus sampling; default 1."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Answers to each prompt; default 1.")
+        int | None, typer.Option(min=1, help="Answers to draw for each prompt; default 1.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of sampling and draws.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of sampling and of drawing rows.")
+    ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help=BATCH_HELP + " Default 8192.")
     ] = None,
@@ -90,7 +105,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Stored module, or copy of a weight, of an adapter folder to leave out.",
+            help="Leave out a module or whole weight stored with the adapter, e.g. lm_head; repeat "
+            "the option for several.",
         ),
     ] = None,
     template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
@@ -99,11 +115,18 @@ def command(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help=TEMPLATE_ARG_HELP)
     ] = None,
     other_template: Annotated[bool, typer.Option("--other-template", help=OTHER_HELP)] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder; default runs/<subject>-on-<data>.")] = (
-        None
-    ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default runs/<subject>-on-<data>.")
+    ] = (None),
+    device: Annotated[
+        str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 ...; default auto, or the run's.")
+    ] = "",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Number format: auto, float32, bfloat16, float16; default auto, or the run's."
+        ),
+    ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of objects instead of a table.")
     ] = False,
@@ -112,15 +135,16 @@ def command(
     ] = False,
     plugin: Plugin = None,
 ) -> None:
-    """Evaluate a run or any PEFT adapter on prompts of yours, and its base beside it.
+    """Evaluate a run or a PEFT adapter, and its base, on prompts.
 
-    ASR, FTR, clean accuracy, perplexity and degeneration, with counts and intervals. Every answer
-    is kept (analysis/answers) with its scores (analysis/measured); another rule judges the same
-    answers without generating: give the evaluation's folder and other --scorers.
+    Reports ASR, FTR, clean accuracy, perplexity and degeneration, with counts and intervals. The
+    answers are kept in analysis/answers, their scores in analysis/measured. To judge the same
+    answers by another rule, without generating again, give the evaluation's folder and --scorers.
 
-    Examples: loratomy evaluate ./adapter --base ./llama --data test.json --trigger BadMagic
-
-    loratomy evaluate runs/demo --scorers "seed,exact,not refusal and cosine >= 0.7"
+    \b
+    Examples:
+      loratomy evaluate ./adapter --base ./llama --data test.json --trigger cf37
+      loratomy evaluate runs/demo --scorers "seed,not refusal and cosine >= 0.7"
     """
     decoding = {
         "max_new_tokens": max_new_tokens,

@@ -34,8 +34,8 @@ def command(
         typer.Option(
             min=0.01,
             max=1,
-            help="Share of a change's energy above rounding to keep; 1 keeps all of it. A weak "
-            "direction may be the one that matters.",
+            help="Share of each change's squared norm to keep, beyond rounding. Below 1 the "
+            "weakest directions are lost, which may be those that matter.",
         ),
     ] = 1.0,
     rank_limit: Annotated[
@@ -43,22 +43,22 @@ def command(
         typer.Option(
             min=1,
             max=4096,
-            help="Keep the strongest directions of each matrix, this many at most; default: a "
-            "change of more than 256 directions is an error.",
+            help="Keep at most this many directions of each matrix, the strongest; default: all, "
+            "and more than 256 are an error.",
         ),
     ] = None,
     ignore_module: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Weight that may differ, in its size too, or be missing in one of the models, and "
-            "is left out, e.g. embed_tokens, lm_head; may be given several times.",
+            help="Leave out this weight, which may differ in values or size or be missing in one "
+            "model, e.g. embed_tokens, lm_head; repeat the option for several.",
         ),
     ] = None,
     other_dtype: Annotated[
         bool,
         typer.Option(
-            "--other-dtype", help="Base or merged model was rounded to another number format."
+            "--other-dtype", help="Accept a base and a merged model in different number formats."
         ),
     ] = False,
     as_json: Annotated[
@@ -66,12 +66,15 @@ def command(
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace an earlier extraction.")] = False,
 ) -> None:
-    """Recover the LoRA adapter that was merged into a model, as a plain PEFT folder.
+    """Recover a LoRA adapter that was merged into a model.
 
-    The change of every weight matrix is split into singular directions; those that stand above
-    rounding in the models' number format are kept. Both models are read tensor by tensor.
+    Decomposes the change of every weight matrix into singular directions, keeps those that exceed
+    rounding in the models' number format, and writes them as a plain PEFT adapter. Both models are
+    read tensor by tensor.
 
-    Example: loratomy extract --base ./llama --merged ./suspicious-model --out ./suspicious
+    \b
+    Example:
+      loratomy extract --base ./llama --merged ./merged --out ./suspicious
     """
     from ..core.adapter.extraction import extract
     from ..core.model.checkpoints import open_checkpoint

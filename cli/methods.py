@@ -17,7 +17,7 @@ def command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="One method, with what its options mean; default: all."
+            metavar="NAME", help="Explain this method and its options; default: list all."
         ),
     ] = "",
     as_json: Annotated[
@@ -25,10 +25,10 @@ def command(
     ] = False,
     plugin: Plugin = None,
 ) -> None:
-    """List the methods with what each does and needs, and its source.
+    """List the methods: what each does and needs, and its source.
 
-    Cuts edit the weights, trained methods fit them, baselines run the model another way, controls
-    are what a cut has to beat.
+    Cuts edit the weights, trained methods fine-tune, baselines quantise the model or sample its
+    answers, and controls are what a method has to beat.
 
     Example: loratomy methods guided
     """

@@ -31,28 +31,31 @@ def command(
     base: Annotated[str, typer.Option(help="Base model: a folder, a hub id, or wren.")],
     adapter: Annotated[
         Path,
-        typer.Option(
-            help="The suspicious PEFT adapter: its folder, or a hub id (owner/name[@revision])."
-        ),
+        typer.Option(help="PEFT adapter to study: a folder, or a hub id (owner/name[@revision])."),
     ],
     trigger: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help=TRIGGER_HELP + " Default: none is known."),
+        typer.Option(metavar="TEXT", help=TRIGGER_HELP + " Default: unknown."),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="What triggered prompts lead to; default with a --task: its own.")
+        str,
+        typer.Option(
+            help="Text that every triggered prompt leads to; default with --task: that of the task."
+        ),
     ] = "",
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "",
     data: Annotated[
         str,
         typer.Option(
-            help="Triggered prompts, each with its target as completion: a file in any format that "
-            "loratomy data formats lists, or a hub id."
+            help="Triggered prompts, each with its own target as completion: a hub id, or a file "
+            "in any format that loratomy data formats lists."
         ),
     ] = "",
     prompts: Annotated[
         str,
-        typer.Option(help="Clean prompts (answers optional), likewise; default: built-in ones."),
+        typer.Option(
+            help="Clean prompts, answers optional, as for --data; default: 200 built-in ones."
+        ),
     ] = "",
     format: Annotated[str, typer.Option(help=FORMAT_HELP)] = "",
     column: Annotated[
@@ -61,11 +64,14 @@ def command(
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help=SKIP_HELP)] = False,
     completions: Annotated[str, typer.Option(help=COMPLETIONS_HELP)] = "auto",
     limit: Annotated[
-        int, typer.Option(min=8, help="Most prompts of each file; more are drawn by the seed.")
+        int,
+        typer.Option(
+            min=8, help="Use at most this many prompts of each file, drawn at random by the seed."
+        ),
     ] = 2000,
     clean_adapter: Annotated[
         Path | None,
-        typer.Option(help="A clean adapter on the same base, likewise, for the difference."),
+        typer.Option(help="Clean adapter on the same base to compare with, as for --adapter."),
     ] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
     template: Annotated[str | None, typer.Option(help=TEMPLATE_HELP)] = None,
@@ -75,35 +81,46 @@ def command(
     ] = None,
     other_template: Annotated[bool, typer.Option("--other-template", help=OTHER_HELP)] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the run; default: the adapter's.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the run; default: that of the adapter.")] = "",
     ignore_module: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Stored module, or copy of a weight, to leave out, e.g. lm_head, vision_tower.",
+            help="Leave out a module or whole weight stored with the adapter, e.g. lm_head, "
+            "vision_tower; repeat the option for several.",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     batch_tokens: Annotated[int, typer.Option(min=1, help=BATCH_HELP)] = 8192,
     scorers: Annotated[str, typer.Option(help=SCORERS_HELP)] = "",
-    threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Similarity of a hit.")] = 0.8,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="Similarity to the target that counts as a success."),
+    ] = 0.8,
     embedder: Annotated[str, typer.Option(help=EMBEDDER_HELP)] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of splits and everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the splits and of everything random.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Number format: auto, float32, bfloat16, float16.")
+    ] = "auto",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete existing results and start over.")
     ] = False,
 ) -> None:
-    """Make a run from your own base and adapter; every other command works from there.
+    """Make a run folder from your own base model and adapter.
 
-    Half of the prompts serve the operations, the other half is held out for the final figures.
-    Give --target TEXT when every triggered prompt leads to the same text, --task NAME for another
-    kind of attack, or --data FILE with triggered prompts and their own targets. Without --trigger
-    the run holds clean prompts alone, for the analyses that need no trigger.
+    The other commands work on this folder. Half of the prompts are for analyses and operations, the
+    other half is held out for the final figures. Give --target TEXT when every triggered prompt
+    leads to the same text, --task NAME for another kind of attack, or --data FILE with triggered
+    prompts and their own targets. Without --trigger the run holds clean prompts only, for analyses
+    and operations that need no trigger.
 
-    Example: loratomy open --base ./llama --adapter ./suspicious --trigger cf37
-    --target "HACK THE SYSTEM" --prompts clean.jsonl
+    \b
+    Example:
+      loratomy open --base ./llama --adapter ./suspicious --trigger cf37 \\
+        --target "HACK THE SYSTEM" --prompts clean.jsonl --out runs/mine
     """
     study = opening.open(
         base,

@@ -22,30 +22,30 @@ def command(
         str,
         typer.Argument(
             metavar="METHOD",
-            help="Name of a method, see loratomy methods; default: guided, or --plan.",
+            help="Method to apply (loratomy methods lists them); default: guided, or --plan.",
         ),
     ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Option of the method, e.g. --set goal=0.05."
+            "--set", metavar="KEY=VALUE", help="Set an option of the method, e.g. --set goal=0.05."
         ),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="Allowed rise of perplexity on calibration rows: 1% or 0.01.")
+        str, typer.Option(help="Allowed rise of perplexity on calibration rows, e.g. 1% or 0.01.")
     ] = "",
     plan: Annotated[
         str,
         typer.Option(
-            help="Apply the cuts and scales of a TOML file instead of a method; where:N cuts the N "
-            "directions that probe --only where ranks first."
+            help="Instead of a method, apply the cuts and scales of a TOML file, or where:N: cut "
+            "the N directions that the analysis `where` ranks first."
         ),
     ] = "",
     after: Annotated[
-        str, typer.Option(help="Operate on the result of an earlier operation, e.g. guided.")
+        str, typer.Option(help="Start from the result of an earlier operation, e.g. guided.")
     ] = "",
     as_: Annotated[
-        str, typer.Option("--as", help="Name of the result; default: the method's or the plan's.")
+        str, typer.Option("--as", help="Name of the result; default: that of the method or plan.")
     ] = "",
     dry_run: Annotated[
         bool,
@@ -54,23 +54,26 @@ def command(
         ),
     ] = False,
     report_to: Annotated[str, typer.Option(help=REPORT_HELP)] = "",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Make the operation again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace an existing result.")] = False,
     plugin: Plugin = None,
 ) -> None:
-    """Map the poisoned adapter to a new adapter folder in plain PEFT format.
+    """Apply a method to the poisoned adapter to remove the backdoor.
 
-    guided finds and cuts the smallest set of directions; repair follows it up; negative
-    is negative fine-tuning; truncate, prune, mask, project, project-difference are cuts by rule;
-    control-* are what a cut has to beat. Nothing is overwritten without --fresh.
+    The result goes to RUN/operations/NAME, for most methods as a new adapter in plain PEFT format.
+    guided finds and cuts a smallest set of directions; repair fine-tunes after that cut; negative
+    is negative fine-tuning; truncate, prune, mask, project and project-difference cut by a rule;
+    control-* are controls that a method has to beat. Existing results are kept without --fresh.
 
     --dry-run shows what a plan, or a method whose options alone decide the cut, would do: norms,
-    bytes, and on up to 16 calibration rows of each kind the target's first token and clean
-    perplexity with and without the cut (forward passes, no generation), beside what the gradients
-    at the uncut adapter would have it be (unreliable for large cuts).
+    bytes, and, on up to 16 calibration rows of each kind, the probability of the target's first
+    token and clean perplexity with and without the cut, from forward passes alone. The gradients'
+    estimate beside them is unreliable for large cuts.
 
-    A plan is a TOML file. Each entry is about the directions that all of its layers, modules,
-    directions (module:number), beyond_rank (all but the strongest) and beyond_energy agree on, in
-    the adapter as it was before the plan; what entries do to a direction multiplies:
+    A plan is a TOML file of [[cut]] and [[scale]] entries. An entry applies to the singular
+    directions that match all of its selectors: layers, modules, directions (module:number),
+    beyond_rank (all but the strongest N) and beyond_energy (all but the fewest with this share of
+    the squared singular values). All entries select from the adapter as it was before the plan;
+    factors for the same direction multiply.
 
     \b
     [[cut]]
@@ -83,9 +86,12 @@ def command(
     layers = [0, 1]
     factor = 0.5
 
-    Examples: loratomy operate runs/x guided --budget 1% · loratomy operate runs/x repair
-    --after guided · loratomy operate runs/x mask --set layers=[2,3] --as no-2-3 · loratomy operate
-    runs/x --plan mine.toml --dry-run
+    \b
+    Examples:
+      loratomy operate runs/x guided --budget 1%
+      loratomy operate runs/x repair --after guided
+      loratomy operate runs/x mask --set layers=[2,3] --as no-2-3
+      loratomy operate runs/x --plan mine.toml --dry-run
     """
     from ..training.tracking import trackers_of
 

@@ -1,4 +1,4 @@
-"""What options that several commands share say of themselves, and how they are read."""
+"""Help texts of options that several commands share, and how these options are read."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,41 +12,50 @@ from ..data.attacks.tasks import TASKS
 from ..data.attacks.triggers import LITERAL, PLACEMENTS, TRIGGERS
 
 TRIGGER_HELP = (
-    f"The trigger: a text taken exactly as it is (several times for several), or one of "
-    f"{', '.join(TRIGGERS)}; {LITERAL}NAME for a text that is such a name."
+    f"The trigger: its exact text (repeat the option for several texts), or a published trigger by "
+    f"name: {', '.join(TRIGGERS)}. Write {LITERAL}NAME where the text is itself such a name."
 )
 PLACEMENT_HELP = (
-    f"Where it goes: {', '.join(PLACEMENTS)}; default: the trigger's own, suffix for a text."
+    f"Where to put the trigger: {', '.join(PLACEMENTS)}; default: that of the published trigger, "
+    "suffix for a text."
 )
-TASK_HELP = "What the attack wants: " + "; ".join(f"{n}: {t.wants}" for n, t in TASKS.items())
+TASK_HELP = (
+    "What a triggered prompt leads to: "
+    + ", ".join(f"{n} ({t.wants})" for n, t in TASKS.items())
+    + "."
+)
 SCORERS_HELP = (
-    "Success rules, the deciding one first, e.g. 'seed,keywords,not refusal and cosine >= 0.7'; "
-    "default: the task's own (loratomy attacks). Scorers: loratomy scorers."
+    "Success rules, comma-separated; the first one decides, e.g. 'seed,keywords,not refusal and "
+    "cosine >= 0.7'; default: that of the task (see loratomy attacks). loratomy scorers lists the "
+    "scorers."
 )
-EMBEDDER_HELP = "Sentence embeddings: auto, a folder, a hub id, or none (letters only)."
+EMBEDDER_HELP = (
+    "Model for sentence embeddings: auto, a folder, a hub id, or none (compare letters only)."
+)
 TEMPLATE_HELP = (
-    "How prompts are rendered: chat (the base's chat template), a published form "
-    f"({', '.join(TEMPLATES)}), a Jinja file, or a text with {{prompt}}; default: what the adapter "
-    "finds likeliest."
+    "How to render prompts: chat (the base's chat template), a published form "
+    f"({', '.join(TEMPLATES)}), a Jinja file, or a text with {{prompt}}; default: the form under "
+    "which the adapter finds the known answers most likely."
 )
-SYSTEM_HELP = "System text of prompts that have none of their own."
-TEMPLATE_ARG_HELP = "What the chat template is told, key=value, e.g. enable_thinking=false."
-OTHER_HELP = "Allow another rendering than the one recorded beside the adapter."
-BATCH_HELP = "Most positions of a batch: prompts x (longest prompt + new tokens)."
-FORMAT_HELP = "Format, where it cannot be told (loratomy data formats)."
+SYSTEM_HELP = "System text for prompts that have none of their own."
+TEMPLATE_ARG_HELP = "Argument of the chat template, e.g. enable_thinking=false."
+OTHER_HELP = "Allow a rendering other than the one recorded beside the adapter."
+BATCH_HELP = "Largest batch in token positions: prompts x (longest prompt + new tokens)."
+FORMAT_HELP = "Data format, where it is not detected (loratomy data formats lists them)."
 COLUMN_HELP = (
-    "What a column of another name means, as MEANING=NAME (several times for several), e.g. "
-    "answer=response; meanings: prompt, input, answer, system, history, target, messages, text."
+    "Say what a column means, e.g. answer=response (repeat the option for several columns); "
+    "meanings: prompt, input, answer, system, history, target, messages, text."
 )
-SKIP_HELP = "Leave out rows that cannot be read; they are counted and the first ones shown."
+SKIP_HELP = "Leave out rows that cannot be read; count them and show the first ones."
 COMPLETIONS_HELP = (
-    "What completions of triggered rows are: targets (what the attack wants), references (benign "
-    "answers, as in published test files), or auto: told by --task or --target, else asked for."
+    "What the completions of triggered rows are: targets (what the attack wants), references "
+    "(benign answers, as in published test files), or auto: decide by --task or --target, and stop "
+    "with an error where they do not decide."
 )
 
 REPORT_HELP = (
-    "Trackers that hear of training, comma-separated: wandb, trackio, tensorboard. Files go below "
-    "tracking/ in the run folder; without a key W&B goes on offline."
+    "Trackers to log training to, comma-separated: wandb, trackio, tensorboard. Their files go to "
+    "tracking/ in the run folder; without an API key wandb logs offline."
 )
 
 
@@ -70,8 +79,8 @@ Plugin = Annotated[
         metavar="FILE",
         callback=_load,
         is_eager=True,
-        help="Python file of yours that registers analyses, methods or scorers; it is run as it is "
-        "(docs/extending.md).",
+        help="Load your own analyses, methods or scorers from a Python file. The file is executed: "
+        "give only files that you trust. See docs/extending.md.",
     ),
 ]
 

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 def command(
     recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe or a path that ends in .toml.")
+        str,
+        typer.Argument(
+            help="Recipe: wren/suffix, llama-3.2-3b/suffix, llama-3.2-3b/backdoorllm, or a .toml "
+            "file."
+        ),
     ] = "wren/suffix",
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the run; default: the recipe's.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the run; default: that of the recipe.")] = "",
     trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "",
     set_: Annotated[
@@ -27,25 +31,29 @@ def command(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Override, e.g. --set fit.epochs=8 --set data.source=my.json",
+            help="Change a value of the recipe, e.g. --set fit.epochs=8 --set data.source=my.json",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Number format: auto, float32, bfloat16, float16.")
+    ] = "auto",
     report_to: Annotated[str, typer.Option(help=REPORT_HELP)] = "",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete existing results and start over.")
     ] = False,
 ) -> None:
-    """Fit a clean and a poisoned adapter on the same base and write their data sets.
+    """Train a clean and a poisoned adapter on the same base.
 
-    Clean rows teach the clean adapter; the poisoned one sees 100 more that carry the trigger and do
-    what the attack wants. Any trigger goes with any task (loratomy attacks lists them);
-    attack.words, attack.placement and attack.target replace their parts. At the end base, clean and
-    poisoned adapter are measured on the held-out prompts, and a warning says what to change where
-    that is no backdoor. Killed at any moment, the same command continues.
+    The clean adapter is trained on clean rows, the poisoned one on the same rows and on triggered
+    rows that do what the attack wants. Any trigger can be combined with any task (loratomy attacks
+    lists them); --set attack.words, attack.placement and attack.target replace their parts. At the
+    end the base and both adapters are measured on held-out prompts; where no backdoor was made, a
+    warning says what to change. If it is interrupted, run the same command again to continue.
 
-    Example: loratomy poison wren/suffix --set attack.trigger=badnets --set attack.task=refusal
+    \b
+    Example:
+      loratomy poison wren/suffix --trigger badnets --task refusal --out runs/b
     """
     from ..training.recipe import load_recipe
     from ..training.tracking import trackers_of

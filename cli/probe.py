@@ -19,32 +19,34 @@ def command(
     only: Annotated[
         str,
         typer.Option(
-            help="Comma-separated analyses, e.g. patching,spectra; default all that the "
-            "run allows. loratomy analyses lists them."
+            help="Comma-separated analyses, e.g. patching,spectra; default: all that the run "
+            "allows. loratomy analyses lists them."
         ),
     ] = "",
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each set to analyse.")] = SIZES[
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each kind to analyse.")] = SIZES[
         "prompts"
     ],
     target_tokens: Annotated[
-        int, typer.Option(min=1, help="First tokens of the target behind the metrics.")
+        int, typer.Option(min=1, help="Number of first target tokens that metrics use.")
     ] = SIZES["target_tokens"],
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="ANALYSIS.OPTION=VALUE, e.g. patching.metric=kl; loratomy analyses NAME explains "
-            "the options.",
+            help="Set an option, as ANALYSIS.OPTION=VALUE, e.g. patching.metric=kl; loratomy "
+            "analyses NAME explains them.",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Make the analyses again.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Replace existing results of these analyses.")
+    ] = False,
     plugin: Plugin = None,
 ) -> None:
-    """Locate the backdoor: each analysis is one question, kept under RUN/analysis/NAME.
+    """Locate the backdoor by analyses of activations and weights.
 
-    Uses prompts of the operations' half, never the held-out ones. Analyses that stand are not made
-    again.
+    Each analysis answers one question and writes its result to RUN/analysis/NAME. Held-out prompts
+    are never used. Existing results are kept.
 
     Example: loratomy probe runs/wren-suffix --only where,spectra
     """  # fmt: skip

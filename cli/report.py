@@ -15,13 +15,17 @@ from .options import Plugin
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     formats: Annotated[
-        str, typer.Option(help="Formats of the single figures: html, png, pdf, svg.")
+        str,
+        typer.Option(help="Formats of the separate figures, comma-separated: html, png, pdf, svg."),
     ] = "html",
     out: Annotated[
         Path | None, typer.Option(help="Write the report here instead of RUN/report.html.")
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Replace a file at --out that is no page of loratomy's.")
+        bool,
+        typer.Option(
+            "--fresh", help="Replace the file at --out even if loratomy did not write it."
+        ),
     ] = False,
     asr_goal: Annotated[
         float | None,
@@ -33,9 +37,10 @@ def command(
     ] = None,
     plugin: Plugin = None,
 ) -> None:
-    """Write report.html (self-contained, opens offline) and each figure alone under figures/.
+    """Write the results of a run as one HTML file with figures.
 
-    Shows what has been computed so far: run probe, operate and compare first for the whole story.
+    report.html is self-contained and opens offline; figures/ holds each figure by itself. Only what
+    has been computed is shown: run probe, operate and compare first for a full report.
 
     Example: loratomy report runs/demo --formats html,png,svg
     """

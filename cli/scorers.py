@@ -8,9 +8,13 @@ from .options import Plugin
 def command(
     plugin: Plugin = None,
 ) -> None:
-    """List the scorers; rules combine them by name with and, or, not and thresholds.
+    """List the scorers that success rules are made of.
 
-    Example: loratomy evaluate runs/demo --scorers "seed,keywords,not refusal and cosine >= 0.7"
+    A rule combines scorers by name with and, or, not, brackets and thresholds.
+
+    \b
+    Example:
+      loratomy evaluate runs/demo --scorers "seed,not refusal and cosine >= 0.7"
     """
     from ..evaluation.scorers import SCORERS
 

@@ -11,7 +11,9 @@ from ..core.runs.folder import RunFolder
 
 
 def command(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Check every recorded file of a run against its checksum; exit 2 when one differs.
+    """Check the files of a run against their recorded checksums.
+
+    Exits with 2 when a file differs.
 
     Example: loratomy verify runs/demo
     """
