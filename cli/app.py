@@ -1,5 +1,6 @@
 """The command line: `loratomy` and its verbs."""
 
+import ast
 import functools
 import io
 import os
@@ -7,6 +8,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,26 +22,6 @@ from ..core.errors import LoratomyError
 from ..core.files.atomic import full_disk, is_full
 from ..core.stopping import Stopped, listen
 from ..core.text import one_line
-from . import (
-    across,
-    aftermath,
-    analyses,
-    attacks,
-    bench,
-    compare,
-    data,
-    demo,
-    evaluate,
-    extract,
-    methods,
-    open,
-    operate,
-    poison,
-    probe,
-    report,
-    scorers,
-    verify,
-)
 
 
 def _settings() -> None:
@@ -105,12 +88,53 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _summary(name: str) -> str:
+    """The first line of a command's docstring, or of its module's where it has commands below."""
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "command"]
+    return (ast.get_docstring(functions[0] if functions else tree) or "").split("\n")[0]
+
+
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """click's, wherever this version of typer has it."""
 
 
+_MADE: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+"""How Typer makes this program's commands."""
+VERBS = (
+    *("demo", "poison", "extract", "open", "evaluate", "probe", "operate", "compare", "aftermath"),
+    *("bench", "report", "across", "verify", "analyses", "methods", "attacks", "scorers", "data"),
+)
+"""Names of the commands, each a module of this package with a function `command` or `app`."""
+
+
 class _Verbs(TyperGroup):
-    """The verbs; what is wrong with their options is said like every other text from outside."""
+    """The commands, each imported when it is run; messages about their options are made visible."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of the walk."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name; None where there is none."""
+        if cmd_name not in VERBS:
+            return None
+        module = import_module(f".{cmd_name}", __package__)
+        if hasattr(module, "command"):
+            made = typer.Typer(**_MADE)
+            made.command(name=cmd_name)(_guarded(module.command))
+        else:
+            made = module.app(_guarded, **_MADE)
+        return typer.main.get_command(made)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each command with the first line of its docstring, read without importing it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name)) for name in VERBS])
 
     def make_context(self, *args: Any, **given: Any) -> Any:
         """Its own options parsed."""
@@ -128,6 +152,8 @@ def _visible() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a page of help, of our own text
+            raise
         raise _UsageError(one_line(error.format_message()), error.ctx) from error
 
 
@@ -135,9 +161,7 @@ app = typer.Typer(
     name="loratomy",
     cls=_Verbs,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    **_MADE,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=(
         "Measure, locate and remove backdoors in LoRA adapters. Make a run from your own adapter "
@@ -151,12 +175,11 @@ app = typer.Typer(
         "continue."
     ),
 )
-for _module in (
-    demo, poison, extract, open, evaluate, probe, operate, compare, aftermath, bench, report,
-    across, verify, analyses, methods, attacks, scorers,
-):  # fmt: skip
-    app.command(name=_module.__name__.rsplit(".", 1)[-1])(_guarded(_module.command))
-app.add_typer(data.app(_guarded), name="data")
+
+
+@app.callback()
+def _verbs() -> None:
+    """The commands are found by `_Verbs`."""
 
 
 def main() -> None:

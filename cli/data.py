@@ -1,7 +1,7 @@
-"""`loratomy data`: formats, sets built from them, and a linter."""
+"""Build and check data sets, and list the data formats."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -282,11 +282,14 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def app(guard) -> typer.Typer:
-    """The `data` group, each command guarded."""
-    group = typer.Typer(
-        no_args_is_help=True, help="Build and check data sets, and list the data formats."
-    )
+def app(guard: "Callable[..., Any]", **made: Any) -> typer.Typer:
+    """The commands of `loratomy data`.
+
+    Args:
+        guard: wraps each, so that errors become messages.
+        **made: how Typer makes commands.
+    """
+    group = typer.Typer(no_args_is_help=True, help=__doc__, **made)
     for command in (build, lint, formats):
         group.command(name=command.__name__)(guard(command))
     return group

@@ -2,6 +2,8 @@
 
 import sys
 
+from ..core.stopping import Stopped, end_with
+
 BENCH_CELL = "--one"
 """Option of a process that makes a cell of a bench for another one."""
 
@@ -10,12 +12,13 @@ def main() -> None:
     """Run the command line."""
     try:
         if BENCH_CELL in sys.argv:  # before the imports, which take seconds
-            from ..core.stopping import end_with
-
             end_with()
         from .app import main as run
 
         run()
+    except Stopped as error:  # while a command is imported
+        print("error: terminated; run the same command again", file=sys.stderr)
+        sys.exit(error.code)
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)

@@ -22,7 +22,6 @@ from rich.segment import Segment
 
 from . import processes
 from .progress import listened, reporting
-from .records.io import dumps
 from .text import one_line, visible
 
 
@@ -74,6 +73,8 @@ def cell(text: str) -> str:
 
 def say_json(value: Any) -> None:
     """A value on stdout as JSON text, in which no character moves a terminal."""
+    from .records.io import dumps  # with numpy, which --help does without
+
     text = dumps(value)
     safe = text if text.isascii() else "".join(map(_json_escape, text))
     print(safe.replace("\x7f", "\\u007f"), end="", file=out.file)
