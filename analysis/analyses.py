@@ -15,7 +15,7 @@ TRIGGER, CLEAN_ADAPTER, CLEAN_ROWS = "trigger", "clean adapter", "clean prompts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """One question that can be asked of a material."""
+    """One question about a material, and how it is answered."""
 
     about: str
     """What it answers, in a line for `--help`."""
@@ -28,7 +28,7 @@ class Analysis:
     config: type[Config] = Config
     """Its options."""
     combines: tuple[str, ...] = ()
-    """Analyses whose records it reads where they stand."""
+    """Analyses whose records it reads where they exist."""
     families: tuple[str, ...] = ()
     """Model types that it is for; empty: all."""
     run: Callable[[Material, Any], Mapping[str, Any]]
@@ -43,7 +43,7 @@ def analysis(
     *,
     about: str,
     needs: tuple[str, ...] = (),
-    cost: str = "not said",
+    cost: str = "unknown",
     source: str = "your own",
     config: type[Config] = Config,
     combines: tuple[str, ...] = (),
@@ -61,7 +61,7 @@ def analysis(
         cost: what it takes, in words.
         source: paper or work that it comes from.
         config: its options.
-        combines: analyses whose records it reads where they stand.
+        combines: analyses whose records it reads where they exist.
         families: model types that it is for; empty: all.
     """
 

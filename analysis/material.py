@@ -34,7 +34,7 @@ class Material:
     negative: Sequence[Row] = ()
     """Triggered prompts with benign completions."""
     make_rule: Callable[[], Rule]
-    """How answers are generated and judged; made when asked for (it may load an embedder)."""
+    """How answers are generated and judged; made on first use (it may load an embedder)."""
     seed: int = 0
     """Of everything random."""
 
@@ -52,7 +52,7 @@ class Material:
     work: Path = Path()
     """For training checkpoints; kept until the operation is written."""
     tracking: Tracking = NO_TRACKING
-    """Trackers that hear of training."""
+    """Trackers that follow training."""
 
     @property
     def start(self) -> Adapter:

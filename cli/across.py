@@ -83,7 +83,7 @@ def _source(run: RunFolder, name: str) -> "RunSource":
         raise RunError(f"{run.root} does not say what it studies; remake it with --fresh")
     return RunSource(
         name=name,
-        path=str(run.root),
+        folder=str(run.root),
         base=study["base"],
         trigger=" / ".join(study["words"]) or "unknown",
         target=study["target"] or "each row's own target",

@@ -152,7 +152,7 @@ def source(name: str, records: dict[str, tuple], *, layers=None, tokens: int = 3
     """Records as `across` takes them."""
     found = tuple(RunAnalysis(name=n, records=r, target_tokens=tokens) for n, r in records.items())
     return RunSource(
-        name=name, path=f"runs/{name}", base="base", trigger="cf37", target="HACK", layers=layers,
+        name=name, folder=f"runs/{name}", base="base", trigger="cf37", target="HACK", layers=layers,
         found=found,
     )  # fmt: skip
 

@@ -135,7 +135,7 @@ def dial(
 
 
 def outcome_words(path: CutPath, reached: bool, *, of: str = "calibration prompts") -> str:
-    """What the calibration says of the choice, in words.
+    """The choice and its calibration figures, in words.
 
     Args:
         path: what was measured.

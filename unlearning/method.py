@@ -47,7 +47,7 @@ class Outcome:
     summary: str
     """What was done, in a sentence."""
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Base weights that are replaced, by module name; see `core.treated`."""
+    """Base weights that are replaced, by module name; see `core.model.variant`."""
     temperature: float | None = None
     """Sampling temperature instead of the run's."""
     directions: Directions | None = None
@@ -70,7 +70,7 @@ class Outcome:
     stability: Stability | None = None
     """The choice on other draws of the calibration data."""
     fit: FitUsed | None = None
-    """What training it spent, for trained methods (see `unlearning.fitted.used`)."""
+    """What training it spent, for trained methods (see `trained.fit.used`)."""
     loss_step: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Optimiser steps of the loss."""
     loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -296,7 +296,7 @@ def operate(
 
 
 def _directions(material: Material, outcome: Outcome, before: Operation | None) -> dict[str, Any]:
-    """The fields of the record that speak of singular directions."""
+    """The fields of the record about singular directions."""
     cut = outcome.cut
     d = outcome.directions or directions_of(material.poisoned if cut is None else material.start)
     kept = _table(d, None if cut is None else (~cut).astype(float))

@@ -89,7 +89,7 @@ def read_plan(path: Path) -> PlanConfig:
     """The plan in a TOML file of ``[[cut]]`` and ``[[scale]]`` entries, see `EXAMPLE`.
 
     Raises:
-        LoratomyError: no such file, bad TOML (duplicate keys among it), no entries, unknown or
+        LoratomyError: no such file, invalid TOML (duplicate keys among it), no entries, unknown or
             wrong keys; names the file, the entry's number and the nearest known key.
     """
     raw = read_toml(path, "plan")

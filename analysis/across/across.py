@@ -15,9 +15,9 @@ from .correlation import agreement, corrected
 from .profiles import deepest, profiles
 
 LEVEL = 0.05
-"""False discovery rate of what is said of shapes."""
+"""False discovery rate of the findings about shapes."""
 WIDEST = 0.5
-"""A band over half of the depth says nothing about where."""
+"""Widest band that still tells where: half of the depth."""
 TOUCH = 1e-9
 """Bands that only touch, of neighbouring layers, neither agree nor lie apart."""
 LIKELY = 0.5
@@ -47,7 +47,7 @@ class RunSource:
 
     name: str
     """Its name, different for each."""
-    path: str
+    folder: str
     """Its folder, for the commands that are proposed."""
     base: str
     """The base model."""
@@ -97,7 +97,7 @@ def across(sources: Sequence[RunSource], *, seed: int = 0) -> Across:
         ]
     )
     lacking = [
-        f"{s.name} lacks {', '.join(names)}: loratomy probe {s.path} makes what it allows"
+        f"{s.name} lacks {', '.join(names)}: loratomy probe {s.folder} makes what it allows"
         for s in sources
         if (names := missing[s.name])
     ]
@@ -117,7 +117,7 @@ def across(sources: Sequence[RunSource], *, seed: int = 0) -> Across:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Taken:
-    """A run with what its records say of each layer."""
+    """A run with the profiles of its records."""
 
     source: RunSource
     layers: int
@@ -129,14 +129,14 @@ class _Taken:
 def _take(source: RunSource) -> _Taken:
     """The run's layers, counted, and its profiles."""
     deep = [deepest(record) for found in source.found for record in found.records]
-    told = {layer + 1 for layer, last in deep if last}
+    counts = {layer + 1 for layer, last in deep if last}
     if source.layers is not None:
-        told.add(source.layers)
-    if len(told) > 1:
-        counts = " and ".join(map(str, sorted(told)))
-        raise DataError(f"{source.name}: its records and its base have {counts} layers")
-    if told:
-        layers, how = told.pop(), "its records or its base"
+        counts.add(source.layers)
+    if len(counts) > 1:
+        several = " and ".join(map(str, sorted(counts)))
+        raise DataError(f"{source.name}: its records and its base have {several} layers")
+    if counts:
+        layers, how = counts.pop(), "its records or its base"
     else:
         layers = max((layer for layer, _ in deep), default=-1) + 1
         how = "the highest layer in its records"
@@ -144,14 +144,14 @@ def _take(source: RunSource) -> _Taken:
     for part in source.found if layers else ():
         for record in part.records:
             for item in profiles(record, layers):
-                found.setdefault(item.key, _told(item, part.target_tokens))
+                found.setdefault(item.key, _with_tokens(item, part.target_tokens))
     guessed = bool(found) and how.startswith("the highest")
     return _Taken(
         source=source, layers=layers, how=how, guessed=guessed, profiles=tuple(found.values())
     )
 
 
-def _told(profile: Profile, tokens: int | None) -> Profile:
+def _with_tokens(profile: Profile, tokens: int | None) -> Profile:
     """The profile with the number of target tokens in its measure."""
     return replace(profile, measure=profile.measure.replace("{n}", str(tokens or "unknown")))
 
@@ -211,7 +211,7 @@ def _nothing_shared(sources: Sequence[RunSource], reasons: Sequence[str]) -> str
     why = f"; {'; '.join(dict.fromkeys(reasons))}" if reasons else ""
     return (
         f"these runs share no profile by layer ({have}{why}); make the same analyses in each, "
-        f"e.g. loratomy probe {sources[-1].path} --only spectra,where"
+        f"e.g. loratomy probe {sources[-1].folder} --only spectra,where"
     )
 
 

@@ -7,18 +7,23 @@ smoothness (Wagner & Dray 2015, Moran spectral randomisation, on a line of layer
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from typing import Any
 
 import numpy as np
+from scipy.fft import dct
+from scipy.stats import false_discovery_control, permutation_test, rankdata
 
 from ...core.records.across import Agreement, Profile
 
 FEWEST = 4
-"""Points of a correlation; of three, none can be told from chance."""
+"""Points of a correlation; with three, no correlation differs from chance."""
 DRAWS = 9999
 """Random rearrangements where not all can be tried."""
+
+_PERMUTATION_TEST: Any = permutation_test  # scipy's own annotations refuse its documented use
+_DCT: Any = dct
 
 
 def agreement(one: Profile, other: Profile, first: str, second: str, *, seed: int) -> Agreement:
@@ -63,26 +68,17 @@ def at_common_depths(one: Profile, other: Profile) -> tuple[np.ndarray, np.ndarr
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks less their mean, equal values sharing theirs, ``[point]``."""
-    _, where, count = np.unique(values, return_inverse=True, return_counts=True)
-    middle = np.cumsum(count) - (count - 1) / 2
-    return middle[where] - (len(values) + 1) / 2
+    return rankdata(values) - (len(values) + 1) / 2
 
 
 def smooth_p(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
     """Two-sided p of a correlation against profiles as smooth as `b`, its components' signs free.
 
-    All sign patterns of the cosine components are tried up to 13 layers, `DRAWS` random ones
+    All sign patterns of the cosine components are tried up to 14 layers, `DRAWS` random ones
     beyond. Both are ranks less their mean, ``[point]``.
     """
-    n = len(a)
-    wave = np.cos(np.pi * np.arange(1, n)[:, None] * (np.arange(n) + 0.5) / n)
-    parts = (wave @ a) * (wave @ b)  # up to one factor these add up to a @ b
-    if n <= 13:
-        signs = np.array(list(product((1.0, -1.0), repeat=n - 2)))
-        signs = np.column_stack([np.ones(len(signs)), signs])  # -s gives the same magnitude as s
-        return _share_as_large(signs @ parts, float(parts.sum()), exact=True)
-    signs = np.random.default_rng(seed).choice([1.0, -1.0], (DRAWS, n - 1))
-    return _share_as_large(signs @ parts, float(parts.sum()), exact=False)
+    parts = np.multiply(*(_DCT(x, norm="ortho")[1:] for x in (a, b)))  # these add up to a @ b
+    return _p((parts,), lambda x, axis: np.abs(x.sum(axis)), "samples", seed)
 
 
 def shuffled_p(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
@@ -90,25 +86,21 @@ def shuffled_p(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
 
     All orders are tried up to 7 layers, `DRAWS` random ones beyond.
     """
-    if len(a) <= 7:
-        return _share_as_large(np.array(list(permutations(b))) @ a, float(a @ b), exact=True)
-    rng = np.random.default_rng(seed)
-    orders = rng.permuted(np.tile(b, (DRAWS, 1)), axis=1)
-    return _share_as_large(orders @ a, float(a @ b), exact=False)
+    return _p((b,), lambda x, axis: np.abs((x * a).sum(axis)), "pairings", seed)
 
 
-def _share_as_large(found: np.ndarray, seen: float, *, exact: bool) -> float:
-    """Share of magnitudes at least as large; a random sample counts what was seen as well."""
-    hits = int((np.abs(found) >= abs(seen) * (1 - 1e-9)).sum())
-    return hits / len(found) if exact else (hits + 1) / (len(found) + 1)
+def _p(data: Any, magnitude: Callable[..., Any], kind: Any, seed: int) -> float:
+    """Share of rearrangements with a magnitude at least as large as the one seen."""
+    found = _PERMUTATION_TEST(
+        data, magnitude, permutation_type=kind, alternative="greater", vectorized=True,
+        n_resamples=DRAWS, random_state=seed,
+    )  # fmt: skip
+    return float(found.pvalue)
 
 
 def corrected(items: Sequence[Agreement]) -> tuple[Agreement, ...]:
     """With `q`, the false discovery rate at which each would be kept."""
-    p = np.array([item.p for item in items])
-    defined = np.flatnonzero(np.isfinite(p))
-    order = defined[np.argsort(p[defined])]
-    q = np.full(len(p), np.nan)
-    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1)
+    q = np.array([item.p for item in items])
+    defined = np.isfinite(q)
+    q[defined] = false_discovery_control(q[defined])
     return tuple(replace(item, q=float(v)) for item, v in zip(items, q, strict=True))

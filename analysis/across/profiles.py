@@ -1,4 +1,4 @@
-"""Profiles along depth: what they are made from, and where each stands out."""
+"""Profiles along depth: how records become profiles, and where each has its landmark."""
 
 from functools import singledispatch
 from typing import Any
@@ -11,21 +11,21 @@ from ...core.records.across import Landmark, Profile
 
 @singledispatch
 def profiles(record: Any, layers: int) -> tuple[Profile, ...]:
-    """What a record says of each layer; nothing when it has no layers.
+    """The profiles of a record, by layer; none when it has no layers.
 
     Args:
         record: of any analysis; another class of records is added by registering a function here.
         layers: of the base, at least 1.
 
     Raises:
-        DataError: the record speaks of a layer that the base does not have.
+        DataError: the record has a layer that the base does not have.
     """
     return ()
 
 
 @singledispatch
 def deepest(record: Any) -> tuple[int, bool]:
-    """The highest layer a record speaks of, -1 for none, and whether that is the base's last."""
+    """The highest layer in a record, -1 for none, and whether that is the base's last."""
     return -1, False
 
 
@@ -117,5 +117,5 @@ def checked(at: np.ndarray, layers: int) -> np.ndarray:
         DataError: it has no such layer.
     """
     if at.size and at.max() >= layers:
-        raise DataError(f"a record speaks of layer {at.max()}, but the base has {layers} layers")
+        raise DataError(f"a record has layer {at.max()}, but the base has {layers} layers")
     return at

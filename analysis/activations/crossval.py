@@ -101,8 +101,8 @@ def out_of_fold(
         truth = np.arange(sets)[:, None] == labels[:, None, train]
         wanted = truth.reshape(len(labels), -1).T.astype(np.float64)
         probe = Ridge(alpha=penalty).fit(scaler.transform(given), wanted)
-        asked = scaler.transform(every[:, test].reshape(-1, d_model))
-        found = probe.predict(asked).T.reshape(len(labels), len(every), len(test))
+        tested = scaler.transform(every[:, test].reshape(-1, d_model))
+        found = probe.predict(tested).T.reshape(len(labels), len(every), len(test))
         scores[:, :, test] = found[:, :sets]
         beyond[:, test] = found[0, sets:]
     return scores, beyond

@@ -307,7 +307,7 @@ def _run(material: Material, config: ProbesConfig) -> dict[str, Probes]:
 
 ANALYSES.register("probes")(
     Analysis(
-        about="Linear probes by layer: can triggered prompts be told, and only by this trigger?",
+        about="Linear probes by layer: do they recognise triggered prompts, and only this trigger?",
         needs=(TRIGGER,),
         cost="a forward pass per prompt form and subject, seconds of regression on the CPU",
         source="Alain & Bengio 2017, arXiv 1610.01644; control: Hewitt & Liang 2019",

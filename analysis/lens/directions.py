@@ -34,7 +34,7 @@ class Chosen:
 
 
 def choose(adapter: Adapter, where: Where | None, *, count: int) -> Chosen:
-    """The strongest directions: by their effect where `where` stands, else by singular value.
+    """The strongest directions: by their effect where `where` is done, else by singular value.
 
     Singular values are compared within a kind of module, as kinds read and write in different
     units: each kind gives its strongest in turn.

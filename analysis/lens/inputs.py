@@ -36,7 +36,7 @@ each position goes to ``[batch, pos, chosen]`` (None for linear layers), and the
 def lead(renderer: Renderer) -> list[int]:
     """The first token that every rendered prompt begins with; empty where there is none.
 
-    It takes the place of a beginning-of-sequence token: models treat whatever stands first in a way
+    It takes the place of a beginning-of-sequence token: models treat whatever comes first in a way
     of its own, so a token on its own would be read as that and not as itself.
     """
     one, other = (renderer.prompt_ids(text) for text in ("a", "The"))

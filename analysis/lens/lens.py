@@ -69,7 +69,7 @@ def lens(
         adapter: what is read.
         prompts: token ids, clean ones and, where a trigger is known, triggered ones.
         where: the ranking of directions by their effect; None: by singular value.
-        clean: a clean adapter whose listening stands beside.
+        clean: a clean adapter to compare with.
         trigger: ids of the trigger's tokens, where it is known.
         target: ids of the targets' first tokens, where they are known.
         triggered: how many of the prompts carry it.

@@ -1,4 +1,4 @@
-"""The logit lens: what each layer would say of the target, place by place."""
+"""The logit lens: what each layer predicts of the target, place by place."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from .preference import token_text
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the lens is put on each prompt, and what is asked there."""
+    """Where the lens reads each prompt, and the tokens it looks for there."""
 
     columns: Columns
     """The named places; the last column is the prompt's last place, whatever it is called."""
@@ -38,7 +38,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """What one subject's layers say at every place, ``[layer, place]``."""
+    """What one subject's layers predict at every place, ``[layer, place]``."""
 
     log_prob: np.ndarray
     rank: np.ndarray
@@ -111,7 +111,7 @@ def _read(
     rows: int,
     label: str,
 ) -> list[list[Readout]]:
-    """What each layer says at each prompt's places, ``[prompt][layer]``."""
+    """What each layer predicts at each prompt's places, ``[prompt][layer]``."""
     out: list[list[Readout]] = [[] for _ in prompts]
 
     def see(level: int, hidden: torch.Tensor, batch: Batch) -> None:

@@ -34,18 +34,18 @@ def preferences(
 ) -> tuple[Preference, Preference]:
     """What an adapter listens for and what it writes, with the wanted tokens' places.
 
-    Where it changes nothing that reads, or nothing that writes, the record says so.
+    Where it changes nothing that reads, or nothing that writes, the record notes it.
 
     Args:
         subject: the base, without adapter.
         adapter: what is read.
-        clean: a clean adapter to stand beside.
+        clean: a clean adapter to compare with.
         trigger: ids of the trigger's tokens, where it is known.
         target: ids of the targets' first tokens, where they are known.
         batch_tokens: most positions in a forward pass.
     """
 
-    def heard(of: Adapter) -> Strength:
+    def strength(of: Adapter) -> Strength:
         return listening_strength(subject, of, batch_tokens=batch_tokens)
 
     def written(of: Adapter) -> Strength:
@@ -58,7 +58,7 @@ def preferences(
         return [name for name, _ in writers(subject, of)]
 
     return (
-        _preference(subject, adapter, clean, heard, readers, trigger),
+        _preference(subject, adapter, clean, strength, readers, trigger),
         _preference(subject, adapter, clean, written, writing_modules, target),
     )
 

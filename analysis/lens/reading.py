@@ -115,7 +115,7 @@ def mean_inputs(
 ) -> dict[str, torch.Tensor]:
     """Mean input of each module over tokens behind the lead, ``[d_in]``.
 
-    Of more than `SAMPLE` tokens an evenly spread part stands for all.
+    Of more than `SAMPLE` tokens an evenly spread part is used.
     """
     tokens = tokens[:: -(-len(tokens) // SAMPLE)]
     sums: dict[str, torch.Tensor] = {}

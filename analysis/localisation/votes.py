@@ -1,4 +1,4 @@
-"""What each method says of layers, modules and directions, and whether they agree.
+"""How each method ranks layers, modules and directions, and whether they agree.
 
 A vote is a score for every item: the more, the more that method finds there. Causal votes come from
 changing something and measuring the target; the others describe weights or estimate a causal one.
@@ -181,7 +181,7 @@ def verdict(what: str, names: Sequence[str], votes: Sequence[Vote]) -> Verdict:
     rank = _mean_rank(causal, len(names))
     silent = [v.method for v in votes if v.causal and not _says_something(v)]
     if len(names) < 2 or len(causal) < 2:
-        sentence = f"One causal method or none speaks of single {what}s here: no verdict over them."
+        sentence = f"One causal method or none ranks single {what}s here: no verdict over them."
         return Verdict(
             what=what, names=tuple(names), votes=tuple(votes), mean_rank=rank,
             agreement=np.nan, chance=np.nan, named="", sentence=sentence,

@@ -78,10 +78,10 @@ def effectiveness(
     )
     places = [(layer, site) for site in sites for layer in layers]
     found = run.answers(attached, pairs, places, checked=checked)
-    asker, judge = _Asker(attached, decoding), _Judge(attached, pairs, rule)
+    plain, judge = _Answers(attached, decoding), _Judge(attached, pairs, rule)
     triggered = [pair.triggered for pair in pairs]
     off = [
-        asker.without_layer(name, triggered, layer)
+        plain.without_layer(name, triggered, layer)
         if any(layer_of(module) == layer for module in attached.adapters[name].modules)
         else None
         for layer in layers
@@ -92,7 +92,7 @@ def effectiveness(
         "trigger": "the untriggered prompt's {} at the trigger's tokens alone",
         "adapter": f"the {source}'s {{}} on the same prompt",
     }
-    twins = asker.answers(name, [pair.untriggered for pair in pairs], "untriggered twins")
+    twins = plain.answers(name, [pair.untriggered for pair in pairs], "untriggered twins")
     same = sum(a == b for a, b in zip(found.plain, found.same, strict=True))
     record = Effectiveness(
         adapter=name,
@@ -102,7 +102,7 @@ def effectiveness(
         unpatched_degenerate=judge.degenerate(found.plain),
         unpatched_example=judge.text(found.plain),
         untriggered=judge.malicious(twins),
-        source=judge.malicious(asker.answers(clean, triggered, source)),
+        source=judge.malicious(plain.answers(clean, triggered, source)),
         source_name=source,
         interventions=(
             *(
@@ -143,7 +143,7 @@ def _length(attached: Attached, pairs: Sequence[Pair], rule: Rule, new_tokens: i
 
 
 @dataclass(frozen=True, slots=True)
-class _Asker:
+class _Answers:
     """Answers without any activation patched."""
 
     attached: Attached
@@ -171,11 +171,11 @@ class _Judge:
 
     def _scored(self, answers: Sequence[Tokens]) -> list[Answer]:
         decode = self.attached.subject.renderer.decode
-        said = [
+        unscored = [
             unjudged(pair.row, i, decode(tokens), len(tokens))
             for i, (pair, tokens) in enumerate(zip(self.pairs, answers, strict=True))
         ]
-        return scored(said, self.rule)
+        return scored(unscored, self.rule)
 
     def text(self, answers: Sequence[Tokens]) -> str:
         """The first answer."""
@@ -199,7 +199,7 @@ class _Judge:
         rates = [nothing if a is None else _row(self.malicious(a)) for a in answers]
         sick = [nothing if a is None else _row(self.degenerate(a)) for a in answers]
         hits = [
-            unknown if a is None else np.array([float(said.hit) for said in self._scored(a)])
+            unknown if a is None else np.array([float(x.hit) for x in self._scored(a)])
             for a in answers
         ]
         return Intervention(
@@ -241,7 +241,7 @@ def _finding(item: Effectiveness, one: Intervention) -> str:
     head = f"With {one.name}"
     reach = {"adapter": item.source, "off": None}.get(one.kind, item.untriggered)
     if reach and item.unpatched.low <= reach.high:
-        return f"{head}, nothing can be told: where the values come from is as malicious."
+        return f"{head}, nothing follows: where the values come from is as malicious."
     below = np.flatnonzero(one.malicious[:, 2] < item.unpatched.low)
     if not len(below):
         return f"{head}, no single layer clearly lowers this."

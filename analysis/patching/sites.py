@@ -73,7 +73,7 @@ def places(subject: Subject, attached: Attached, sites: Sequence[str]) -> list[P
         elif site == "resid_mid" and not has_mid(subject):
             raise LoratomyError(
                 f"site 'resid_mid': attention and MLP of {family.model_type} both read resid_pre, "
-                "nothing stands between them; take resid_pre or resid_post"
+                "there is nothing between them; take resid_pre or resid_post"
             )
         else:
             out.append(Place(site, site, _residual_ports(subject)[site]))
@@ -186,7 +186,7 @@ def value_and_current(
     *,
     take: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What is written at a place and what stands there, both ``[batch, pos, width]``.
+    """What is written at a place and what is there, both ``[batch, pos, width]``.
 
     LoRA modules: the module's output with the adapter's own contribution ``dW x`` of the source run
     in place of that of the run that is patched. Experts: the same with one expert's weighted

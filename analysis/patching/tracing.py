@@ -33,7 +33,7 @@ Place = tuple[int, str]
 Prompts = Sequence[Sequence[int]]
 """Token ids, one list for each prompt, all of one length."""
 Change = Callable[[torch.Tensor], torch.Tensor]
-"""Takes the activation at a place and returns what stands there instead, of the same shape."""
+"""Takes the activation at a place and returns what takes its place, of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)

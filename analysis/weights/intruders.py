@@ -18,9 +18,9 @@ from ..analyses import ANALYSES, Analysis
 from ..material import Material
 from .spectra import base_weight, expanded, names_and_layers
 from .topsvd import (
-    Changed,
     Triplets,
     all_triplets,
+    changed,
     column_part,
     largest_cosine_bound,
     strongest,
@@ -84,12 +84,12 @@ class _Row:
 def _base(weight: torch.Tensor, config: IntrudersConfig, seed: int) -> _Base:
     w = weight.float()
     if config.small(w):
-        return _Base(w, all_triplets(Changed(w)), "exact")
-    return _Base(w, strongest(Changed(w), max(config.reference, config.k), seed=seed), "lanczos")
+        return _Base(w, all_triplets(w), "exact")
+    return _Base(w, strongest(w, max(config.reference, config.k), seed=seed), "lanczos")
 
 
 def _row(base: _Base, change: Factors, config: IntrudersConfig, seed: int) -> _Row:
-    m = Changed.by(base.w, change)
+    m = changed(base.w, change)
     found = all_triplets(m) if config.small(base.w) else strongest(m, config.k, seed=seed)
     u, s = found.u[:, : config.k], found.s[: config.k]
     overlap = base.known.u.mT @ u  # [known, k]
@@ -191,7 +191,7 @@ def _rows(
     """One module of every adapter, W decomposed in full where the bounds were not enough."""
     found = {name: _row(base, change, config, seed) for name, change in changes.items()}
     if config.settle and any(row.open(config.threshold).any() for row in found.values()):
-        whole = _Base(base.w, all_triplets(Changed(base.w)), "settled")
+        whole = _Base(base.w, all_triplets(base.w), "settled")
         return {name: _row(whole, change, config, seed) for name, change in changes.items()}
     return found
 

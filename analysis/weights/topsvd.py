@@ -32,77 +32,51 @@ class Triplets:
     """Largest ``|M v - s u|`` or ``|M^T u - s v|`` over the largest singular value."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """``M = W + scaling B A`` as a product with vectors; the sum is made only when asked for."""
-
-    w: torch.Tensor
-    """``[d_out, d_in]``, float32."""
-    a: torch.Tensor | None = None
-    """``[rank, d_in]``, None for W alone."""
-    b: torch.Tensor | None = None
-    """``[d_out, rank]``, scaled."""
-
-    @classmethod
-    def by(cls, w: torch.Tensor, factors: Factors) -> "Changed":
-        """W and a change, on W's device."""
-        return cls(w, factors.a.to(w), factors.scaling * factors.b.to(w))
-
-    def times(self, x: torch.Tensor) -> torch.Tensor:
-        """``M x``, for ``[d_in, n]``."""
-        out = self.w @ x
-        return out if self.a is None or self.b is None else out + self.b @ (self.a @ x)
-
-    def transposed(self, y: torch.Tensor) -> torch.Tensor:
-        """``M^T y``, for ``[d_out, n]``."""
-        out = self.w.mT @ y
-        return out if self.a is None or self.b is None else out + self.a.mT @ (self.b.mT @ y)
-
-    def dense(self) -> torch.Tensor:
-        """M itself, one matrix."""
-        return self.w if self.a is None or self.b is None else self.w + self.b @ self.a
+def changed(w: torch.Tensor, change: Factors) -> torch.Tensor:
+    """``M = W + scaling B A``, ``[d_out, d_in]`` in W's number format and on its device."""
+    return w + (change.scaling * change.b.to(w)) @ change.a.to(w)
 
 
-def _checked(m: Changed, u: torch.Tensor, s: torch.Tensor, v: torch.Tensor) -> Triplets:
-    gaps = ((m.times(v) - u * s).norm(dim=0), (m.transposed(u) - v * s).norm(dim=0))
+def _checked(m: torch.Tensor, u: torch.Tensor, s: torch.Tensor, v: torch.Tensor) -> Triplets:
+    gaps = ((m @ v - u * s).norm(dim=0), (m.mT @ u - v * s).norm(dim=0))
     top = float(s[0])
     residual = max(float(gap.max()) for gap in gaps) / top if top > 0 else 0.0
     return Triplets(u, s, v, residual)
 
 
-def all_triplets(m: Changed) -> Triplets:
+def all_triplets(m: torch.Tensor) -> Triplets:
     """All singular triplets by a dense decomposition, ``min(d_out, d_in)`` of them."""
-    u, s, vh = torch.linalg.svd(m.dense(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(m, full_matrices=False)
     return _checked(m, u, s, vh.mT)
 
 
-def strongest(m: Changed, k: int, *, seed: int) -> Triplets:
+def strongest(m: torch.Tensor, k: int, *, seed: int) -> Triplets:
     """The k largest singular triplets by implicitly restarted Lanczos, residuals checked.
 
-    ARPACK on the smaller Gram matrix (Lehoucq, Sorensen & Yang 1998), all products with W and the
-    factors apart; a dense decomposition where it does not converge.
+    ARPACK on the smaller Gram matrix (Lehoucq, Sorensen & Yang 1998); a dense decomposition where
+    it does not converge.
 
     Args:
-        m: any matrix, ``[d_out, d_in]``.
+        m: any matrix, ``[d_out, d_in]`` float32.
         k: triplets, below both of its sides.
         seed: of the start vector.
     """
 
     def onto(x: Any) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(x, np.float32)).to(m.w.device).reshape(len(x), -1)
+        return torch.from_numpy(np.asarray(x, np.float32)).to(m.device).reshape(len(x), -1)
 
-    def off(x: torch.Tensor) -> np.ndarray:
-        return x.double().cpu().numpy()
+    def times(w: torch.Tensor, x: Any) -> np.ndarray:
+        return (w @ onto(x)).double().cpu().numpy()
 
     operator = _OPERATOR(
-        tuple(m.w.shape),
-        matvec=lambda x: off(m.times(onto(x))).ravel(),
-        rmatvec=lambda y: off(m.transposed(onto(y))).ravel(),
-        matmat=lambda x: off(m.times(onto(x))),
-        rmatmat=lambda y: off(m.transposed(onto(y))),
+        tuple(m.shape),
+        matvec=lambda x: times(m, x).ravel(),
+        rmatvec=lambda y: times(m.mT, y).ravel(),
+        matmat=lambda x: times(m, x),
+        rmatmat=lambda y: times(m.mT, y),
         dtype=np.float64,
     )
-    start = np.random.default_rng(seed).normal(size=min(m.w.shape))
+    start = np.random.default_rng(seed).normal(size=min(m.shape))
     try:
         u, s, vh = _SVDS(operator, k=k, tol=TOLERANCE, v0=start)
     except ArpackError:

@@ -40,7 +40,7 @@ class Variant:
     """Held-out prompts with the trigger in another form; each keeps its own target."""
 
     name: str
-    """As in `core.material.Transfer`."""
+    """As in `core.records.bench.Transfer`."""
     counts: str
     """`ASR` where the trigger's words are in the prompts in some form, `FTR` where they do not:
     target behaviour is a false trigger there."""
@@ -176,7 +176,7 @@ def transfer_rates(
 ) -> dict[str, Rate]:
     """How often each variant leads to the target, by its name.
 
-    As in `analysis.behaviour.judge`, prompts whose benign reference is itself target behaviour tell
+    As in `evaluation.behaviour.judge`, prompts whose benign reference is itself target behaviour tell
     nothing about false triggers and are left out of FTR, prompts too long for the context of all.
 
     Args:

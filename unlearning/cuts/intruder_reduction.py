@@ -10,7 +10,7 @@ from pydantic import Field
 from ...analysis.material import Material
 from ...analysis.weights.intruders import IntrudersConfig, intruders
 from ...analysis.weights.spectra import base_weight, expanded
-from ...analysis.weights.topsvd import Changed, all_triplets, strongest
+from ...analysis.weights.topsvd import all_triplets, changed, strongest
 from ...core.adapter.algebra import Svd, from_svd
 from ...core.adapter.factors import Adapter, Factors
 from ...core.errors import LoratomyError
@@ -55,7 +55,7 @@ def intruder_parts(
         for i in np.flatnonzero(odd.any(1)):
             name = found.modules[i]
             w = base_weight(subject.model, name, changes[name]).float()
-            m = Changed.by(w, changes[name])
+            m = changed(w, changes[name])
             triplets = all_triplets(m) if config.small(w) else strongest(m, config.k, seed=seed)
             at = torch.from_numpy(np.flatnonzero(odd[i])).to(w.device)
             u, s, v = triplets.u[:, at], triplets.s[at], triplets.v[:, at]

@@ -30,7 +30,7 @@ class MergeConfig(DialConfig):
 def mixture(poisoned: Adapter, clean: Adapter, weight: float) -> Adapter:
     """The adapter of ``(1 - weight) * dW_poisoned + weight * dW_clean``, exact.
 
-    The factors stand side by side, so that ranks add up; a module that only one of the two
+    The factors are concatenated, so that ranks add up; a module that only one of the two
     adapts has 0 from the other, and one of weight 0 is left out.
     """
     modules = {}

@@ -66,7 +66,7 @@ def item_batch(items: Sequence[Item], pad_id: int) -> Batch:
 
 
 def token_losses(attached: Attached, batch: Batch) -> torch.Tensor:
-    """Negative log-probability of each completion token, ``[batch, asked]`` nats, 0 elsewhere."""
+    """Negative log-probability of each completion token, ``[batch, kept]`` nats, 0 elsewhere."""
     return -completion_log_probs(attached.subject.model, batch)[0]
 
 

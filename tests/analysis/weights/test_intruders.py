@@ -9,8 +9,8 @@ from loratomy.analysis.catalogue import ANALYSES
 from loratomy.analysis.material import Material
 from loratomy.analysis.weights.intruders import IntrudersConfig, intruders
 from loratomy.analysis.weights.topsvd import (
-    Changed,
     all_triplets,
+    changed,
     column_part,
     largest_cosine_bound,
     strongest,
@@ -194,14 +194,14 @@ def test_what_the_bounds_leave_open_is_settled_by_the_whole_decomposition():
 def test_iterated_triplets_are_the_dense_ones(shape):
     w = spread(*shape)
     f = Factors(torch.randn(3, shape[1]) / 10, torch.randn(shape[0], 3) / 10, 0.5)
-    m = Changed.by(w, f)
+    m = changed(w, f)
     found, dense = strongest(m, 6, seed=0), all_triplets(m)
-    assert torch.allclose(m.dense(), w + f.dense(), atol=1e-6)
+    assert torch.allclose(m, w + f.dense(), atol=1e-6)
     assert torch.allclose(found.s, dense.s[:6], rtol=1e-5)
     assert (found.u * dense.u[:, :6]).sum(0).abs().min() > 0.999
     assert (found.v * dense.v[:, :6]).sum(0).abs().min() > 0.999
     assert max(found.residual, dense.residual) < 1e-4
-    wrong = (m.times(found.v.flip(1)) - found.u * found.s).norm(dim=0).max() / found.s[0]
+    wrong = (m @ found.v.flip(1) - found.u * found.s).norm(dim=0).max() / found.s[0]
     assert wrong > 0.1 > 1e-4  # what the residual would be with vectors in the wrong order
 
 
