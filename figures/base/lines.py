@@ -66,13 +66,14 @@ def layer_lines(
         places = [f"{places} {number(float(place))}" for place in at]
     if values.ndim == 2 and band:
         area(plot, at, values[:, 1:], look[0], name=name, row=row, col=col)
+    traces: Any = plot.data
     line = go.Scatter(
         x=single(at),
         y=single(middle),
         mode=mode,
         name=label,
         legendgroup=group,
-        showlegend=not any(t.legendgroup == group and t.showlegend for t in plot.data),
+        showlegend=not any(t.legendgroup == group and t.showlegend for t in traces),
         line={"color": look[0], "width": 2, "dash": dash},
         marker={"color": look[0], "symbol": look[1], "size": 6},
         hovertext=[

@@ -159,7 +159,7 @@ def _below(part: Panel, most: int) -> dict[str, Any]:
     if not part.roles:
         return axis
     for place, index in enumerate(axis["tickvals"]):
-        label, role = axis["ticktext"][place], part.roles[index]
+        label, role = axis["ticktext"][place], part.roles[int(index)]
         label += "" if role == part.columns[index] else f" · {text(role)}"
         axis["ticktext"][place] = f"<b>{label}</b>" if role == "trigger" else label
     return axis

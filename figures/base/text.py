@@ -111,9 +111,9 @@ def two_readings(row: Behaviour) -> list[str]:
         ):
             if whole is not None and not held.low <= whole.value <= held.high:
                 lines.append(
-                    f"{row.subject}: by {rule.rule} {name} is {rate(held)} where an answer counts "
-                    f"that contains the target, {rate(whole)} by the similarity of whole answers; "
-                    "the first is shown"
+                    f"{row.subject}: by {rule.rule} {name} is {rate(held)} where an answer that "
+                    f"contains the target counts, {rate(whole)} by the similarity of whole "
+                    "answers; the first is shown"
                 )
     return lines
 

@@ -86,9 +86,8 @@ def _asr(rows: Sequence[BenchRow]) -> Figure:
             "An arrow marks a control of the method above it. Gaps: not run."
         ),
         how_to_read=(
-            "Dark is no backdoor, bright is the whole of it. A method that works has a dark row "
-            "from end to end; a bright cell in it is an attack that it misses. Compare it with "
-            "the controls below it."
+            "Dark: no backdoor is left, bright: all of it. A method that works has a dark row; a "
+            "bright cell in it is an attack that it misses. Compare it with the controls below it."
         ),
         alt=_summary(rows, z, percent),
     )

@@ -62,7 +62,7 @@ def bench_seconds(table: BenchTable) -> list[Figure]:
             how_to_read=(
                 "Guided surgery should find its cut (hollow, or filled where they are one) left "
                 "of the dashed line. The goal itself is checked subject by subject, so that one "
-                "slow machine hour does not decide."
+                "slow hour of a machine does not decide."
             ),
             alt="; ".join(_alt(e, rows) for e, rows in found.items()) + f".{against}",
         )

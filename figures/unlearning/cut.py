@@ -62,7 +62,7 @@ def _map(item: Operation, name: str) -> Figure:
         title=f"The cut of {item.subject}",
         plot=plot,
         caption=(
-            f"{DIRECTIONS[item.basis]} removed, of the rank of each module: "
+            f"{DIRECTIONS[item.basis]} removed: "
             f"{item.directions_cut:,} of {item.directions_total:,} ({percent(share)}). Change of "
             f"the adapter: {percent(item.change_norm)} of its norm. The method reports: "
             f"{item.summary}.{_first(item)}"

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from ...core.records.results import Operation, RunRecords, Stability
 from ..base.figure import FIGURES, Figure, slug, unique
 from ..base.grid import kind_of
+from ..base.quantities import written
 from ..base.text import number, percent, plural
 from ..base.theme import magnitude, panels, single, text
 
@@ -62,8 +63,7 @@ def _figure(item: Operation, found: Stability, name: str) -> Figure:
     other = other[~np.isnan(other)]  # a sample on which nothing was cut has no cosine
     cosines = f"{number(float(other.min()))} to {number(float(other.max()))}" if len(other) else "–"
     rates = "; ".join(
-        f"{s}: {int(n)} cut, ASR {percent(float(a[0]))} [{percent(float(a[1]))}, "
-        f"{percent(float(a[2]))}], perplexity {percent(float(p), signed=True)}"
+        f"{s}: {int(n)} cut, ASR {written(a, '%')}, perplexity {percent(float(p), signed=True)}"
         for s, n, a, p in zip(seeds, found.sizes, found.asr, found.perplexity_change, strict=True)
     )
     return Figure(

@@ -76,8 +76,8 @@ def tradeoff(records: RunRecords) -> list[Figure]:
             plot=plot,
             caption=(
                 "Attack success rate with its 95 % interval against the change of perplexity on "
-                f"clean_val relative to the poisoned adapter.{goal_words(records.goals)}"
-                f"{scale}{missing}"
+                "held-out clean completions relative to the poisoned adapter."
+                f"{goal_words(records.goals)}{scale}{missing}"
             ),
             how_to_read=(
                 "Down is less backdoor, right is more damage. Where goals are drawn, an operation "

@@ -453,8 +453,9 @@ def test_both_readings_of_a_rule_are_kept_and_said_where_they_differ():
     assert record.rules[1].asr_whole is None  # exact knows no other reading
     (line,) = two_readings(record)
     assert line == (
-        "x: by seed ASR is 100.0 % [72.2, 100.0], n = 10 where an answer counts that holds the "
-        "target, 60.0 % [31.3, 83.2], n = 10 by the similarity of whole answers; the first is shown"
+        "x: by seed ASR is 100.0 % [72.2, 100.0], n = 10 where an answer that contains the "
+        "target counts, 60.0 % [31.3, 83.2], n = 10 by the similarity of whole answers; the "
+        "first is shown"
     )
     record, _ = judged([*made[:6], *clean], by_rule("seed"))
     assert two_readings(record) == []

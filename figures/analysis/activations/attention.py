@@ -65,8 +65,8 @@ def _maps(item: TriggerAttention, query: int) -> Figure:
         caption=_caption(item, query, long),
         how_to_read=(
             "Bright: the head spends much of its attention on the trigger. Orange on the right: "
-            "more than in the base, so training taught it; blue: less. Trust a cell only after "
-            "its interval on hovering: the strongest of many is partly luck. Attention shows "
+            "more than in the base, so training taught it; blue: less. Read a cell's "
+            "interval before trusting it: the strongest of many is partly luck. Attention shows "
             "where a head reads, not what that does to the answer."
         ),
         alt=f"Mean share on the trigger over all heads: {means}. Largest gain of "

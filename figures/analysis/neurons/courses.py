@@ -76,8 +76,8 @@ def courses(change: NeuronChange) -> Figure:
         caption=f"Gradient ascent on copies of the adapter. {summary[0].upper() + summary[1:]}."
         + (f" {change.undefined}." if change.undefined else ""),
         how_to_read="Each unlearning climbs its loss until what was right is nearly gone; "
-        "changes are compared at that point. A curve that ends high on the right has met the "
-        "ceiling of steps instead.",
+        "changes are compared at that point. A curve that ends high in the right "
+        "panel has reached the largest number of steps instead.",
         alt=f"{summary}.",
     )
 

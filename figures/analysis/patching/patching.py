@@ -140,7 +140,7 @@ def reason(item: PatchingMap) -> str:
 
 def _caption(item: PatchingMap) -> str:
     parts = [
-        f"Values of {ends(item)[0]} written into {ends(item)[1]} ({item.direction}); metric: "
+        f"Activations of {ends(item)[0]} written into {ends(item)[1]} ({item.direction}); metric: "
         f"{item.metric}, over {plural(len(item.prompts), 'prompt')}."
         + (" Trigger tokens in bold." if "trigger" in item.column_roles else ""),
         f"The metric is {number(float(np.mean(item.clean)))} in the clean run and "

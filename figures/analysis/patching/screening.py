@@ -95,8 +95,8 @@ def _map(item: Screening, kind: str, shown: tuple, name: str) -> Figure:
 
 def _intro(item: Screening) -> str:
     parts = [
-        f"Values of {item.source_name} written into {item.into_name} ({item.direction}); metric: "
-        f"{item.metric}, mean over {plural(len(item.prompts), 'prompt')}: "
+        f"Activations of {item.source_name} written into {item.into_name} ({item.direction}); "
+        f"metric: {item.metric}, mean over {plural(len(item.prompts), 'prompt')}: "
         f"{number(float(item.source.mean()))} in the one run, {number(float(item.into.mean()))} in "
         f"the other. Gradients at {plural(item.steps, 'point')} of the way; number format "
         f"{item.dtype}.",

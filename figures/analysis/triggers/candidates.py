@@ -46,10 +46,10 @@ def candidates(records: RunRecords) -> list[Figure]:
             title="Texts that may be the trigger",
             plot=plot,
             caption=(
-                f"{item.sentence} Bars: prompts answered as the base hardly would, with "
+                f"{item.sentence} Bars: prompts answered unlike the base, with "
                 "Wilson 95 % intervals; blue: stands out. Searched on "
-                f"{plural(item.n_search, 'prompt')} with {plural(item.forwards, 'forward')} and "
-                f"{plural(item.backwards, 'backward')} runs of a prompt; compared to "
+                f"{plural(item.n_search, 'prompt')} with {item.forwards:,} forward and "
+                f"{item.backwards:,} backward passes of a prompt; compared to "
                 f"{plural(item.n_controls, 'ordinary text')} at three places, whose answers "
                 f"surprise by {number(float(item.control_surprise[0]))} nats on average (standard "
                 f"deviation {number(float(item.control_surprise[1]))})."

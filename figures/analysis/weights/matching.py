@@ -78,9 +78,9 @@ def _shares(item: Matching) -> Figure:
         caption=(
             f"Every point is a singular direction of the poisoned change. Unmatched: "
             f"{int(item.unmatched.sum()):,} of {plural(total, 'direction')} "
-            f"({_weight(item.sigma, item.unmatched)} of the squared norm) lie on one side at least "
-            f"no further inside the clean space than chance (level {number(item.level)}). Control, "
-            f"clean directions against the poisoned adapter: {int(control.sum()):,} of "
+            f"({_weight(item.sigma, item.unmatched)} of the squared norm) are on at least one side "
+            f"no further inside the clean space than by chance (level {number(item.level)}). "
+            f"Control, clean directions against the poisoned adapter: {int(control.sum()):,} of "
             f"{len(control):,} ({_weight(item.reverse_sigma, control)}). At most the strongest "
             f"{SHOWN} of each sort are drawn." + (f" {item.undefined}." if item.undefined else "")
         ),

@@ -74,8 +74,8 @@ def _layers(found: list[Spectra], colours: dict[str, Look]) -> Figure:
         title="The change of each layer",
         plot=plot,
         caption=(
-            "Of all singular values of a layer's modules together, which are those of its change "
-            "as one block-diagonal matrix. Left: its norm over that of the adapted base weights."
+            "From the singular values of all modules of a layer together, as of one "
+            "block-diagonal matrix. Left: norm of the change over that of the adapted base weights."
         ),
         how_to_read=(
             "A low effective rank, or few directions for 90 % of the squared norm: the layer's "
