@@ -1,7 +1,7 @@
 # make demo   the whole loop on the built-in model: poison, locate, cut, prove, report
 # make test   the tests (offline, CPU)
-# make check  ruff, pyright and the floors between the folders
-# make bench  speed and size, side by side with the plain way
+# make check  ruff, pyright and the import order of the folders
+# make bench  speed and size, compared with plain implementations
 # Each makes .venv when it is missing and installs again only when the pins change.
 
 PYTHON ?= python3

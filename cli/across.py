@@ -136,7 +136,7 @@ def _show(record: Across) -> None:
                     if a.key == key
                 ]
     heads = [f"{run.name}\n{run.layers} layers" for run in record.runs]
-    where = "where each profile stands out: depth and 95 % band"
+    where = "depth at which each profile is largest, with 95 % band"
     stdout.print(table(where, ("profile", *heads), places))
     alike = "agreement: Spearman's rho over n layers, p among equally smooth profiles, q corrected"
     stdout.print(table(alike, ("profile", "runs", "n", "rho", "p", "q"), shapes))

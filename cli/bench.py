@@ -102,8 +102,8 @@ def command(
     show(made.write())
     if others := other_cells(out, made.cells):
         say(
-            f"{others} more cells stand in {out / CELLS} and were not asked for, so that they are "
-            "not in the table; --table with --cells '*/*' and their --seeds reads them too"
+            f"{others} more cells in {out / CELLS} are not in the table, because the command does "
+            "not name them; --table --cells '*/*' with their --seeds adds them"
         )
     say(f"done: {out / 'bench.parquet'}, bench.csv; open {out / 'bench.html'}")
     if broken := [cell.label for cell in made.broken]:

@@ -67,7 +67,7 @@ def cut(study: Study) -> None:
     """The operations, and all of them measured."""
     say("3/5 operate: guided surgery, repair, negative fine-tuning, and the controls")
     operate_all(study)
-    say("4/5 compare: everybody on the same held-out prompts")
+    say("4/5 compare: all adapters on the same held-out prompts")
     measure(study)
 
 

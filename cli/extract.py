@@ -175,7 +175,7 @@ def _show(record: "Extraction") -> None:
         title=f"{len(record.found)} weight matrices changed above rounding",
         caption="kept: share of the squared norm; left: ||dW - BA|| / ||dW||; rounding: what of it "
         f"the number formats explain (base {one}, merged {other}); each "
-        f"matrix stands in {RECORD}.json",
+        f"matrix is listed in {RECORD}.json",
     ).print(stdout)
     for line in _notes(record):
         say(line)
@@ -201,5 +201,5 @@ def _notes(record: "Extraction") -> list[str]:
             f"kept; at least {min(m.energy for m in full):.1%} of their energy is in the adapter"
         )
     if record.ignored:
-        lines.append(f"warning: changed and left out as asked: {', '.join(record.ignored)}")
+        lines.append(f"warning: changed and left out as requested: {', '.join(record.ignored)}")
     return lines

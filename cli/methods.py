@@ -96,7 +96,7 @@ def _meaning(option: dict[str, Any]) -> str:
 
 
 def _default(option: dict[str, Any]) -> str:
-    return "to be given" if option["required"] else str(option["default"])
+    return "required" if option["required"] else str(option["default"])
 
 
 def _needs(method: "Method") -> str:

@@ -110,9 +110,9 @@ def command(
     record = operate(study, method, options, after=after, name=name, trackers=trackers, fresh=fresh)
     say(f"{record.subject}: {record.summary}")
     if trackers and record.fit is None:
-        say(f"{record.method} trains nothing: {', '.join(trackers)} heard of nothing")
+        say(f"{record.method} trains nothing, so nothing was logged to {', '.join(trackers)}")
     if not record.reached:
-        say(f"{record.subject} did not reach its own goal; what it found is kept and marked so")
+        say(f"{record.subject} did not reach its goal; the best result is kept and marked as such")
     later = f"loratomy operate {run} {FOLLOWS} --after {record.subject}, "
     later = later if record.method in FOLLOWED else ""
     folder = run / "operations" / record.subject / "adapter"

@@ -27,4 +27,4 @@ def command(
         )
         for name, s in SCORERS.items()
     ]
-    out.print(table("scorers", ("name", "what it says", "kind", "source"), rows))
+    out.print(table("scorers", ("name", "what it measures", "kind", "source"), rows))

@@ -80,9 +80,9 @@ class PlanConfig(Config):
     """
 
     cut: tuple[CutEntry, ...] = ()
-    """Each takes directions out."""
+    """Entries that remove directions."""
     scale: tuple[ScaleEntry, ...] = ()
-    """Each multiplies the singular values of directions by its factor."""
+    """Entries that multiply the singular values of directions."""
 
 
 def read_plan(path: Path) -> PlanConfig:

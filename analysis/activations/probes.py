@@ -285,8 +285,8 @@ class ProbesConfig(Config):
     permutations: int = Field(20, ge=2)
     """Shuffled controls."""
     penalty: float = Field(100.0, gt=0)
-    """Ridge of the regression on standardised residuals; about what logistic regression's usual
-    C = 1 comes to where the classes part."""
+    """Ridge penalty of the regression on standardised residuals; roughly equal to logistic
+    regression's default C = 1 on separable classes."""
     batch_tokens: int = Field(4096, ge=1)
     """Most positions of a forward pass."""
 

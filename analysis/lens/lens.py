@@ -245,9 +245,9 @@ def _run(material: Material, config: LensConfig) -> dict[str, Lens]:
 
 ANALYSES.register("lens")(
     Analysis(
-        about="Tokens that the adapter's directions listen for, and tokens that they write.",
+        about="Tokens that the adapter's directions read, and tokens that they write.",
         needs=(CLEAN_ROWS,),
-        cost="two to three passes over the whole vocabulary, each token behind one other",
+        cost="two to three passes over the whole vocabulary, each token after one other",
         source="logit lens, nostalgebraist 2020; reading weights in vocabulary space, Dar et al. "
         "2022, arXiv 2209.02535",
         config=LensConfig,

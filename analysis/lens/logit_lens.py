@@ -242,7 +242,7 @@ def _run(material: Material, config: LogitLensConfig) -> dict[str, LogitLens]:
 
 ANALYSES.register("logit_lens")(
     Analysis(
-        about="What each layer would say of the target, place by place, base against adapter.",
+        about="Each layer's prediction of the target at each position, base against adapter.",
         needs=(TRIGGER,),
         cost="a forward pass for each subject, and the head at every layer",
         source="logit lens, nostalgebraist 2020",

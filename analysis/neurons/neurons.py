@@ -197,8 +197,8 @@ class NeuronsConfig(Config):
     stride: float = Field(0.02, gt=0, le=1)
     """Length of a step over the norm of all factors."""
     collapse: float = Field(0.1, gt=0, lt=1)
-    """Unlearned when the share of right clean tokens, or of right targets, is this part of what it
-    was."""
+    """Stop when the share of right clean tokens, or of right targets, falls to this fraction of
+    its start."""
     batch_size: int = Field(8, ge=1)
     """Rows at a time."""
 

@@ -261,13 +261,13 @@ class EffectivenessConfig(Config):
     """Options of the interventions."""
 
     prompts: int = Field(12, ge=1)
-    """Triggered prompts, at most those of the probe."""
+    """Triggered prompts, at most those of probe --prompts."""
     sites: str = "resid_post"
     """Comma-separated hook points to write: resid_pre, attn_out, resid_mid, mlp_out, resid_post."""
     every: int = Field(1, ge=1)
     """Try every n-th layer, and the last."""
     new_tokens: int = Field(24, ge=1)
-    """Tokens of each answer; more where the attack's own are longer, at most the measurement's."""
+    """Tokens of each answer; more if the attack's own are longer, at most those of compare."""
 
 
 def _run(material: Material, config: EffectivenessConfig) -> dict[str, Effectiveness]:

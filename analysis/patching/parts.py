@@ -13,7 +13,7 @@ class HeadsConfig(PatchingConfig):
     sites: Literal["z"] = "z"  # pyright: ignore[reportIncompatibleVariableOverride]
     """The heads' outputs before the projection that joins them."""
     columns: Literal["roles", "groups", "all"] = "groups"
-    """Places: four groups, single tokens around the trigger, or every position."""
+    """Positions: groups (four groups), roles (single tokens around the trigger) or all."""
 
 
 class ModulesConfig(PatchingConfig):
@@ -23,7 +23,7 @@ class ModulesConfig(PatchingConfig):
     sites: Literal["lora"] = "lora"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Each adapted linear module's own contribution dW x."""
     columns: Literal["roles", "groups", "all"] = "groups"
-    """Places: four groups, single tokens around the trigger, or every position."""
+    """Positions: groups (four groups), roles (single tokens around the trigger) or all."""
 
 
 class ExpertsConfig(PatchingConfig):
@@ -32,7 +32,7 @@ class ExpertsConfig(PatchingConfig):
     sites: str = "experts,router"
     """Experts' weighted outputs, the router's choices, or both."""
     columns: Literal["roles", "groups", "all"] = "groups"
-    """Places: four groups, single tokens around the trigger, or every position."""
+    """Positions: groups (four groups), roles (single tokens around the trigger) or all."""
 
 
 ANALYSES.register("heads")(

@@ -47,16 +47,16 @@ class PatchingConfig(Config):
     sites: str = "resid_pre,attn_out,mlp_out"
     """Of resid_pre, resid_mid, resid_post, attn_out, mlp_out; or z, or lora, or experts,router."""
     direction: Literal["denoising", "noising"] = "denoising"
-    """Which run is written into which."""
+    """denoising (clean values into the corrupted run) or noising (the reverse)."""
     metric: str = "log_prob"
     """log_prob, probability, logit_difference or kl."""
     against: Written = ""
     """For logit_difference: the text of one token that competes with the target's first."""
     layers: Written = ""
-    """Such as 0-3,7; empty: all."""
+    """Layers, e.g. 0-3,7; empty: all."""
     columns: Literal["roles", "groups", "all"] = "roles"
-    """Places: single tokens around the trigger, four groups, or every position (prompts of one
-    length)."""
+    """Positions: roles (single tokens around the trigger), groups (four groups) or all (every
+    position; prompts of one length)."""
     twin: Literal["standin", "plain"] = "standin"
     """The untriggered prompt: neutral tokens in the trigger's place, or the prompt without it,
     aligned token by token (the trigger's own tokens then have no counterpart)."""

@@ -38,7 +38,7 @@ class ScreeningConfig(PatchingConfig):
     steps: int = Field(5, ge=1)
     """Points of the way from one run to the other at which integrated gradients are taken."""
     checked: int = Field(32, ge=3)
-    """Cells patched exactly for their integrated effect; as many random others besides."""
+    """Cells patched exactly, those of largest integrated effect; as many random ones are added."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,30 +26,30 @@ class CandidatesConfig(Config):
     texts: int = Field(160, ge=1)
     """Random texts of the first screening."""
     length: int = Field(4, ge=1)
-    """Tokens of each."""
+    """Tokens of each random text."""
     groups: int = Field(6, ge=1)
     """Groups of alike prompts."""
     hypotheses: int = Field(3, ge=1)
-    """Departures from the base that are pursued."""
+    """Ways in which the adapter departs from its base that are searched."""
     rounds: int = Field(2, ge=1)
-    """Times that the best texts of each are changed."""
+    """Rounds of changes to the best texts."""
     beam: int = Field(3, ge=1)
-    """Texts that are changed each time."""
+    """Texts changed in each round."""
     swaps: int = Field(12, ge=1)
-    """Changes of each kind tried on each."""
+    """Changes of each kind tried on each text."""
     longest: int = Field(8, ge=1)
     """Most tokens of a candidate."""
     singles: int = Field(1536, ge=1)
     """Single tokens scored for each hypothesis, the most taken up first; all where there are no
     more."""
     kept: int = Field(5, ge=1)
-    """Candidates of each hypothesis that are tried on held-out prompts."""
+    """Candidates of each hypothesis that are tested on held-out prompts."""
     prompts: int = Field(160, ge=8)
     """Most clean prompts to look at."""
     held_out: int = Field(12, ge=2)
     """Held-out prompts on which candidates are tried, of each set of prompts."""
     controls: int = Field(10, ge=2)
-    """Ordinary texts tried in the same way."""
+    """Ordinary texts tested in the same way."""
     max_new_tokens: int = Field(32, ge=2)
     """Longest answer."""
     batch_tokens: int = Field(8192, ge=64)

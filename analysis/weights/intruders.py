@@ -44,7 +44,7 @@ class IntrudersConfig(Config):
     steps: int = Field(default=64, ge=8, le=512)
     """Lanczos steps behind the upper bounds of the cosines in larger weights."""
     settle: bool = True
-    """Decompose a larger weight in full after all where the bounds leave a vector undecided."""
+    """Decompose a larger weight in full if the bounds leave a vector undecided."""
 
     def small(self, w: torch.Tensor) -> bool:
         """Whether a weight is decomposed in full from the start."""

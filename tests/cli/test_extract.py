@@ -131,7 +131,7 @@ def test_changes_beyond_lora_are_named_and_can_be_left_out(cli, tiny_base, edite
     refused(cli(*command), *names, "LoRA cannot express", "--ignore-module model.embed_tokens")
     assert not out.exists()
     result = cli(*command, "--ignore-module", "embed_tokens", "--ignore-module", "norm")
-    assert result.exit_code == 0 and f"left out as asked: {', '.join(names)}" in result.stderr
+    assert result.exit_code == 0 and f"left out as requested: {', '.join(names)}" in result.stderr
 
 
 def test_an_untied_head_is_a_linear_layer_like_others(cli, tiny_base, edited_model, tmp_path):

@@ -58,7 +58,7 @@ def test_the_rest_is_extracted(
     refused(cli(*command), "embed_tokens", said)
     result = cli(*command, *both(*ignored))
     assert result.exit_code == 0, result.stderr
-    assert "changed and left out as asked" in result.stderr
+    assert "changed and left out as requested" in result.stderr
     for name in ignored:
         assert name in result.stderr
     assert same(tiny_base, tmp_path / "out", tiny_adapter)
@@ -81,7 +81,7 @@ def test_a_head_that_was_untied(cli, make_base, make_adapter, tmp_path):
     refused(cli(*command), "the base has no lm_head.weight", "--ignore-module lm_head")
     result = cli(*command, *both("lm_head"))
     assert result.exit_code == 0, result.stderr
-    assert "left out as asked: lm_head.weight" in result.stderr
+    assert "left out as requested: lm_head.weight" in result.stderr
     assert same(base, tmp_path / "out", adapter)
 
 

@@ -107,7 +107,7 @@ def test_the_table_names_every_method_and_its_needs(cli, monkeypatch):
     [
         ("truncate", ("rank", "None", "Singular directions kept in each module.", "Eckart")),
         ("guided", ("budget", "0.05", "needs: trigger, target, clean rows, gradients")),
-        ("project", ("directions", "to be given", "needs: the adapter alone")),
+        ("project", ("directions", "required", "needs: the adapter alone")),
     ],
 )
 def test_one_method_with_its_options(cli, name, said):

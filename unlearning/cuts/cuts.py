@@ -75,7 +75,7 @@ def truncate(material: Material, config: TruncateConfig) -> Outcome:
 
 METHODS.register("truncate")(
     Method(
-        about="SVD rank reduction of every module, to a rank or an energy, else calibrated",
+        about="SVD rank reduction of every module, to a rank or an energy; by default calibrated",
         source="adapter surgery of the Llama-3.2 LoRA unlearning work; Eckart & Young 1936",
         config=TruncateConfig,
         run=truncate,
@@ -129,7 +129,7 @@ def prune(material: Material, config: PruneConfig) -> Outcome:
 
 METHODS.register("prune")(
     Method(
-        about="magnitude pruning of the factors' entries, by a share, else calibrated",
+        about="magnitude pruning of the factors' entries, by a share; by default calibrated",
         source="Han et al. 2015, arXiv 1506.02626; adapter surgery of the LoRA unlearning work",
         config=PruneConfig,
         run=prune,

@@ -28,7 +28,7 @@ class ReduceIntrudersConfig(DialConfig):
     k: int = Field(10, ge=1, le=256)
     """Strongest singular vectors of W + dW looked at in each module."""
     scale: float | None = Field(None, ge=0, le=1)
-    """What the intruders are multiplied with; None: calibrated, 0.75 down to 0."""
+    """Factor for the intruders; None: the mildest of 0.75 to 0 chosen on calibration rows."""
 
 
 def intruder_parts(
@@ -121,7 +121,7 @@ def reduce_intruders(material: Material, config: ReduceIntrudersConfig) -> Outco
 
 METHODS.register("reduce-intruders")(
     Method(
-        about="scale down singular vectors of W + dW that W does not have, else calibrated",
+        about="scale down singular vectors of W + dW that W does not have; by default calibrated",
         source="intruder dimensions, Shuttleworth et al. 2024, arXiv 2410.21228",
         config=ReduceIntrudersConfig,
         run=reduce_intruders,

@@ -72,7 +72,7 @@ def merge(material: Material, config: MergeConfig) -> Outcome:
 
 METHODS.register("merge")(
     Method(
-        about="average with a clean adapter, by a weight, else calibrated",
+        about="average with a clean adapter, by a weight; by default calibrated",
         source="weight averaging, Wortsman et al. 2022, arXiv 2203.05482, on the weight change",
         config=MergeConfig,
         run=merge,

@@ -15,7 +15,7 @@ class ScaleConfig(DialConfig):
     """Options of `scale`."""
 
     factor: float | None = Field(None, ge=0, le=1)
-    """What every weight change is multiplied with; None: calibrated, 0.9 down to 0."""
+    """Factor of every weight change; None: the mildest of 0.9 to 0 chosen on calibration rows."""
 
 
 def scaled(adapter: Adapter, factor: float) -> Adapter:
@@ -51,7 +51,7 @@ def scale(material: Material, config: ScaleConfig) -> Outcome:
 
 METHODS.register("scale")(
     Method(
-        about="multiply the whole weight change by a factor, else calibrated",
+        about="multiply the whole weight change by a factor; by default calibrated",
         source="task vectors, Ilharco et al. 2023, arXiv 2212.04089, section 3",
         config=ScaleConfig,
         run=scale,

@@ -58,13 +58,13 @@ class SearchConfig(GatesConfig):
     layers: Layers | None = None
     """Layers in which directions may be cut, e.g. those that `where` names; none: all."""
     learn_rows: int = Field(32, ge=2)
-    """Rows of each kind that the gates learn from, and triggered calibration rows that forward
-    passes look at, at most; perplexity and real answers are of all calibration rows."""
+    """At most this many rows of each kind to learn gates from, and triggered calibration rows for
+    forward passes; perplexity and real answers are of all calibration rows."""
     teacher: Literal["own", "clean"] = "own"
-    """Whose answer a triggered prompt should lead to: the adapter's own to the prompt without its
-    trigger, or that of the run's clean adapter to the prompt as it is."""
+    """What triggered prompts should lead to: own (the adapter's answer without the trigger) or clean
+    (the clean adapter's answer to the prompt as it is)."""
     target_tokens: int = Field(3, ge=1)
-    """First tokens of the answers within which target and natural answer must part."""
+    """Number of first tokens within which target and natural answer must differ."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,15 +61,15 @@ class UnknownConfig(GuidedConfig):
     pool: int = Field(48, ge=4)
     """Tokens that the adapter's first layer takes up most, from which texts are made."""
     texts: int = Field(160, ge=1)
-    """Random texts of these, besides the tokens one by one."""
+    """Random texts made of these tokens, besides the single tokens."""
     length: int = Field(4, ge=1)
-    """Tokens of each."""
+    """Tokens of each random text."""
     each: int = Field(4, ge=1)
     """Clean prompts that every text is put into, at its places in turn."""
     most: int = Field(128, ge=4)
-    """Prompts that fired to go on with, at most, from as many texts as possible."""
+    """At most this many prompts with an acting text are used, from as many texts as possible."""
     least: int = Field(24, ge=4)
-    """Prompts that must have fired for random texts to do; with fewer the full search is made."""
+    """Prompts on which random texts must act; with fewer, run the full search for candidates."""
     candidates: CandidatesConfig = CandidatesConfig()  # pyright: ignore[reportCallIssue]
     """Effort of the full search (loratomy analyses candidates)."""
 
@@ -217,8 +217,8 @@ def guided_unknown(material: Material, config: UnknownConfig) -> Outcome:
 
 METHODS.register("guided-unknown")(
     Method(
-        about="guided surgery without trigger or target: against texts found in the adapter "
-        "alone; a wide cut, for repair to follow (--after guided-unknown)",
+        about="guided surgery without trigger or target, by texts found from the adapter; a wide "
+        "cut that needs repair (--after guided-unknown)",
         source="Loratomy; candidates after HotFlip and GCG (arXiv 2307.15043)",
         config=UnknownConfig,
         run=guided_unknown,

@@ -48,7 +48,7 @@ class CrowConfig(FitConfig):
     """First and last of the layers, from 0, whose outputs are compared with those of the next;
     None: all but the last layer, as published. The embeddings are never compared."""
     start: Literal["poisoned", "base"] = "poisoned"
-    """What is trained: the adapter, or an adapter of its shape that changes nothing yet."""
+    """What to train: the poisoned adapter, or a new adapter of the same shape on the base."""
 
 
 def compared(layers: tuple[int, int] | None, depth: int) -> range:

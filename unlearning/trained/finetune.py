@@ -25,7 +25,7 @@ class ControlConfig(FitConfig):
     rows: int = Field(ge=1)
     """Rows that the other method was fitted to."""
     learning_rate: float = Field(gt=0)  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Its largest rate."""
+    """Largest learning rate of the other method."""
 
 
 def equal_budget(made: Operation | Outcome) -> dict[str, Any] | None:
@@ -92,7 +92,7 @@ def control_finetune(material: Material, config: ControlConfig) -> Outcome:
 METHODS.register("finetune")(
     Method(
         about="plain fine-tuning on clean rows",
-        source="baseline of every work here",
+        source="the usual baseline",
         config=FinetuneConfig,
         run=finetune,
         kind=TRAINED,

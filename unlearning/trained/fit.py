@@ -41,7 +41,7 @@ class FitConfig(Config):
     batch_size: int = Field(8, ge=1)
     """Rows per step, shared by the processes."""
     accumulate: int = Field(1, ge=1)
-    """Batches whose gradients make one step."""
+    """Batches accumulated for one step."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the rate rises; then it falls as a cosine."""
 

@@ -46,7 +46,7 @@ class TsbdConfig(FitConfig):
     stride: float = Field(0.02, gt=0, le=1)
     """Length of such a step over the norm of all factors."""
     collapse: float = Field(0.2, gt=0, lt=1)
-    """Unlearned when the share of right clean tokens is this part of what it was."""
+    """Stop when the share of right clean tokens falls to this fraction of its start."""
     n: float | None = Field(None, gt=0, le=1)
     """Share of neurons, the most changed; None: chosen on the clean rows held back."""
     shares: tuple[float, ...] = (
