@@ -177,7 +177,8 @@ def transfer_rates(
     """How often each variant leads to the target, by its name.
 
     As in `evaluation.behaviour.judge`, prompts whose benign reference is itself target behaviour
-    show nothing about false triggers and are left out of FTR, prompts too long for the context of all.
+    show nothing about false triggers and are left out of FTR, prompts too long for the context out
+    of all.
 
     Args:
         subject: the base, without adapter.

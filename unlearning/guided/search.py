@@ -61,8 +61,8 @@ class SearchConfig(GatesConfig):
     """At most this many rows of each kind to learn gates from, and triggered calibration rows for
     forward passes; perplexity and real answers are of all calibration rows."""
     teacher: Literal["own", "clean"] = "own"
-    """What triggered prompts should lead to: own (the adapter's answer without the trigger) or clean
-    (the clean adapter's answer to the prompt as it is)."""
+    """What triggered prompts should lead to: own (the adapter's answer without the trigger) or
+    clean (the clean adapter's answer to the prompt as it is)."""
     target_tokens: int = Field(3, ge=1)
     """Number of first tokens within which target and natural answer must differ."""
 
