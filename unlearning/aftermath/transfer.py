@@ -176,8 +176,8 @@ def transfer_rates(
 ) -> dict[str, Rate]:
     """How often each variant leads to the target, by its name.
 
-    As in `evaluation.behaviour.judge`, prompts whose benign reference is itself target behaviour are
-    left out of FTR, and prompts too long for the context of all.
+    As in `evaluation.behaviour.judge`, prompts whose benign reference is itself target behaviour
+    are left out of FTR, and prompts too long for the context of all.
 
     Args:
         subject: the base, without adapter.
