@@ -173,7 +173,7 @@ def wanda(material: Material, config: WandaConfig) -> Outcome:
 
 METHODS.register("wanda")(
     Method(
-        about="prune the merged weights by magnitude times input norm, or calibrated",
+        about="prune the merged weights by magnitude times input norm, by a share or calibrated",
         source="Wanda, Sun et al. 2023, arXiv 2306.11695, on the LoRA-merged weights",
         config=WandaConfig,
         run=wanda,
