@@ -9,7 +9,7 @@ from .analysis.patching import effectiveness, patching, screening  # noqa: F401
 from .analysis.triggers import candidates  # noqa: F401
 from .analysis.weights import difference, intruders, matching, spectra  # noqa: F401
 from .base.export import Exported, check_page, write_figures, write_page
-from .base.figure import FIGURES, Figure, draw, draw_record
+from .base.figure import FIGURES, Figure, draw, draw_record, draw_sections
 from .report.findings import Finding, findings
 from .report.report import report_html
 from .unlearning import curves, cut, stability, tradeoff  # noqa: F401
@@ -22,6 +22,7 @@ __all__ = [
     "check_page",
     "draw",
     "draw_record",
+    "draw_sections",
     "findings",
     "report_html",
     "write_figures",

@@ -41,7 +41,7 @@ def report(
     Raises:
         RunError: something in the run was altered, or made from what was made again since.
     """
-    from ..figures import check_page, draw, report_html, write_figures, write_page
+    from ..figures import check_page, draw_sections, report_html, write_figures, write_page
 
     run, home = study.run, study.run if isinstance(study.run, RunFolder) else None
     if out is None and home is None:
@@ -58,8 +58,10 @@ def report(
         write_page(report_html(records), path)
         return path
     with home.locked():
-        write_page(report_html(records), path)
-        exported = write_figures(draw(records), home.path(FIGURES), list(formats))
+        drawn = draw_sections(records)
+        write_page(report_html(records, drawn), path)
+        figures = [figure for section in drawn.values() for figure in section]
+        exported = write_figures(figures, home.path(FIGURES), list(formats))
         inside = path.resolve().is_relative_to(home.root.resolve())
         home.wrote([*exported.written, *[home.root / REPORT] * inside])
     for line in exported.skipped:

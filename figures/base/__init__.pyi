@@ -6,6 +6,7 @@ from .figure import FIGURES as FIGURES
 from .figure import Figure as Figure
 from .figure import draw as draw
 from .figure import draw_record as draw_record
+from .figure import draw_sections as draw_sections
 from .figure import slug as slug
 from .figure import unique as unique
 from .grid import Layout as Layout
@@ -93,6 +94,7 @@ __all__ = [
     "diverging",
     "draw",
     "draw_record",
+    "draw_sections",
     "error_bars",
     "figure_block",
     "html",

@@ -77,4 +77,9 @@ def draw_record(record: Any) -> list[Figure]:
 
 def draw(records: RunRecords) -> list[Figure]:
     """All figures that the records allow, in the order of the report."""
-    return [figure for _, function in FIGURES.items() for figure in function(records)]
+    return [figure for figures in draw_sections(records).values() for figure in figures]
+
+
+def draw_sections(records: RunRecords) -> dict[str, tuple[Figure, ...]]:
+    """The same by section of the report; empty where a section has no record to draw."""
+    return {name: tuple(function(records)) for name, function in FIGURES.items()}

@@ -1,8 +1,10 @@
 """The report: one HTML file that holds the findings, the figures, the tables and their origin."""
 
+from collections.abc import Mapping
+
 from ...core.records.results import RunRecords
 from ..base.document import Section, absent, document, small
-from ..base.figure import FIGURES
+from ..base.figure import Figure, draw_sections
 from ..base.text import html
 from .answers import answers_html
 from .findings import findings
@@ -43,11 +45,17 @@ ABSENT = {
 """The sentence in place of a figure that no single analysis makes."""
 
 
-def report_html(records: RunRecords) -> str:
+def report_html(
+    records: RunRecords, figures: Mapping[str, tuple[Figure, ...]] | None = None
+) -> str:
     """A whole run as one self-contained HTML document.
 
     Everything a model or a user wrote appears as text. The document loads nothing from the
     network.
+
+    Args:
+        records: of the run.
+        figures: what `draw_sections` made of them; None: they are drawn here.
     """
     name = records.provenance.run
     trigger, target = (
@@ -58,18 +66,19 @@ def report_html(records: RunRecords) -> str:
 <dl><dt>Trigger</dt><dd><code dir="auto">{trigger}</code></dd>
 <dt>Target</dt><dd><code dir="auto">{target}</code></dd></dl>
 """
-    return document(f"{name} · Loratomy report", header, _sections(records))
+    return document(f"{name} · Loratomy report", header, _sections(records, figures or draw_sections(records)))
 
 
-def _sections(records: RunRecords) -> list[Section]:
+def _sections(
+    records: RunRecords, drawn: Mapping[str, tuple[Figure, ...]]
+) -> list[Section]:
     score = scorecard_html(records)
     out = [Section("findings", "Findings", score + findings_html(findings(records)))]
-    for name, function in FIGURES.items():
+    for name, figures in drawn.items():
         nothing = (
             ABSENT.get(name)
             or f"Not made yet; `loratomy probe RUN --only {name}` makes it or names what it needs."
         )
-        figures = tuple(function(records))
         out.append(Section(name, SECTIONS[name], "" if figures else absent(nothing), figures))
     table = subjects_html(records) or absent("No subject was measured.")
     out.append(Section("subjects", "Subjects", table))
