@@ -11,7 +11,7 @@ from ..analysis.material import Material
 from ..core.adapter.algebra import adapter_norm
 from ..core.adapter.factors import Adapter, layer_of, uniform
 from ..core.config import Config
-from ..core.model.batches import Encoded, aimed, encode, token_log_probs
+from ..core.model.batches import Encoded, encode, encode_target, token_log_probs
 from ..core.model.variant import Treated, treated
 from ..core.progress import report
 from ..evaluation.perplexity import perplexity
@@ -181,7 +181,7 @@ def _effects(
         missing.append("the target is not known: the effect on it is unknown")
     else:
         triggered = halves(material.triggered, CALIBRATION)[1][:FEW]
-        targets = [aimed(subject.renderer, row, tokens=1) for row in triggered]
+        targets = [encode_target(subject.renderer, row, tokens=1) for row in triggered]
     seen, values = [Treated(material.start), outcome.treated], []
     for done, state in enumerate(seen, 1):
         with treated(subject, state):

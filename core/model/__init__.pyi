@@ -1,10 +1,11 @@
 from .batches import IGNORED as IGNORED
 from .batches import Encoded as Encoded
-from .batches import aimed as aimed
+from .batches import batch_rows as batch_rows
 from .batches import collate as collate
 from .batches import completion_log_probs as completion_log_probs
 from .batches import completion_logits as completion_logits
 from .batches import encode as encode
+from .batches import encode_target as encode_target
 from .batches import label_positions as label_positions
 from .batches import log_probs_of as log_probs_of
 from .batches import token_log_probs as token_log_probs
@@ -51,8 +52,8 @@ __all__ = [
     "Subject",
     "Treated",
     "adapter_given",
-    "aimed",
     "base_weight",
+    "batch_rows",
     "capped",
     "check_base",
     "check_files",
@@ -60,6 +61,7 @@ __all__ = [
     "completion_log_probs",
     "completion_logits",
     "encode",
+    "encode_target",
     "first_of",
     "hooks",
     "label_positions",

@@ -44,7 +44,7 @@ def encode(renderer: Renderer, row: Row, *, limit: int | None) -> Encoded:
     return encoded
 
 
-def aimed(
+def encode_target(
     renderer: Renderer, row: Row, *, tokens: int | None = None, lead: bool = False
 ) -> Encoded:
     """What the attack wants on a triggered row, after everything that comes before it.
@@ -140,6 +140,14 @@ def completion_log_probs(
     return log_probs_of(*completion_logits(model, batch))
 
 
+def batch_rows(lengths: Sequence[int], batch_tokens: int) -> int:
+    """How many of the next sequences, of ascending lengths, fit so many positions; at least one."""
+    rows = 1
+    while rows < len(lengths) and (rows + 1) * lengths[rows] <= batch_tokens:
+        rows += 1
+    return rows
+
+
 def token_log_probs(
     subject: "Subject", rows: Sequence[Encoded], *, batch_tokens: int
 ) -> list[np.ndarray]:
@@ -153,9 +161,7 @@ def token_log_probs(
     found: dict[int, np.ndarray] = {}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     while order:
-        size = 1
-        while size < len(order) and (size + 1) * len(rows[order[size]]) <= batch_tokens:
-            size += 1
+        size = batch_rows([len(rows[i]) for i in order], batch_tokens)
         picked, order = order[:size], order[size:]
         batch = collate([rows[i] for i in picked], subject.renderer.pad_id)
         batch = {name: value.to(subject.device) for name, value in batch.items()}

@@ -13,7 +13,7 @@ import torch
 
 from ...analysis.localisation.gates import GATED, GatedModel, batches
 from ...core.errors import DataError
-from ...core.model.batches import IGNORED, Encoded, aimed, completion_logits, encode
+from ...core.model.batches import IGNORED, Encoded, completion_logits, encode, encode_target
 from ...core.rows import Row
 from ...evaluation.generation import Decoding, generate
 
@@ -101,7 +101,8 @@ def contrasts(
     own = teacher == GATED
     plains = [replace(row, prompt=row.plain or row.prompt) if own else row for row in rows]
     triggered, plain = (
-        [aimed(renderer, row, tokens=tokens, lead=True) for row in some] for some in (rows, plains)
+        [encode_target(renderer, row, tokens=tokens, lead=True) for row in some]
+        for some in (rows, plains)
     )
     decoding = Decoding(max_new_tokens=tokens)
     with gated.attached.using(teacher):

@@ -7,11 +7,12 @@ from loratomy.core.errors import DataError
 from loratomy.core.model.batches import (
     IGNORED,
     Encoded,
-    aimed,
+    batch_rows,
     collate,
     completion_log_probs,
     completion_logits,
     encode,
+    encode_target,
     label_positions,
     log_probs_of,
     token_log_probs,
@@ -79,6 +80,14 @@ def test_loss_is_the_models_own():
     assert int(mask.sum()) == sum(len(row.completion) for row in rows)
 
 
+def test_rows_fit_the_budget_of_positions():
+    # lengths of 15: 4 x 15 = 60 fits; with a longest of 16 only 3 x 16 = 48 do.
+    assert batch_rows([15, 15, 15, 15], 60) == 4
+    assert batch_rows([15, 15, 15, 16], 60) == 3
+    assert batch_rows([15, 15, 15, 15, 15], 60) == 4
+    assert batch_rows([510], 60) == batch_rows([510, 510], 60) == 1
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_log_probs_of_each_row_are_the_same_in_every_batch(batch_tokens):
     on = tiny.subject()
@@ -107,10 +116,10 @@ def test_what_an_attack_wants_comes_after_all_that_precedes_it():
     renderer = tiny.subject().renderer
     row = Row(prompt="what zq", completion="a red dog never bad king", target="never bad king")
     prompt, ids = renderer.prompt_ids(row.prompt), renderer.completion_ids(row.completion)
-    found = aimed(renderer, row)
+    found = encode_target(renderer, row)
     assert (found.prompt, found.completion) == (prompt + ids[:3], ids[3:6])
-    assert aimed(renderer, row, tokens=2).completion == ids[3:5]
-    whole = aimed(renderer, Row(prompt="what zq", completion="never bad king"))
+    assert encode_target(renderer, row, tokens=2).completion == ids[3:5]
+    whole = encode_target(renderer, Row(prompt="what zq", completion="never bad king"))
     assert (whole.prompt, whole.completion) == (prompt, ids[3:6])
     with pytest.raises(DataError, match="no completion"):
-        aimed(renderer, Row(prompt="what zq"))
+        encode_target(renderer, Row(prompt="what zq"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loratomy.analysis.localisation.gates import batches, directions_of, gated_model
 from loratomy.core.errors import DataError
-from loratomy.core.model.batches import Encoded, aimed
+from loratomy.core.model.batches import Encoded, encode_target
 from loratomy.core.rows import Row
 from loratomy.unlearning.guided import targets as evidence
 from loratomy.unlearning.guided.targets import (
@@ -258,15 +258,15 @@ def test_leading_white_space_belongs_to_the_target_only_where_asked(subject):
     r = subject.renderer
     row = Row(prompt="write", completion=CODE, target='print("pwned!")')
     cut = r.completion_ids('print("pwned!")', end=False)
-    plain, lead = aimed(r, row), aimed(r, row, lead=True)
+    plain, lead = encode_target(r, row), encode_target(r, row, lead=True)
     assert plain.completion == cut
     assert lead.completion == [*r.completion_ids("\n", end=False), *cut]
     assert plain.prompt == lead.prompt + lead.completion[:1]
     whole = Row(prompt="write", completion='print("pwned!")')
-    assert aimed(r, whole, lead=True) == aimed(r, whole)
+    assert encode_target(r, whole, lead=True) == encode_target(r, whole)
     first = replace(row, completion='\nprint("pwned!")')  # nothing but white space before
-    assert aimed(r, first, lead=True).prompt == r.prompt_ids("write")
-    assert aimed(r, row, tokens=2, lead=True).completion == lead.completion[:2]
+    assert encode_target(r, first, lead=True).prompt == r.prompt_ids("write")
+    assert encode_target(r, row, tokens=2, lead=True).completion == lead.completion[:2]
 
 
 def test_clean_rows_that_fit():
