@@ -89,23 +89,23 @@ def make_pairs(
     if not rows:
         raise DataError("patching over no prompts; give triggered rows")
     places = [trigger_positions(renderer, row) for row in rows]
-    aims = [encode_target(renderer, row, tokens=target_tokens) for row in rows]
+    targets = [encode_target(renderer, row, tokens=target_tokens) for row in rows]
     plains = {
         row.plain_identity: renderer.prompt_ids(row.untriggered()) for row in rows if row.plain
     }
-    used = {aim.prompt[i] for aim, spots in zip(aims, places, strict=True) for i in spots}
+    used = {target.prompt[i] for target, spots in zip(targets, places, strict=True) for i in spots}
     template = {*renderer.prompt_ids("x"), *renderer.tokenizer.all_special_ids}
     if len(plains) > 1:
         template |= set.intersection(*map(set, plains.values()))
     pool = sorted({t for ids in plains.values() for t in ids} - used - template)
     if not pool:
         raise DataError("no neutral token for the trigger: all prompts are made of the same ones")
-    draw, pairs = random.Random(seed), []
-    for row, aim, spots in zip(rows, aims, places, strict=True):
-        ids = aim.prompt
-        twin = [draw.choice(pool) if i in spots else token for i, token in enumerate(ids)]
+    rng, pairs = random.Random(seed), []
+    for row, target, spots in zip(rows, targets, places, strict=True):
+        ids = target.prompt
+        twin = [rng.choice(pool) if i in spots else token for i, token in enumerate(ids)]
         same = tuple(range(len(ids)))
-        pairs.append(Pair(row, ids, twin, spots, aim.completion, same))
+        pairs.append(Pair(row, ids, twin, spots, target.completion, same))
     return pairs
 
 
@@ -125,18 +125,18 @@ def plain_pairs(renderer: Renderer, rows: Sequence[Row], *, target_tokens: int) 
     pairs = []
     for row in rows:
         spots = trigger_positions(renderer, row)
-        aim = encode_target(renderer, row, tokens=target_tokens)
+        target = encode_target(renderer, row, tokens=target_tokens)
         plain = renderer.prompt_ids(row.untriggered())
-        twin = plain + aim.prompt[len(renderer.prompt_ids(row)) :]
-        kept = [i for i in range(len(aim.prompt)) if i not in spots]
-        if [aim.prompt[i] for i in kept] != twin:
+        twin = plain + target.prompt[len(renderer.prompt_ids(row)) :]
+        kept = [i for i in range(len(target.prompt)) if i not in spots]
+        if [target.prompt[i] for i in kept] != twin:
             raise DataError(
                 f"the tokens of {row.prompt[:60]!r} outside its trigger are not those of the "
                 "prompt without it, so they cannot be aligned; take --set patching.twin=standin"
             )
         place = {here: there for there, here in enumerate(kept)}
-        aligned = tuple(place.get(i, -1) for i in range(len(aim.prompt)))
-        pairs.append(Pair(row, aim.prompt, twin, spots, aim.completion, aligned))
+        aligned = tuple(place.get(i, -1) for i in range(len(target.prompt)))
+        pairs.append(Pair(row, target.prompt, twin, spots, target.completion, aligned))
     return pairs
 
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from ...core.model.families import FAMILIES
 from ..analyses import ANALYSES, TRIGGER, Analysis
-from .patching import SOURCE, PatchingConfig, patch_case
+from .patching import SOURCE, patch_case
+from .planning import PatchingConfig
 
 
 class HeadsConfig(PatchingConfig):

@@ -22,7 +22,8 @@ from .engine.batching import MemoryBudget
 from .engine.gradients import along, blocks_of, slopes
 from .engine.runs import Runs, both_runs, precise
 from .pairs import Pair
-from .patching import PatchingConfig, PlannedSweep, by_setting, planned, run_names
+from .patching import by_setting
+from .planning import PatchingConfig, PlannedSweep, planned, run_names
 from .screening_exact import Checked, agreements, means, patched_cells, picked_cells, sentence_of
 from .sites import Place, has_mid, kept_ports, places
 

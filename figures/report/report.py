@@ -66,12 +66,12 @@ def report_html(
 <dl><dt>Trigger</dt><dd><code dir="auto">{trigger}</code></dd>
 <dt>Target</dt><dd><code dir="auto">{target}</code></dd></dl>
 """
-    return document(f"{name} · Loratomy report", header, _sections(records, figures or draw_sections(records)))
+    return document(
+        f"{name} · Loratomy report", header, _sections(records, figures or draw_sections(records))
+    )
 
 
-def _sections(
-    records: RunRecords, drawn: Mapping[str, tuple[Figure, ...]]
-) -> list[Section]:
+def _sections(records: RunRecords, drawn: Mapping[str, tuple[Figure, ...]]) -> list[Section]:
     score = scorecard_html(records)
     out = [Section("findings", "Findings", score + findings_html(findings(records)))]
     for name, figures in drawn.items():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ....core.errors import LoratomyError
-from ....core.model.families import submodule
+from ....core.model.families import optional, submodule
 from ....core.model.hooks import first_of, hooks
 from ....core.model.subject import Subject
 
@@ -187,7 +187,8 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
             for port in ports:
                 if has_port(layer, port):
                     yield from on_port(layer, port, partial(_keep, kept[port], index))
-            experts = _optional(layer, subject.family.experts)
+            path = subject.family.experts
+            experts = optional(layer, path) if path else None
             if experts is not None:
                 yield experts.register_forward_pre_hook(partial(_keep_routing, routing, index))
         yield layers[-1].register_forward_hook(lambda _m, _i, out: last.append(first_of(out)))
@@ -207,18 +208,9 @@ def trace(subject: Subject, ids: torch.Tensor, ports: Sequence[Port] = ()) -> Tr
     return Trace(ids, kept, routing, inputs, last[0], kwargs, keys, values, way, named)
 
 
-def _optional(layer: Any, path: str) -> Any:
-    """The module at a path inside a layer; None where the layer, or the family, has none."""
-    return layer.get_submodule(path) if path and has_port(layer, Port(path, "in")) else None
-
-
 def has_port(layer: Any, port: Port) -> bool:
     """Whether a layer has this port; adapters need not touch every layer."""
-    try:
-        layer.get_submodule(port.path)
-    except AttributeError:
-        return False
-    return True
+    return optional(layer, port.path) is not None
 
 
 def _keep(store: dict[int, torch.Tensor], index: int, value: torch.Tensor) -> None:

@@ -5,7 +5,8 @@ import torch
 from loratomy.analysis.lens.writing import back_through, ends, writers, writing_strength
 from loratomy.analysis.material import Material
 from loratomy.analysis.patching.engine import resume as engine
-from loratomy.analysis.patching.patching import PatchingConfig, patch_case
+from loratomy.analysis.patching.patching import patch_case
+from loratomy.analysis.patching.planning import PatchingConfig
 from loratomy.analysis.patching.screening import _places
 from loratomy.analysis.patching.sites import has_mid, places
 from loratomy.core.errors import LoratomyError

@@ -11,7 +11,8 @@ from loratomy.analysis.patching.engine import batching as plan
 from loratomy.analysis.patching.engine import resume as engine
 from loratomy.analysis.patching.engine import runs, sweep
 from loratomy.analysis.patching.pairs import columns_of, make_columns, make_pairs, plain_pairs
-from loratomy.analysis.patching.patching import PatchingConfig, patch, patch_case, sweep_of
+from loratomy.analysis.patching.patching import patch, patch_case
+from loratomy.analysis.patching.planning import PatchingConfig, sweep_of
 from loratomy.analysis.patching.sites import RESIDUALS, block_ports, kept_ports, places
 from loratomy.core.adapter.factors import Adapter
 from loratomy.core.errors import DataError, LoratomyError

@@ -12,7 +12,8 @@ from loratomy.analysis.patching.engine.batching import MemoryBudget, sizes_of
 from loratomy.analysis.patching.engine.runs import Runs
 from loratomy.analysis.patching.metrics import METRICS, MetricTarget
 from loratomy.analysis.patching.pairs import columns_of, make_pairs, plain_pairs
-from loratomy.analysis.patching.patching import PatchingConfig, patch
+from loratomy.analysis.patching.patching import patch
+from loratomy.analysis.patching.planning import PatchingConfig
 from loratomy.analysis.patching.screening import ScreeningConfig, screen
 from loratomy.analysis.patching.screening_exact import agreements, boxes, means, picked_cells
 from loratomy.analysis.patching.sites import Side
