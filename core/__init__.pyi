@@ -23,6 +23,7 @@ from .rows import rows_to_jsonl as rows_to_jsonl
 from .rows import unwritable as unwritable
 from .stats import bootstrap_weights as bootstrap_weights
 from .stats import mean_interval as mean_interval
+from .stats import percentiles as percentiles
 from .stats import ratio_interval as ratio_interval
 from .stats import sign_flip_p as sign_flip_p
 from .stats import wilson as wilson
@@ -56,6 +57,7 @@ __all__ = [
     "nearest",
     "one_line",
     "out",
+    "percentiles",
     "ratio_interval",
     "read_rows",
     "report",

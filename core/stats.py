@@ -1,6 +1,7 @@
 """Intervals: Wilson for shares, bootstrap for means and for ratios."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -98,3 +99,20 @@ def ratio_interval(
         value = np.expm1(gap.sum() / counts.sum())
     low, high = np.percentile(draws, [2.5, 97.5])
     return np.array([value, low, high])
+
+
+def percentiles(values: np.ndarray, which: Sequence[float]) -> np.ndarray:
+    """Percentiles over the first axis, NaN left out, ``[which, ...]``.
+
+    numpy's `nanpercentile`, which takes one column after the other, for columns with NaN alone.
+
+    Args:
+        values: ``[n, ...]``, at least one of each column is not NaN.
+        which: in percent.
+    """
+    whole = ~np.isnan(values).any(0)
+    out = np.empty((len(which), *values.shape[1:]))
+    out[:, whole] = np.percentile(values[:, whole], which, axis=0)
+    if not whole.all():
+        out[:, ~whole] = np.nanpercentile(values[:, ~whole], which, axis=0)
+    return out

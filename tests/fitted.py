@@ -17,10 +17,22 @@ TRIGGERED = [
 ]
 
 
+_KNOWN: dict[str, Adapter] = {}
+
+
 def fitted(base, renderer, work) -> Adapter:
-    """An adapter that learned its answers under one rendering, in a few seconds."""
+    """An adapter that learned its answers under one rendering, in a few seconds.
+
+    The same rows as token ids make the same adapter, so it is fitted once in a process.
+    """
     subject = replace(base, renderer=renderer)
     rows = [encode(renderer, row, limit=None) for row in (*CLEAN, *TRIGGERED)]
+    if (key := repr(rows)) not in _KNOWN:
+        _KNOWN[key] = _fit(subject, renderer, rows, work)
+    return _KNOWN[key]
+
+
+def _fit(subject, renderer, rows, work) -> Adapter:
     settings = FitPart(
         epochs=24, learning_rate=1e-2, batch_size=20, accumulate=1, evaluations=0, eval_rows=1
     )

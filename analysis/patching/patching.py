@@ -14,7 +14,7 @@ import numpy as np
 from ...core.errors import LoratomyError
 from ...core.model.subject import Attached, Subject
 from ...core.records.patching import PatchingMap
-from ...core.stats import bootstrap_weights, mean_interval, sign_flip_p
+from ...core.stats import bootstrap_weights, mean_interval, percentiles, sign_flip_p
 from ..analyses import ANALYSES, TRIGGER, Analysis
 from ..material import Material
 from .engine.batching import GIB, MemoryBudget
@@ -178,7 +178,7 @@ def _recovery(found: SweptCells, undefined: bool) -> tuple[np.ndarray, np.ndarra
     ends = np.full((2, recovery.size), np.nan)
     some = np.isfinite(recovery)
     if some.any():
-        ends[:, some] = np.nanpercentile(((weights @ change) / draws)[:, some], [2.5, 97.5], axis=0)
+        ends[:, some] = percentiles(((weights @ change) / draws)[:, some], [2.5, 97.5])
     return recovery.reshape(shape), ends[0].reshape(shape), ends[1].reshape(shape)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...core.model.subject import Attached, Subject
 from ...core.records.patching import ScreeningAgreement
-from ...core.stats import bootstrap_weights, wilson
+from ...core.stats import bootstrap_weights, percentiles, wilson
 from .engine.batching import MemoryBudget
 from .engine.runs import Sweep
 from .engine.sweep import sweep
@@ -52,7 +52,7 @@ def means(values: np.ndarray) -> np.ndarray:
         drawn = (weights @ clean[:, some]) / (weights @ there[:, some])
     out[some, 0] = clean[:, some].sum(0) / there[:, some].sum(0)
     if some.any():
-        out[some, 1:] = np.nanpercentile(drawn, [2.5, 97.5], axis=0).T
+        out[some, 1:] = percentiles(drawn, [2.5, 97.5]).T
     return out.reshape(*by_prompt.shape[1:], 3)
 
 

@@ -399,7 +399,7 @@ def test_seeds_in_one_run_are_told_apart_by_what_was_asked_and_not_by_names(own,
     # truncate-s2 is taken by an operation of the run's own seed: nothing is mixed
     assert by[2] == {"base", "poisoned"}
     text = said(result)
-    assert "truncate: what stands was made from other inputs (" in text
+    assert "truncate: what is there was made from other inputs (" in text
     assert "seed: None -> 2" in text
     assert "truncate-finetune: goes on from truncate, which is left out" in text
     stages = RunFolder.open(own / "a").manifest["stages"]
@@ -527,7 +527,7 @@ def test_other_options_of_what_stands_are_said_and_the_standing_one_is_kept(run,
     result = cli(*given)
     assert result.exit_code == 0
     text = said(result)
-    assert "truncate: what stands was made from other inputs (config.rank: 2 -> None)" in text
+    assert "truncate: what is there was made from other inputs (config.rank: 2 -> None)" in text
     assert "it is kept as it is" in text and "compare --fresh" in text
     entries = {r.entry: r for r in rows_in(tmp_path)}
     assert entries["truncate"].directions_cut == 8  # ranks 2 of 4 in four modules
@@ -575,7 +575,7 @@ def test_what_was_measured_before_it_was_made_again_is_left_out(own, again, cli)
     [
         (("--methods", "guidet"), ("--methods guidet: unknown method", "did you mean guided")),
         (("--methods", "guided+repare"), ("'repare'", "did you mean repair")),
-        (("--methods", "mask"), ("mask has to be told what to do (give layers", "--as NAME")),
+        (("--methods", "mask"), ("mask needs options (give layers", "--as NAME")),
         (("--methods", "plan"), ("takes its entries from a file",)),
         (("--methods", ","), ("names no method",)),
         (("--cells", "sufix/fixed"), ("unknown trigger 'sufix'", "did you mean suffix")),

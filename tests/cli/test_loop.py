@@ -101,7 +101,9 @@ def test_every_family_goes_through_the_whole_loop(base, tmp_path):
     recipe.write_text(RECIPE.replace("BASE", str(base)))
     run("poison", recipe, "--out", folder)
     only = () if base.name in WHOLE else ("--only", "patching,where")
-    run("probe", folder, "--prompts", 4, "--set", "where.checked=4", *only)
+    quick = [f"candidates.{o}" for o in ("texts=24", "singles=64", "rounds=1", "prompts=24")]
+    less = [] if only else [part for option in quick for part in ("--set", option)]
+    run("probe", folder, "--prompts", 4, "--set", "where.checked=4", *only, *less)
     run("operate", folder, "guided", "--set", "steps=10", "--set", "draws=2")
     run("operate", folder, "repair", "--after", "guided", "--set", "epochs=1")
     run("operate", folder, "negative", "--set", "epochs=1", "--set", "l2=0.01")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from loratomy.core.stats import (
     bootstrap_weights,
     mean_interval,
+    percentiles,
     ratio_interval,
     sign_flip_p,
     wilson,
@@ -136,3 +137,13 @@ def test_sign_flips_where_nothing_or_nobody_is():
     assert p[0] == 1.0  # no difference at all
     assert p[1] == pytest.approx(0.5, abs=0.03)  # two equal differences: 2 of 4 patterns
     assert np.isnan(p[2])
+
+
+def test_percentiles_are_numpys_with_and_without_gaps():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(9, 4, 5))
+    values[rng.random(values.shape) < 0.1] = np.nan
+    values[:, 0, 0] = [np.nan] * 8 + [3.0]
+    found = percentiles(values, [10, 90])
+    assert found.shape == (2, 4, 5) and np.isnan(values).any() and found[0, 0, 0] == 3.0
+    assert np.array_equal(found, np.nanpercentile(values, [10, 90], axis=0))

@@ -6,6 +6,7 @@ import numpy as np
 
 from ....core.records.patching import PatchingMap
 from ....core.records.results import RunRecords
+from ....core.stats import percentiles
 from ...base.figure import FIGURES, Figure, slug, unique
 from ...base.maps import Panel, block_words, layer_map
 from ...base.quantities import Quantity
@@ -99,7 +100,7 @@ def _panel(item: PatchingMap, site: int) -> Panel:
     count = np.isfinite(moved).sum(0)
     tails = np.full((*count.shape, 2), np.nan)
     if (some := count > 0).any():
-        tails[some] = np.nanpercentile(moved[:, some], [10, 90], axis=0).T
+        tails[some] = percentiles(moved[:, some], [10, 90]).T
     moves = [
         [
             f"{interval(*ends)} (10th to 90th percentile of {plural(n, 'prompt')})"
