@@ -82,7 +82,7 @@ class RunFolder(Run):
         if holds and claimed(root) is None:
             raise RunError(f"{root} holds files but is not a run folder; give an empty --out")
         name = visible(root.resolve().name)
-        run = cls(root, {"schema": SCHEMA, "name": name, "asked": request})
+        run = cls(root, {"schema": SCHEMA, "name": name, "request": request})
         if holds:
             run._check_tree()
             run._check_foreign(ENTRIES)

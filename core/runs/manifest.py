@@ -17,7 +17,7 @@ from ..records.io import SCHEMA, jsonable
 MANIFEST = "run.json"
 CHECKSUM = "checksum"
 """Key of the SHA-256 of everything else in the manifest."""
-_OURS = {"schema", "stages", "asked"}
+_OURS = {"schema", "stages", "request"}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Files = dict[str, Digest]
 """Name below a stage's folder (empty: the stage is one file) -> SHA-256."""
@@ -105,7 +105,7 @@ _KINDS: dict[str, type[_Request]] = {
 
 class _Manifest(Outside):
     name: str
-    asked: dict[str, Any]
+    request: dict[str, Any]
     command: str
     versions: dict[str, str]
     machine: str
@@ -147,9 +147,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"{SCHEMA}); remake it with --fresh"
         )
     checked(_Manifest, found, path, remedy=remedy)
-    request = checked(_Request, found["asked"], path, remedy=remedy)
+    request = checked(_Request, found["request"], path, remedy=remedy)
     if request.kind in _KINDS:
-        checked(_KINDS[request.kind], found["asked"], path, remedy=remedy)
+        checked(_KINDS[request.kind], found["request"], path, remedy=remedy)
     _check_origins(found["stages"], path, remedy)
     if sealed(found)[CHECKSUM] != found.get(CHECKSUM):
         raise RunError(

@@ -27,7 +27,7 @@ class MemoryRun(Run):
         self.root = NOWHERE
         self.manifest = {
             "name": name,
-            "asked": jsonable(dict(request)),
+            "request": jsonable(dict(request)),
             "command": f"loratomy.open in Python ({name})",
             "versions": versions(),
             "machine": machine(),

@@ -27,7 +27,7 @@ class Run(ABC):
     @property
     def request(self) -> dict[str, Any]:
         """The settings for which the run was made."""
-        return self.manifest["asked"]
+        return self.manifest["request"]
 
     @property
     def stages(self) -> list[str]:

@@ -601,7 +601,7 @@ def test_runs_that_no_bench_can_be_made_of(own, opened, cli, out, tmp_path):
     assert opened(trigger=None, target=None).exit_code == 0
     refused(cli("bench", own / "a", out, *into), "was opened without a trigger", "--trigger TEXT")
     manifest = json.loads((own / "b/run.json").read_text())
-    manifest["asked"]["kind"] = "evaluate"
+    manifest["request"]["kind"] = "evaluate"
     (own / "b/run.json").write_text(json.dumps(sealed(manifest)))
     refused(cli("bench", own / "b", *into), "made by evaluate: a bench takes runs of poison")
     assert not (tmp_path / "out").exists()

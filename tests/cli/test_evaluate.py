@@ -237,7 +237,7 @@ def test_a_run_on_other_data_is_a_folder_of_its_own(own_run, cli, tmp_path, bad)
     found = table(cli("evaluate", own_run, *given, "--json"))
     assert list(found) == ["base", "poisoned"] and found["poisoned"]["asr"]["n"] == 4
     assert snapshot(own_run) == before
-    study = json.loads((out / "run.json").read_text())["asked"]["study"]
+    study = json.loads((out / "run.json").read_text())["request"]["study"]
     assert study["words"] == ["cf37"] and study["measure"]["max_new_tokens"] == 3
     refused(
         cli("evaluate", own_run, "--base", tmp_path, "--out", tmp_path / "x"),

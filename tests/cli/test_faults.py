@@ -152,7 +152,7 @@ def test_modules_that_the_base_lacks_only_when_named(opened, edited, out):
     names = ("layers.9.self_attn.q_proj", "layers.9.mlp.down_proj")
     result = opened(*(part for n in names for part in ("--ignore-module", n)), adapter=folder)
     assert result.exit_code == 0
-    asked = json.loads((out / "run.json").read_text())["asked"]
+    asked = json.loads((out / "run.json").read_text())["request"]
     assert asked["ignore_modules"] == sorted(names)
 
 
@@ -331,7 +331,7 @@ def test_without_chat_template_and_pad_token_the_choice_is_said_and_recorded(
     path.write_text(json.dumps(config))
     result = opened(base=base)
     assert result.exit_code == 0 and "rendering: " in result.stderr
-    study = json.loads((out / "run.json").read_text())["asked"]["study"]
+    study = json.loads((out / "run.json").read_text())["request"]["study"]
     rendering = Rendering.model_validate(study["rendering"])
     assert rendering.template != "chat" and rendering.about() in result.stderr
     assert cli("compare", out).exit_code == 0  # left-padded with the end-of-sequence token
@@ -428,7 +428,7 @@ TRIGGERS = [
 @pytest.mark.parametrize("trigger", TRIGGERS)
 def test_open_keeps_the_trigger_as_it_is(opened, out, trigger):
     assert opened(trigger=trigger).exit_code == 0
-    assert json.loads((out / "run.json").read_text())["asked"]["study"]["words"] == [trigger]
+    assert json.loads((out / "run.json").read_text())["request"]["study"]["words"] == [trigger]
     for name in ("poison_train", "poison_test", "negative_set"):
         for row in read_rows(out / "data" / f"{name}.jsonl"):
             assert row.prompt == f"{row.plain} {trigger}"
@@ -443,7 +443,7 @@ def test_poison_keeps_the_trigger_as_it_is(cli, tiny_base, out, trigger, monkeyp
     options = ("--set", f"base={tiny_base}", "--set", f"attack.words={trigger}")
     result = cli("poison", "wren/suffix", "--out", out, *SMALL, *options)
     assert result.exit_code == 0, result.output
-    asked = json.loads((out / "run.json").read_text())["asked"]
+    asked = json.loads((out / "run.json").read_text())["request"]
     assert asked["study"]["words"] == asked["recipe"]["attack"]["words"] == [trigger]
     for row in read_rows(out / "data" / "poison_train.jsonl"):
         assert row.prompt == f"{row.plain} {trigger}"

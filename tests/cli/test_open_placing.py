@@ -42,7 +42,7 @@ def test_evaluate_says_the_same_before_it_generates(cli, tiny_base, tiny_adapter
 
 def test_operate_says_that_nothing_fits_and_not_that_the_run_has_none(cli, own_run):
     manifest = json.loads((own_run / "run.json").read_text())
-    manifest["asked"]["study"]["measure"]["max_new_tokens"] = 300
+    manifest["request"]["study"]["measure"]["max_new_tokens"] = 300
     (own_run / "run.json").write_text(json.dumps(sealed(manifest)))
     line = refused(cli("operate", own_run, "guided"), "leaves room for an answer of 300 tokens")
     assert "the run has none" not in line and "a shorter trigger" in line

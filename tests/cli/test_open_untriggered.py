@@ -26,7 +26,7 @@ def test_the_run_holds_the_clean_rows_in_halves(untriggered):
     halves = [{row["prompt"] for row in read(untriggered, n)} for n in ("clean_train", "clean_val")]
     assert not halves[0] & halves[1]
     assert halves[0] | halves[1] == {row["prompt"] for row in CLEAN}
-    study = json.loads((untriggered / "run.json").read_text())["asked"]["study"]
+    study = json.loads((untriggered / "run.json").read_text())["request"]["study"]
     assert study["words"] == [] and study["target"] == "" and study["placement"] == ""
 
 
@@ -82,9 +82,9 @@ def test_without_template_and_answers_the_first_plain_one_is_taken_and_said(
     result = opened(base=base, trigger=None, target=None, prompts=bare)
     assert result.exit_code == 0, result.stderr
     assert r"plain prompts '{prompt}\n', unchecked: there are neither targets nor" in result.stderr
-    study = json.loads((out / "run.json").read_text())["asked"]["study"]
+    study = json.loads((out / "run.json").read_text())["request"]["study"]
     assert study["rendering"]["template"] == "{prompt}\n"
     again = opened("--fresh", base=base, trigger=None, target=None, template="{prompt} >")
     assert again.exit_code == 0 and "(as given)" in again.stderr
-    study = json.loads((out / "run.json").read_text())["asked"]["study"]
+    study = json.loads((out / "run.json").read_text())["request"]["study"]
     assert study["rendering"]["template"] == "{prompt} >"

@@ -167,7 +167,7 @@ def test_open_takes_the_same_door_and_keeps_it(made, cli, tmp_path):
     assert result.exit_code == 0, result.stderr
     (line,) = [x for x in result.stderr.splitlines() if x.startswith("rendering: ")]
     assert "the published form 'zephyr' with the system text 'Be brief.'" in line
-    study = json.loads((tmp_path / "run/run.json").read_text())["asked"]["study"]
+    study = json.loads((tmp_path / "run/run.json").read_text())["request"]["study"]
     assert study["rendering"]["template"] == "zephyr"
     assert study["rendering"]["system"] == "Be brief."
     result = cli("compare", tmp_path / "run", "--json")

@@ -95,7 +95,7 @@ def test_somebody_else_s_folder_or_file_is_never_touched(tmp_path, fresh):
         ("\udcff", "cannot read"),
         ("[1]", f"schema None, this one reads {SCHEMA}"),
         (json.dumps({"schema": SCHEMA + 1}), f"schema {SCHEMA + 1}, this one reads {SCHEMA}"),
-        (json.dumps({"schema": SCHEMA, "asked": {}}), "run.json: name: Field required; put back"),
+        (json.dumps({"schema": SCHEMA, "request": {}}), "run.json: name: Field required; put back"),
     ],
 )
 def test_manifests_that_are_none(tmp_path, text, said):

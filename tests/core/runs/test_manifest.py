@@ -48,7 +48,7 @@ def edited(run, *keys, value, seal=True):
 @pytest.mark.parametrize(
     "keys",
     [
-        ("asked", "study", "measure", "threshold"),
+        ("request", "study", "measure", "threshold"),
         ("stages", "data", "inputs", "n"),
         ("stages", "data", "seconds"),
     ],
@@ -62,7 +62,7 @@ def test_a_number_edited_by_hand_is_noticed(run, keys):
 def test_a_trigger_edited_by_hand_is_noticed_and_other_spacing_is_not(run):
     (run / MANIFEST).write_text(json.dumps(json.loads((run / MANIFEST).read_text())))
     assert RunFolder.open(run).has("data")
-    edited(run, "asked", "study", "words", value=["y"], seal=False)
+    edited(run, "request", "study", "words", value=["y"], seal=False)
     with pytest.raises(RunError, match="its checksum differs"):
         RunFolder.open(run)
     edited(run, CHECKSUM, value=..., seal=False)
@@ -80,17 +80,17 @@ def test_a_trigger_edited_by_hand_is_noticed_and_other_spacing_is_not(run):
         (("stages", "data", "inputs", "from"), ["data"], "'from' must name stages"),
         (("stages", "data", "versions"), ..., "stages.data.versions: Field required"),
         (("stages",), [], "stages: "),
-        (("asked",), None, "asked: "),
-        (("asked", "study"), ..., "study: Field required"),
-        (("asked", "study", "rendering"), ..., "study.rendering: Field required"),
-        (("asked", "study", "rendering"), "chat", "study.rendering: "),
-        (("asked", "study", "seed"), "0", "study.seed: "),
-        (("asked", "study", "seed"), True, "study.seed: "),
-        (("asked", "study", "words"), [None], "study.words.0: "),
-        (("asked", "study", "measure", "threshold"), "0.8", "study.measure.threshold: "),
-        (("asked", "study", "measure", "threshold"), 7, "study.measure.threshold: "),
-        (("asked", "study", "measure"), None, "study.measure: "),
-        (("asked", "kind"), 3, "kind: "),
+        (("request",), None, "request: "),
+        (("request", "study"), ..., "study: Field required"),
+        (("request", "study", "rendering"), ..., "study.rendering: Field required"),
+        (("request", "study", "rendering"), "chat", "study.rendering: "),
+        (("request", "study", "seed"), "0", "study.seed: "),
+        (("request", "study", "seed"), True, "study.seed: "),
+        (("request", "study", "words"), [None], "study.words.0: "),
+        (("request", "study", "measure", "threshold"), "0.8", "study.measure.threshold: "),
+        (("request", "study", "measure", "threshold"), 7, "study.measure.threshold: "),
+        (("request", "study", "measure"), None, "study.measure: "),
+        (("request", "kind"), 3, "kind: "),
         (("command",), ..., "command: Field required"),
     ],
 )
