@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 
 from ...core.adapter.factors import Adapter, Factors, kind_of, layer_of
 from ...core.errors import AdapterError
@@ -97,18 +98,19 @@ class Writer:
         out = out_proj_of(self.subject, name)
         weight = base_weight(self.subject, out).cpu()
         heads, groups = _head_counts(self.subject, name, out)
-        parts = directions.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=1)
-        per_head = weight.unflatten(-1, (heads, -1))
-        moved = torch.einsum("ohd,nhd->nho", per_head, parts.float())
+        queries = {"group": groups, "shared": heads // groups}  # heads that share keys and values
+        parts = repeat(directions.float(), "n (group d) -> n (group shared) d", **queries)
+        per_head = rearrange(weight, "d_model (head d) -> d_model head d", head=heads)
+        moved = torch.einsum("ohd,nhd->nho", per_head, parts)
         if (f := self.adapter.modules.get(out)) is not None:
-            moved = moved + _low_rank(f, parts.float(), heads)
+            moved = moved + _low_rank(f, parts, heads)
         best = moved.norm(dim=-1).argmax(dim=1)
         return moved[torch.arange(len(moved)), best], best
 
 
 def _low_rank(factors: Factors, parts: torch.Tensor, heads: int) -> torch.Tensor:
     """What dW of an output projection makes of each head's part, ``[direction, head, d_model]``."""
-    a = factors.a.unflatten(-1, (heads, -1))
+    a = rearrange(factors.a, "rank (head d) -> rank head d", head=heads)
     inner = torch.einsum("rhd,nhd->nhr", a, parts)
     return factors.scaling * inner @ factors.b.mT
 
@@ -165,8 +167,10 @@ def writers(subject: Subject, adapter: Adapter) -> list[tuple[str, Factors]]:
             continue
         heads, groups = _head_counts(subject, name, path)
         weight = base_weight(subject, path).cpu()
-        values = f.b.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, dim=0)
-        written = torch.einsum("ohd,hdr->hor", weight.unflatten(-1, (heads, -1)), values)
+        queries = {"group": groups, "shared": heads // groups}
+        values = repeat(f.b, "(group d) rank -> (group shared) d rank", **queries)
+        per_head = rearrange(weight, "d_model (head d) -> d_model head d", head=heads)
+        written = torch.einsum("ohd,hdr->hor", per_head, values)
         out += [(path, Factors(f.a, b, f.scaling)) for b in written]
     if not out:
         kinds = ", ".join(sorted({kind_of(n) for n in adapter.modules}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from ..errors import AdapterError
 from ..files.atomic import need_room
@@ -219,16 +220,17 @@ def unpack(
     """PEFT's storage to factors: A is ``[expert * rank, in]``, B ``[out, rank * expert]``."""
     if not fused:
         return a, b
-    a = a.reshape(-1, rank, a.shape[-1])
-    return a, b.reshape(b.shape[0], rank, len(a)).permute(2, 0, 1)
+    a = rearrange(a, "(expert rank) d_in -> expert rank d_in", rank=rank)
+    return a, rearrange(b, "d_out (rank expert) -> expert d_out rank", rank=rank)
 
 
 def pack(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors to PEFT's storage; the inverse of how they are read."""
     if not factors.fused:
         return factors.a.contiguous(), factors.b.contiguous()
-    a = factors.a.reshape(-1, factors.a.shape[-1])
-    return a.contiguous(), factors.b.permute(1, 2, 0).reshape(factors.b.shape[1], -1).contiguous()
+    a = rearrange(factors.a, "expert rank d_in -> (expert rank) d_in")
+    b = rearrange(factors.b, "expert d_out rank -> d_out (rank expert)")
+    return a.contiguous(), b.contiguous()
 
 
 def live_rank(factors: Factors) -> int:
