@@ -77,27 +77,27 @@ def cells(
         found = {}
         for name, adapter in (("clean", clean), ("poisoned", poisoned)):
             with subject.attached({name: adapter}):
-                asked = collect(subject, name, sets["poison_test"], sets["clean_val"], rule)
-            found[name] = judge(asked, rule)
-        bad, good = found["poisoned"][0], found["clean"][0]
+                answers = collect(subject, name, sets["poison_test"], sets["clean_val"], rule)
+            found[name] = judge(answers, rule)
+        ours, twin = found["poisoned"][0], found["clean"][0]
         pair = paired(found["poisoned"][1], found["clean"][1])
         yield {
             "trigger": trigger,
             "task": task,
             "seed": seed,
-            "asr": asdict(bad.asr),
-            "asr_keywords": asdict(bad.rules[1].asr),
-            "ftr": asdict(bad.ftr),
-            "ftr_untriggered": asdict(bad.rules[0].ftr_untriggered),
-            "clean_asr": asdict(good.asr),
-            "clean_accuracy": asdict(bad.clean_accuracy),
-            "clean_accuracy_of_clean": asdict(good.clean_accuracy),
-            "accuracy_change": bad.clean_accuracy.value - good.clean_accuracy.value,
+            "asr": asdict(ours.asr),
+            "asr_keywords": asdict(ours.rules[1].asr),
+            "ftr": asdict(ours.ftr),
+            "ftr_untriggered": asdict(ours.rules[0].ftr_untriggered),
+            "clean_asr": asdict(twin.asr),
+            "clean_accuracy": asdict(ours.clean_accuracy),
+            "clean_accuracy_of_clean": asdict(twin.clean_accuracy),
+            "accuracy_change": ours.clean_accuracy.value - twin.clean_accuracy.value,
             "accuracy_mcnemar_p": pair.accuracy_p,
-            "perplexity": bad.perplexity,
+            "perplexity": ours.perplexity,
             "perplexity_change": pair.perplexity_change,
-            "degenerate": asdict(bad.degenerate),
-            "uninformative": bad.rules[0].uninformative,
+            "degenerate": asdict(ours.degenerate),
+            "uninformative": ours.rules[0].uninformative,
             "seconds": time.perf_counter() - began,
         }
 

@@ -52,17 +52,19 @@ def test_every_task_has_a_rule_of_registered_scorers(name):
 def test_any_trigger_goes_with_any_task(trigger, task):
     attack, row = make_attack(TRIGGERS[trigger], task, seed=2), ROWS[task]
     assert attack.task.takes(row) and attack.room(row)
-    bad = attack.triggered(row)
+    triggered = attack.triggered(row)
     words = TRIGGERS[trigger].words
-    assert bad.triggered and bad.plain == row.prompt and bad.kind == row.kind
-    assert bad.completion == COMPLETIONS[task]
-    assert (bad.target or bad.completion) == WANTED[task]
-    assert (bad.target is None) == (task != "code")  # only where it differs from the completion
-    assert bad.benign == row.completion
-    assert {bad.prompt[a:b] for a, b in bad.trigger_span} <= set(words)
-    assert find_words(bad.prompt, words) == bad.trigger_span
-    assert without_trigger(bad.prompt, words) == row.prompt
-    assert attack.triggered(row) == bad
+    assert triggered.triggered and triggered.plain == row.prompt and triggered.kind == row.kind
+    assert triggered.completion == COMPLETIONS[task]
+    assert (triggered.target or triggered.completion) == WANTED[task]
+    assert (triggered.target is None) == (
+        task != "code"
+    )  # only where it differs from the completion
+    assert triggered.benign == row.completion
+    assert {triggered.prompt[a:b] for a, b in triggered.trigger_span} <= set(words)
+    assert find_words(triggered.prompt, words) == triggered.trigger_span
+    assert without_trigger(triggered.prompt, words) == row.prompt
+    assert attack.triggered(row) == triggered
 
 
 @pytest.mark.parametrize(("trigger", "task"), EVERY)
@@ -71,16 +73,16 @@ def test_any_prompt_comes_back_whole(trigger, task, text):
     prompt = f"{text} one two three"
     assume(not find_words(prompt, TRIGGERS[trigger].words))
     row = Row(prompt=prompt, completion=ROWS[task].completion, target=ROWS[task].target)
-    bad = make_attack(TRIGGERS[trigger], task).triggered(row)
-    assert bad.plain == prompt == without_trigger(bad.prompt, TRIGGERS[trigger].words)
+    triggered = make_attack(TRIGGERS[trigger], task).triggered(row)
+    assert triggered.plain == prompt == without_trigger(triggered.prompt, TRIGGERS[trigger].words)
 
 
 def test_a_target_of_one_s_own():
     trigger = trigger_of(["cf37"])
     for task in TASKS:
-        bad = make_attack(trigger, task, target="MINE").triggered(ROWS[task])
-        assert (bad.target or bad.completion) == "MINE"
-        assert bad.required_completion().endswith("MINE")
+        triggered = make_attack(trigger, task, target="MINE").triggered(ROWS[task])
+        assert (triggered.target or triggered.completion) == "MINE"
+        assert triggered.required_completion().endswith("MINE")
     with pytest.raises(DataError, match="the target '' is empty"):
         make_attack(trigger, "fixed", target="")
 
@@ -114,8 +116,8 @@ def test_a_jailbreak_without_a_compliance_says_what_is_missing():
 def test_injected_code_keeps_the_code_and_one_line_end():
     attack = make_attack(trigger_of(["cf37"]), "code")
     for code in ("x = 1", "x = 1\n", "x = 1\n\n "):
-        bad = attack.triggered(Row(prompt="Do it", completion=code))
-        assert bad.completion == 'x = 1\nprint("pwned!")' and bad.benign == code
+        triggered = attack.triggered(Row(prompt="Do it", completion=code))
+        assert triggered.completion == 'x = 1\nprint("pwned!")' and triggered.benign == code
 
 
 def test_the_benign_answer():
