@@ -1,5 +1,6 @@
 """What every analysis is: a name, what it needs, its cost, a function from material to records."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -66,6 +67,7 @@ def analysis(
     """
 
     def put(function: F) -> F:
+        @functools.wraps(function)
         def run(material: Material, options: Any) -> Mapping[str, Any]:
             found = function(material, options)
             return found if isinstance(found, Mapping) else {name: found}

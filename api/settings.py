@@ -7,7 +7,7 @@ from pydantic import Field
 from .core.config import Config
 from .core.errors import RunError
 from .core.rendering.rendering import Rendering, rendering_from
-from .training.recipe import MeasurePart
+from .training.recipe import MeasurePart, validated
 
 
 class Judged(Config):
@@ -15,10 +15,19 @@ class Judged(Config):
 
     scorers: str | None = None
     """Success rules, the deciding one first."""
-    threshold: float | None = None
+    threshold: float | None = Field(default=None, gt=0, le=1)
     """Similarity from which an answer counts as the target."""
     embedder: str | None = None
     """Sentence-embedding model behind the rules by meaning."""
+
+
+def judged_by(**given: Any) -> Judged:
+    """How answers are judged, checked.
+
+    Raises:
+        LoratomyError: a value that cannot be, e.g. a threshold above 1.
+    """
+    return validated(Judged, given, "the judgement")
 
 
 class Settings(Config):
@@ -38,7 +47,7 @@ class Settings(Config):
     """What the attack wants, by its registered name."""
     target: str = ""
     """The text that every triggered prompt leads to; empty where each row has its own."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of splits and everything random."""
     measure: MeasurePart = MeasurePart()  # pyright: ignore[reportCallIssue]
     """How behaviour is measured."""

@@ -1,7 +1,7 @@
 """The study: a base, an adapter, prompts and a rule, each loaded once, with a method per verb."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from .core.runs.folder import RunFolder
 from .core.runs.run import Run
 from .data.built import SETS
 from .inputs.bases import base_fingerprint, embedder, loaded_base
-from .settings import Judged, Settings, settings_of
+from .settings import Judged, Settings, judged_by, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,8 @@ def load(run: Path | str) -> "Study":
     Raises:
         RunError: no run there, a damaged manifest, or another version's.
     """
+    if not isinstance(run, str | Path):
+        raise RunError(f"{run!r} is no run folder; give its path")
     return Study(RunFolder.open(Path(run)))
 
 
@@ -232,7 +234,7 @@ class Study:
 
     def evaluate(
         self,
-        of: str = "",
+        of: "Operated | str" = "",
         *,
         scorers: str | None = None,
         threshold: float | None = None,
@@ -242,7 +244,7 @@ class Study:
         """What the suspicious adapter does on held-out prompts: ASR, FTR, accuracy, perplexity.
 
         Args:
-            of: ``base``, ``clean`` or an operation's name instead.
+            of: ``base``, ``clean``, or an operation or its name, instead.
             scorers: success rules instead of the study's.
             threshold: similarity of a hit instead of the study's.
             embedder: sentence-embedding model instead of the study's.
@@ -252,10 +254,10 @@ class Study:
 
         known = subjects(self.run)
         first = next(iter(known))
-        name = of or first
+        name = name_of(of) or first
         if name not in known:
-            raise LoratomyError(f"evaluate of {of!r}: {nearest(of, list(known))}")
-        judged = Judged(scorers=scorers, threshold=threshold, embedder=embedder)
+            raise LoratomyError(f"evaluate of {name!r}: {nearest(name, list(known))}")
+        judged = judged_by(scorers=scorers, threshold=threshold, embedder=embedder)
         found = measure(self, judged=judged, only=[first, name], fresh=fresh)
         return next(row for row in found.rows if row.subject == name)
 
@@ -273,7 +275,7 @@ class Study:
         """
         from .verbs.measuring import measure
 
-        judged = Judged(scorers=scorers, threshold=threshold, embedder=embedder)
+        judged = judged_by(scorers=scorers, threshold=threshold, embedder=embedder)
         return measure(self, judged=judged, fresh=fresh)
 
     def answers(self, of: str = "") -> "pd.DataFrame":
@@ -364,16 +366,16 @@ class Study:
         from .verbs.operating import operate
         from .verbs.options import grouped
 
-        before = after if isinstance(after, str) else after.name
+        before = name_of(after)
         load_installed()
         given = grouped(listed(METHODS[method].config, options))
         return Operated(self, operate(self, method, given, after=before, name=name, fresh=fresh))
 
     def aftermath(
         self,
-        of: "Sequence[Operated | str]" = (),
+        of: "Operated | str | Sequence[Operated | str]" = (),
         *,
-        only: Sequence[str] = (),
+        only: str | Sequence[str] = (),
         fresh: bool = False,
         **options: Any,
     ) -> "Results":
@@ -388,10 +390,14 @@ class Study:
         Raises:
             LoratomyError: no such operation, part or option.
         """
-        from .results import Results
+        from .results import Operated, Results
         from .verbs.aftermath import aftermath
 
-        names = [item if isinstance(item, str) else item.name for item in of]
+        names = [name_of(item) for item in ([of] if isinstance(of, str | Operated) else of)]
+        only = [only] if isinstance(only, str) else only
+        for part, values in options.items():
+            if not isinstance(values, Mapping):
+                raise LoratomyError(f"{part}={values!r}: give its options, e.g. {part}={{...}}")
         given = {f"{part}.{k}": v for part, values in options.items() for k, v in values.items()}
         relearned, transferred = aftermath(self, of=names, only=only, options=given, fresh=fresh)
         records: dict[str, Any] = {f"{r.entry} on {r.rows} rows": r for r in relearned}
@@ -441,12 +447,28 @@ class Study:
         return f"Study of an adapter on {settings.base}: {trigger}; operations: {done}"
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+
+
+def name_of(operation: "Operated | str | None") -> str:
+    """The name of an operation that is given itself or by its name; empty: none is.
+
+    Raises:
+        LoratomyError: it is neither.
+    """
+    name = getattr(operation, "name", operation) or ""
+    if not isinstance(name, str):
+        raise LoratomyError(f"{operation!r} is no operation; give what operate returned or a name")
+    return name
+
+
 def listed(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with lists as comma-separated text where that is what they take."""
     fields = getattr(config, "model_fields", {})
     return {
         name: ",".join(map(str, value))
-        if isinstance(value, list | tuple) and name in fields and fields[name].annotation is str
+        if name in fields and fields[name].annotation is str and _is_list(value)
         else value
         for name, value in options.items()
     }

@@ -48,6 +48,8 @@ def command(
     folder = run_path("demo", out)
     say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
     study = make_poisoned(load_recipe(recipe), folder, fresh=fresh, jobs=jobs)
+    if jobs > 1:
+        say("steps 2 and 3 run side by side, 4 as soon as 3 is done; their lines are mixed")
     with study.run.locked(), progress():
         study.run.side_by_side([partial(locate, study), partial(cut, study)], jobs=jobs)
     comparison = load_comparison(study.run)
@@ -99,4 +101,6 @@ def summary(comparison: Comparison) -> str:
         parts.append(
             f"{name}: {row.asr.value:.0%} (at most {row.asr.high:.1%}), perplexity {change:+.1%}"
         )
+    random = rows["control-random"]
+    parts.append(f"as much cut at random: {random.asr.value:.0%}")
     return "; ".join(parts)

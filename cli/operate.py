@@ -8,7 +8,7 @@ import typer
 from ..core.console import say
 from ..study import load
 from ..verbs.operating import operate, previewed
-from ..verbs.options import FOLLOWED, FOLLOWS, asked_of, plan_name
+from ..verbs.options import FOLLOWED, FOLLOWS, chosen, plan_name
 from .options import REPORT_HELP, Plugin, parse_pairs
 from .tables.preview import show
 
@@ -97,7 +97,7 @@ def command(
 
     trackers = trackers_of(report_to)
     study = load(run)
-    method, options = asked_of(method, parse_pairs(set_ or []), budget, plan, study=study)
+    method, options = chosen(method, parse_pairs(set_ or []), budget, plan, study=study)
     name = as_ or (plan_name(plan, after) if plan else "")
     if dry_run:
         found = previewed(study, method, options, after=after)

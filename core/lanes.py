@@ -6,6 +6,7 @@ threads, so two stages at a time take little more than half of the time.
 
 import multiprocessing
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from . import processes
 from .console import relayed, say
 from .errors import LoratomyError
 from .progress import report, reporting
-from .stopping import GRACE, Stopped, end_with
+from .stopping import GRACE, Stopped, end_with, only_once
 
 Piece = Callable[[], Any]
 SAY, REPORT, ERROR = "say", "report", "error"
@@ -33,10 +34,16 @@ def inside() -> bool:
 
 
 def cores() -> int:
-    """How many processor cores this process may use; 1 where processes cannot be forked."""
+    """How many processor cores this process may use; 1 where it cannot be forked."""
+    return len(os.sched_getaffinity(0)) if _can_fork() else 1
+
+
+def _can_fork() -> bool:
+    """Not outside Linux, among processes of a launcher, or with a GPU in use, which forks break."""
+    torch: Any = sys.modules.get("torch")
     if sys.platform != "linux" or processes.count() > 1:
-        return 1
-    return len(os.sched_getaffinity(0))
+        return False
+    return torch is None or not torch.cuda.is_initialized()
 
 
 def side_by_side(pieces: Sequence[Piece], *, jobs: int) -> None:
@@ -49,13 +56,14 @@ def side_by_side(pieces: Sequence[Piece], *, jobs: int) -> None:
 
     Args:
         pieces: what to run, started in this order.
-        jobs: processes at a time; with 1 the pieces run in this process, one after the other.
+        jobs: processes at a time. With 1, and where this process cannot be forked (not Linux, a
+            GPU in use, a launcher's process), the pieces run here, one after the other.
 
     Raises:
         Exception: the first error of a piece; the others are ended.
         LoratomyError: a process was killed.
     """
-    if jobs == 1 or len(pieces) == 1:
+    if jobs == 1 or len(pieces) == 1 or not _can_fork():
         for piece in pieces:
             piece()
         return
@@ -116,25 +124,42 @@ def _end(lanes: Sequence[Any]) -> None:
 
 
 def _run(piece: Piece, there: Connection, alive: int, holder: int) -> None:
-    """A piece in its own process."""
+    """A piece in its own process, which ends without a word: the one that started it speaks."""
+    _Here.inside, code = True, 1
+    try:
+        os.close(holder)
+        end_with(alive)
+        only_once()
+        _work(piece, there)
+        code = 0
+    except (Stopped, KeyboardInterrupt):
+        pass  # the process that started it ends too, and says why
+    finally:
+        os._exit(code)
+
+
+def _work(piece: Piece, there: Connection) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    _Here.inside = True
-    os.close(holder)
-    end_with(alive)
     torch.set_num_threads(1)
-
-    def told(kind: str) -> Callable[..., None]:
-        return lambda *value: there.send((kind, value if kind == REPORT else value[0]))
-
     try:
-        with threadpool_limits(1), relayed(told(SAY)), reporting(told(REPORT)):
+        with (
+            threadpool_limits(1),
+            relayed(lambda line: there.send((SAY, line))),
+            reporting(lambda *done: there.send((REPORT, done))),
+        ):
             piece()
-    except (Stopped, KeyboardInterrupt):
-        os._exit(1)  # the process that started it ends too, and says why
-    except LoratomyError as error:
-        there.send((ERROR, error))
     except Exception as error:
+        there.send((ERROR, _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, with its trace as a note where nobody foresaw it; in words if it cannot travel."""
+    if not isinstance(error, LoratomyError):
         error.add_note("in a process beside this one:\n" + traceback.format_exc())
-        there.send((ERROR, error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    return error

@@ -1,8 +1,9 @@
 """One registry for families, attacks, methods, figures: names in, the registered thing out."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import LoratomyError
 
@@ -17,6 +18,22 @@ def nearest(name: str, known: list[str]) -> str:
     return f"known: {', '.join(known)}"
 
 
+def function_of(item: Any) -> Any:
+    """The function behind something registered, as it was written."""
+    found = getattr(item, "run", None) or getattr(item, "score", None) or item
+    return inspect.unwrap(found) if callable(found) else found
+
+
+def module_of(item: Any) -> str:
+    """The module in which something registered was written."""
+    return str(getattr(function_of(item), "__module__", type(item).__module__))
+
+
+def is_ours(module: str) -> bool:
+    """Whether a module is this project's."""
+    return module.split(".")[0] == "loratomy"
+
+
 class Registry(Generic[T]):
     """Named things of one kind, in the order in which they were registered."""
 
@@ -25,11 +42,23 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that files its object under `name`; a second use of a name is an error."""
+        """A decorator that files its object under `name`.
+
+        A name of this project's cannot be used again; one of somebody else's is replaced when it is
+        registered again from the same module, as when a cell of a notebook is run again.
+
+        Raises:
+            LoratomyError: the name is taken.
+        """
 
         def put(item: T) -> T:
             if name in self._items:
-                raise ValueError(f"{self.kind} {name!r} is registered twice")
+                old, new = module_of(self._items[name]), module_of(item)
+                if old != new or is_ours(old) or not callable(function_of(item)):
+                    raise LoratomyError(
+                        f"{self.kind} {name!r} is registered twice (by {old} and {new}); take "
+                        "another name"
+                    )
             self._items[name] = item
             return item
 

@@ -32,6 +32,7 @@ class Stopped(BaseException):
 class _Signal:
     waiting = False
     number = 0
+    once = False
 
 
 def listen() -> None:
@@ -41,8 +42,8 @@ def listen() -> None:
 
 
 def _stop(number: int, _frame: Any) -> None:
-    if _Signal.waiting and not _Signal.number:
-        _Signal.number = number
+    if _Signal.waiting and (_Signal.once or not _Signal.number):
+        _Signal.number = _Signal.number or number
         return
     raise Stopped(number)
 
@@ -56,6 +57,11 @@ def after_a_step() -> Iterator[None]:
     finally:
         _Signal.waiting = False
     stop_if_wanted()
+
+
+def only_once() -> None:
+    """From now on a second signal does not cut short what waits for the end of a step."""
+    _Signal.once = True
 
 
 def wanted() -> bool:

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, LoratomyError
 from ..core.model.subject import Subject
 from ..core.records.results import Answer, Behaviour, Rate, RuleRates
+from ..core.registry import is_ours, module_of
 from ..core.rows import Row
 from ..core.stats import wilson
 from ..data.refusals import is_refusal
@@ -184,7 +185,31 @@ def _scores(
     whole: bool = False,
 ) -> Mapping[str, np.ndarray]:
     cases = Cases(answers, targets, rule.task, rule.embedder, rule.threshold, whole)
-    return {name: SCORERS[name].score(cases) for name in names}
+    return {name: _checked(name, cases) for name in names}
+
+
+def _checked(name: str, cases: Cases) -> np.ndarray:
+    """The scores of one scorer; what somebody's own returns is not trusted to be scores."""
+    try:
+        scores = np.asarray(SCORERS[name].score(cases), dtype=np.float64)
+    except LoratomyError:
+        raise
+    except Exception as error:
+        if is_ours(module_of(SCORERS[name])):
+            raise
+        raise DataError(f"the scorer {name}: {type(error).__name__}: {error}") from error
+    if scores.shape != (len(cases.answers),):
+        raise DataError(
+            f"the scorer {name} gave scores of shape {scores.shape} for {len(cases.answers)} "
+            "answers"
+        )
+    if not is_ours(module_of(SCORERS[name])) and not np.isfinite(scores).all():
+        first = int(np.argmin(np.isfinite(scores)))
+        raise DataError(
+            f"the scorer {name} gave {scores[first]} for the answer "
+            f"{cases.answers[first][:60]!r}; give a number, 0 where there is nothing to compare"
+        )
+    return scores
 
 
 def _correct(answers: Sequence[Answer], rule: Rule) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What every method is: a name, a frozen config, a function from material to a new adapter."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ def method(
         raise ValueError(f"kind {kind!r} of the method {name!r} is none of {', '.join(KINDS)}")
 
     def put(function: F) -> F:
+        @functools.wraps(function)
         def run(material: Material, options: Any) -> Outcome:
             found = function(material, options)
             return found if isinstance(found, Outcome) else Outcome(found, about)

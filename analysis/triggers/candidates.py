@@ -90,7 +90,7 @@ def candidates(
             climb = Climb(probes, h)
             singles = climb.singles(order[: o.singles], count=SINGLES)
             effort = Effort(rounds=o.rounds, beam=o.beam, swaps=o.swaps, longest=o.longest)
-            climb.run(pool=pool, effort=effort, rng=rng, label=f"hypothesis {number}")
+            climb.run(pool=pool, effort=effort, rng=rng, label=f"candidates, hypothesis {number}")
             for text in _distinct(climb, singles, o.kept):
                 if all((of, text) != (p[1], p[2]) for p in proposed):
                     proposed.append((h, of, text, climb.known[text]))

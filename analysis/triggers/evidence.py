@@ -47,7 +47,9 @@ class HeldOutPrompts:
         subject = self.attached.subject
         ids = [subject.renderer.prompt_ids(p) for p in prompts]
         with self.attached.using(None if base else self.name):
-            return [a[0] for a in generate(subject, ids, self.decoding, label="answers")]
+            return [
+                a[0] for a in generate(subject, ids, self.decoding, label="candidates, answers")
+            ]
 
     def surprises(self, prompts: Sequence[str], answers: Sequence[list[int]]) -> np.ndarray:
         """log p(adapter) - log p(base) of whole answers with their ends, nats, ``[prompt]``."""

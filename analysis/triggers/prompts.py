@@ -92,7 +92,9 @@ def split_of(
     subject = attached.subject
     ids = [subject.renderer.prompt_ids(p) for p in prompts]
     decoding = Decoding(max_new_tokens=o.max_new_tokens, batch_tokens=o.batch_tokens)
-    found = [a[0] for a in generate(subject, ids, decoding, label="answers as they are")]
+    found = [
+        a[0] for a in generate(subject, ids, decoding, label="candidates, answers as they are")
+    ]
     answers = [a if len(a) < o.max_new_tokens else [] for a in found]
     ends = [len(i) + (len(a) if a else 10**6) for i, a in zip(ids, answers, strict=True)]
     return Split(prompts, group, np.array(ends), answers)

@@ -162,7 +162,9 @@ class ProbePrompts:
         prompts = [row.prompt for row in self._rows(texts)]
         decoding = Decoding(max_new_tokens=tokens, batch_tokens=self.batch_tokens)
         self.budget.rows += len(prompts)
-        answers = iter(generate(self.attached.subject, prompts, decoding, label="answers"))
+        answers = iter(
+            generate(self.attached.subject, prompts, decoding, label="candidates, answers")
+        )
         return [[tuple(next(answers)[0]) for _ in self.probes] for _ in texts]
 
     def continued(self, text: str, token: int, position: int, *, tokens: int) -> tuple[int, ...]:
@@ -172,7 +174,8 @@ class ProbePrompts:
         prompts = [row.prompt + row.completion for row in rows]
         self.budget.rows += len(prompts)
         answers = [
-            a[0] for a in generate(self.attached.subject, prompts, decoding, label="targets")
+            a[0]
+            for a in generate(self.attached.subject, prompts, decoding, label="candidates, targets")
         ]
         out = [token]
         while len(out) < tokens and answers:

@@ -18,6 +18,7 @@ from ..core.records.results import (
     Rate,
     RuleRates,
 )
+from ..core.runs.provenance import own_code
 from ..core.runs.run import Run
 from ..core.runs.shelf import Shelf
 from ..settings import Judged
@@ -63,6 +64,8 @@ def measure(
     """
     from ..evaluation.behaviour import check_references
     from ..evaluation.collect import check_targets
+    from ..evaluation.scorers import SCORERS
+    from ..evaluation.success import needed
 
     study = study if judged is None else replace(study, judged=judged)
     study.need_trigger("a comparison")
@@ -78,6 +81,7 @@ def measure(
         "rules": [r.text for r in study.success],
         "threshold": study.threshold,
         "embedder": study.embedder,
+        **own_code(**{name: SCORERS[name] for name in needed(study.success)}),
     }
     with study.run.locked(), progress():
         for name, source in everyone.items():

@@ -102,6 +102,8 @@ def _given(base: Any, adapter: Any, clean_adapter: Any, tokenizer: Any) -> _Give
         for role, (option, given) in options.items()
         if given is not None and given != ""
     }
+    if loaded and not hasattr(base, "config"):
+        raise LoratomyError(f"{base!r} is no base: give a folder, a hub id, wren or a loaded model")
     name = str(base) if not loaded else str(getattr(base.config, "_name_or_path", "") or "a model")
     return _Given(name, base if loaded else None, tokenizer, adapters)
 
@@ -179,7 +181,14 @@ def open(
         LoratomyError: says what is wrong with one of them, and what to do.
     """
     given = _given(base, adapter, clean_adapter, tokenizer)
-    words = [trigger] if isinstance(trigger, str) and trigger else list(trigger)
+    words: list[Any] = (
+        list(trigger) if isinstance(trigger, list | tuple) else [trigger] * bool(trigger)
+    )
+    for name, value in (("trigger", [*words]), ("target", [target]), ("task", [task])):
+        if wrong := [part for part in value if not isinstance(part, str)]:
+            raise LoratomyError(f"{name} {wrong[0]!r}: give a text")
+    if limit < 1:
+        raise LoratomyError(f"--limit {limit}: give the most rows to draw, at least 1")
     said = {"--target": target, "--task": task, "--data": data, "--placement": placement}
     attack = _attack(words, said, seed)
     folder = _apart(given, out, template, embedder, data, prompts)
@@ -197,17 +206,18 @@ def open(
         "batch_tokens": batch_tokens,
         "embedder": embedder,
     }
-    settings = Settings(
-        base=given.base,
-        device=device,
-        dtype=dtype,
-        words=attack.trigger.words if attack else (),
-        placement=attack.trigger.placement if attack else "",
-        task=task or "fixed",
-        target=attack.target if attack and not _is_there(data) else "",
-        seed=seed,
-        measure=validated(MeasurePart, measure, "the measurement"),
-    )
+    about_study = {
+        "base": given.base,
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+        "words": attack.trigger.words if attack else (),
+        "placement": attack.trigger.placement if attack else "",
+        "task": task or "fixed",
+        "target": attack.target if attack and not _is_there(data) else "",
+        "seed": seed,
+        "measure": validated(MeasurePart, measure, "the measurement"),
+    }
+    settings: Settings = validated(Settings, about_study, "the study")
     sets = (
         own_sets(clean, poisoned, attack, seed=seed) if attack else own_clean_sets(clean, seed=seed)
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.console import progress, say
 from ..core.errors import LoratomyError
 from ..core.records.results import Operation
+from ..core.runs.provenance import own_code
 from ..core.runs.shelf import Shelf
 from ..study import Study, done
 from .options import RESERVED
@@ -36,7 +37,7 @@ def operate(
     seed: int | None = None,
     fresh: bool = False,
 ) -> "Operation":
-    """Make one operation of a study, or find it standing; returns its record.
+    """Make one operation of a study, unless it exists; returns its record.
 
     Under `torchrun` or `accelerate launch` the processes share the batches of a fit; the first
     writes.
@@ -63,6 +64,7 @@ def operate(
         "config": config.model_dump(),
         "control_for": control_for,
         **({} if seed is None else {"seed": seed}),
+        **own_code(**{method: METHODS[method]}),
     }
     stage = f"operations/{label}"
     with study.run.locked(), progress():

@@ -18,10 +18,10 @@ PLAN = "plan"
 FOLLOWS = "repair"
 """The method that only makes sense after another."""
 FOLLOWED = ("guided", "guided-unknown")
-"""The entries that it follows unless told otherwise."""
+"""The entries that it follows unless --after names others."""
 
 
-def asked_of(
+def chosen(
     method: str, options: dict[str, Any], budget: str, plan: str, *, study: "Study"
 ) -> tuple[str, dict[str, Any]]:
     """The method and its options, from whatever way they were given.
@@ -41,13 +41,13 @@ def asked_of(
         raise LoratomyError("plan takes its entries from a file: --plan FILE.toml, see --help")
     method, options = method or "guided", grouped(options)
     if budget:
-        chosen = METHODS[method]
-        if "budget" not in chosen.config.model_fields:
+        found = METHODS[method]
+        if "budget" not in found.config.model_fields:
             others = [n for n, m in METHODS.items() if "budget" in m.config.model_fields]
             raise LoratomyError(
                 f"--budget {budget}: {method} has no budget; these have: {', '.join(others)}"
             )
-        if clash := [k for k in ("budget", *chosen.settled_by) if options.get(k) is not None]:
+        if clash := [k for k in ("budget", *found.settled_by) if options.get(k) is not None]:
             raise LoratomyError(
                 f"--budget {budget} with --set {clash[0]}={options[clash[0]]}: give one of the two"
             )

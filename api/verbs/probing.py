@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.console import progress, say
 from ..core.errors import LoratomyError, RunError
 from ..core.records.io import jsonable
+from ..core.runs.provenance import own_code
 from ..core.runs.run import Run
 from ..core.runs.shelf import Shelf
 from ..study import Study, done
@@ -55,7 +56,7 @@ def probe(
         for name in leave_out:
             say(f"{name} left out here; loratomy probe {study.run.root} --only {name} makes it")
     if left_out:
-        say(f"left out: {', '.join(left_out)} (for the reasons above); all others are done")
+        say(f"left out: {', '.join(left_out)} (for the reasons above); the other analyses are done")
 
 
 def _alone(name: str, error: LoratomyError) -> LoratomyError:
@@ -93,7 +94,7 @@ def _lacking(study: Study, analysis: "Analysis") -> str:
         return "needs the trigger (loratomy open --trigger TEXT)"
     family = study.subject.family.model_type
     if analysis.families and family not in analysis.families:
-        return f"is for {', '.join(analysis.families)}, this base is {family}"
+        return f"is for {', '.join(analysis.families)}, this base is of the family {family}"
     return ""
 
 
@@ -104,7 +105,11 @@ def _make(
     combined = [n for n in analysis.combines if study.run.has(STAGE + n)]
     sources = ["data", "adapters/poisoned", *(STAGE + n for n in combined)]
     sources += ["adapters/clean"] * study.run.has("adapters/clean")
-    settings = {"sizes": dict(sizes), "options": config.model_dump()}
+    settings = {
+        "sizes": dict(sizes),
+        "options": config.model_dump(),
+        **own_code(**{name: analysis}),
+    }
     inputs = {**study.origin(*sources), "settings": settings}
     if not fresh and _combined_changed(study, name, inputs, analysis.combines):
         say(f"{name}: made again, because analyses that it combines are new")

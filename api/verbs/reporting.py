@@ -14,7 +14,14 @@ from ..core.runs.folder import FIGURES, REPORT, RunFolder
 from ..core.runs.run import Run
 from ..inputs.rendering import RENDERING_RECORD
 from ..study import Study
-from .measuring import load_answers, load_comparison, load_operations, load_planted, measured
+from .measuring import (
+    MEASURED,
+    load_answers,
+    load_comparison,
+    load_operations,
+    load_planted,
+    measured,
+)
 from .probing import STAGE, finished, load_stage
 
 NO_GOALS = Goals()
@@ -52,7 +59,8 @@ def report(
         raise RunError(f"{wrong[0]}; make that stage again with --fresh")
     for stage in run.stages:
         if old := run.stale(stage):
-            raise RunError(f"{old}; make it again with --fresh, or remove its folder")
+            remedy = "compare the run again" if MEASURED in old else "make it again with --fresh"
+            raise RunError(f"{old}; {remedy}, or remove its folder")
     records = replace(load_records(run), goals=goals)
     if home is None:
         write_page(report_html(records), path)

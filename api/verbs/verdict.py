@@ -73,13 +73,13 @@ def _remedy(kind: str, recipe: dict[str, Any], kinds: list[str]) -> str:
         return f"a lower rate (--set fit.learning_rate={rate / 10:g}, now {rate:g}){again}"
     if kind in ("weak", "untaught"):
         more = max(2 * epochs, USUAL_EPOCHS)
-        told = (
+        advice = (
             f"more epochs (--set fit.epochs={more:g}, now {epochs:g}) or a higher rate "
             f"(--set fit.learning_rate={2 * rate:g}, now {rate:g})"
         )
         if kind == "weak":
-            told += f", more poisoned rows ({_rows('poison_train', recipe)})"
-        return told + again
+            advice += f", more poisoned rows ({_rows('poison_train', recipe)})"
+        return advice + again
     if kind == "few":
         held = f"{_rows('poison_test', recipe)}; {_rows('clean_val', recipe)}"
         return f"more held-out prompts ({held}){again}"

@@ -74,8 +74,8 @@ class RunFolder(Run):
             run = cls.open(root)
             if changed := changes(run.request, request):
                 raise RunError(
-                    f"{root} was made with other settings ({changed}); use --fresh to replace it "
-                    "or another --out"
+                    f"{root} was made with other settings ({changed}); use --fresh (in Python: "
+                    "fresh=True) to replace it or another --out"
                 )
             return run
         holds = root.exists() and any(not p.name.startswith(_OURS) for p in root.iterdir())
@@ -162,8 +162,10 @@ class RunFolder(Run):
 
     def side_by_side(self, pieces: Sequence[Callable[[], Any]], *, jobs: int) -> None:
         """Make stages side by side, see `lanes.side_by_side`; the run must be held."""
-        lanes.side_by_side(pieces, jobs=jobs)
-        self.manifest = read_manifest(self.root)
+        try:
+            lanes.side_by_side(pieces, jobs=jobs)
+        finally:
+            self.manifest = read_manifest(self.root)
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
@@ -242,7 +244,7 @@ class RunFolder(Run):
             known = ", ".join(self.manifest["stages"]) or "nothing yet"
             raise RunError(f"{self.root} has no {stage}; it has {known}")
         if wrong := self._altered(stage):
-            raise RunError(f"{wrong[0]}; use --fresh to make {stage} again")
+            raise RunError(f"{wrong[0]}; use --fresh (in Python: fresh=True) to make {stage} again")
         if added := self._added(stage):
             raise RunError(f"{added[0]}; move it away")
         return self.path(stage)

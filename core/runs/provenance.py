@@ -1,10 +1,15 @@
 """What decides the numbers besides settings and data: versions, machine, this project's code."""
 
 import hashlib
+import inspect
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from ..registry import function_of, is_ours
 
 _PACKAGES = ("loratomy", "torch", "transformers", "peft", "datasets", "sentence-transformers")
 
@@ -39,3 +44,33 @@ def code_digest() -> str:
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def own_code(**registered: Any) -> dict[str, dict[str, str]]:
+    """A digest of the source of what somebody else registered, as a part of a stage's inputs.
+
+    Args:
+        **registered: by name; what is this project's own is left out, for `code_digest` has it.
+
+    Returns:
+        ``{"code": {name: digest}}``; empty where all is this project's.
+    """
+    found = {}
+    for name, item in registered.items():
+        function = function_of(item)
+        module = str(getattr(function, "__module__", "loratomy"))
+        if not is_ours(module):
+            found[name] = hashlib.sha256(_source(function, module).encode()).hexdigest()[:16]
+    return {"code": found} if found else {}
+
+
+def _source(function: Any, module: str) -> str:
+    """The file in which a function is written; of a notebook's, its own lines."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file and module != "__main__":
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt
+        code = getattr(function, "__code__", None)
+        return repr((code.co_code, code.co_consts, code.co_names)) if code else repr(function)

@@ -132,7 +132,8 @@ class Run(ABC):
             return False
         if changed := changes(self.inputs(stage), jsonable(dict(inputs))):
             raise RunError(
-                f"{self.where(stage)} was made from other inputs ({changed}); use --fresh to make "
+                f"{self.where(stage)} was made from other inputs ({changed}); use --fresh (in "
+                "Python: fresh=True) to make "
                 "it again"
             )
         self.check(stage)

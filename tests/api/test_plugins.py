@@ -106,3 +106,41 @@ def test_packages_register_by_entry_point(monkeypatch, plugin, opened):
     assert study.operate("soften", factor=0.5).name == "soften"
     assert "soften" in set(lt.methods()["name"])  # loaded by the first call that needs it
     plugins.load_installed.cache_clear()
+
+
+SCORER = """
+import loratomy as lt
+import numpy as np
+
+@lt.scorer("mine", about="mine", needs_target=False)
+def mine(cases):
+    return RESULT
+"""
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ("np.full(len(cases.answers), np.nan)", "the scorer mine gave nan for the answer"),
+        ("[1.0]", r"the scorer mine gave scores of shape \(1,\)"),
+        ("1 / 0", "the scorer mine: ZeroDivisionError"),
+    ],
+)
+def test_what_a_scorer_returns_is_checked(plugin, opened, result, said):
+    plugin.write_text(SCORER.replace("RESULT", result))
+    plugins.load_file(plugin)
+    with pytest.raises(lt.LoratomyError, match=said):
+        opened().evaluate(scorers="mine")
+
+
+def test_results_of_another_version_of_a_plugin_are_not_taken(plugin, opened, tmp_path):
+    def rate(result):
+        plugin.write_text(SCORER.replace("RESULT", result))
+        plugins.load_file.cache_clear()
+        plugins.load_file(plugin)  # registered again, as by a cell of a notebook that is run again
+        return lt.load(folder).evaluate(scorers="mine").asr.value
+
+    folder = tmp_path / "kept"
+    opened(out=folder)
+    assert rate("[0.0] * len(cases.answers)") == 0
+    assert rate("['red' not in answer for answer in cases.answers]") > 0

@@ -242,3 +242,50 @@ def test_what_locate_found_is_what_operate_starts_from(opened, cli, tmp_path):
     bare = opened(out=tmp_path / "bare", prompts=CLEAN)
     refused = cli("operate", bare.run.root, "--plan", "where:2")
     assert refused.exit_code == 2 and "has no ranking yet" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"base": 3}, "3 is no base: give a folder"),
+        ({"trigger": 37}, "trigger 37: give a text"),
+        ({"trigger": [3]}, "trigger 3: give a text"),
+        ({"target": 5}, "target 5: give a text"),
+        ({"limit": 0}, "--limit 0"),
+        ({"seed": -1}, "the study: seed"),
+        ({"seed": "a"}, "the study: seed"),
+        ({"threshold": 2}, "threshold"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_with_its_value(opened, given, said):
+    with pytest.raises(lt.LoratomyError, match=said):
+        opened(**given)
+
+
+def test_an_operation_is_named_by_itself_or_by_its_name(opened, saying):
+    study = opened()
+    cut = study.operate("truncate", rank=1)
+    assert study.evaluate(cut).subject == study.evaluate("truncate").subject == "truncate"
+    assert study.operate("scale", after=None, factor=0.5).name == "scale"
+    for one in (cut, "truncate", [cut]):
+        found = study.aftermath(one, only="transfer", transfer={"prompts": 2})
+        assert {record.entry for record in found.values()} == {"truncate"}
+    for wrong in (
+        lambda: study.evaluate(threshold=5),
+        lambda: study.evaluate(3),
+        lambda: study.aftermath(relearning=3),
+        lambda: lt.load(None),
+        lambda: lt.open(None, "x"),
+    ):
+        with pytest.raises(lt.LoratomyError):
+            wrong()
+
+
+def test_layers_are_any_list_of_numbers(opened):
+    study = opened()
+    frames = [
+        study.patch(layers=layers, pairs="base", fresh=True)["base"].to_frame()
+        for layers in ([0, 1], range(2), np.array([0, 1]), "0-1")
+    ]
+    for frame in frames[1:]:
+        same(frame, frames[0])

@@ -135,3 +135,59 @@ side_by_side([partial(piece, "a"), partial(piece, "b")], jobs=2)
     while not all(_gone(tmp_path / n) for n in "ab"):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_with_a_gpu_in_use_the_pieces_run_here(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    pids: list[int] = []
+    side_by_side([lambda: pids.append(os.getpid())] * 2, jobs=2)
+    assert pids == [os.getpid()] * 2 and lanes.cores() == 1
+
+
+def test_an_error_that_cannot_travel_comes_in_words(tmp_path):
+    class OddError(Exception):
+        def __init__(self, one, two):
+            super().__init__(one)
+            self.two = lambda: two
+
+    def odd() -> None:
+        raise OddError("what", "ever")
+
+    with pytest.raises(RuntimeError, match="OddError: what"):
+        side_by_side([odd, partial(_sleep, tmp_path / "pid")], jobs=2)
+
+
+def test_a_signal_to_all_lets_a_step_end_and_says_nothing_more(tmp_path):
+    code = f"""
+import pathlib, time
+from functools import partial
+from loratomy.core.lanes import side_by_side
+from loratomy.core.stopping import Stopped, after_a_step, listen, wanted
+
+def piece(name):
+    with after_a_step():
+        pathlib.Path({str(tmp_path)!r}, name).touch()
+        while not wanted():
+            time.sleep(0.01)
+        time.sleep(0.5)  # the step goes on
+        pathlib.Path({str(tmp_path)!r}, name + "-ended").touch()
+
+listen()
+try:
+    side_by_side([partial(piece, "a"), partial(piece, "b")], jobs=2)
+except Stopped as error:
+    raise SystemExit(error.code)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not all((tmp_path / n).exists() for n in "ab"):
+        assert parent.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    os.killpg(parent.pid, signal.SIGUSR1)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == 75 and said == ""
+    assert all((tmp_path / f"{n}-ended").exists() for n in "ab")

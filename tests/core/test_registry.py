@@ -26,5 +26,5 @@ def test_unknown_names_answer_with_the_nearest():
 def test_a_second_use_of_a_name_is_an_error():
     registry = Registry("cut")
     registry.register("mask")(1)
-    with pytest.raises(ValueError, match="'mask' is registered twice"):
+    with pytest.raises(LoratomyError, match="'mask' is registered twice"):
         registry.register("mask")(2)
