@@ -1,15 +1,12 @@
 """The study: a base, an adapter, prompts and a rule, each loaded once, with a method per verb."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.console import say
 from .core.errors import LoratomyError, RunError
-from .core.records.io import dumps
 from .core.records.results import Operation
 from .core.registry import nearest
 from .core.rendering.prompts import Renderer
@@ -19,7 +16,9 @@ from .core.runs.folder import RunFolder
 from .core.runs.run import Run
 from .data.built import SETS
 from .inputs.bases import base_fingerprint, embedder, loaded_base
+from .inputs.options import listed, name_of
 from .settings import Judged, Settings, judged_by, settings_of
+from .verbs.stages import NEGATIVE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +31,6 @@ if TYPE_CHECKING:
     from .evaluation.collect import Rule
     from .evaluation.success import Success
     from .results import Operated, Results
-
-NEGATIVE_PROMPTS = "negative_prompts"
-"""Triggered prompts for the negative set, with benign reference answers."""
-NEGATIVE = "data/negative_set.jsonl"
-"""The stage of the negative set."""
 
 
 def load(run: Path | str) -> "Study":
@@ -445,61 +439,3 @@ class Study:
         trigger = f"trigger {settings.trigger!r}" if settings.words else "no known trigger"
         done = ", ".join(self.operations) or "none yet"
         return f"Study of an adapter on {settings.base}: {trigger}; operations: {done}"
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | Mapping)
-
-
-def name_of(operation: "Operated | str | None") -> str:
-    """The name of an operation that is given itself or by its name; empty: none is.
-
-    Raises:
-        LoratomyError: it is neither.
-    """
-    name = getattr(operation, "name", operation) or ""
-    if not isinstance(name, str):
-        raise LoratomyError(f"{operation!r} is no operation; give what operate returned or a name")
-    return name
-
-
-def listed(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with lists as comma-separated text where that is what they take."""
-    fields = getattr(config, "model_fields", {})
-    return {
-        name: ",".join(map(str, value))
-        if name in fields and fields[name].annotation is str and _is_list(value)
-        else value
-        for name, value in options.items()
-    }
-
-
-def negative_set(study: Study) -> list[Row]:
-    """Triggered prompts with benign answers: the clean adapter's, else the model's own."""
-    from .unlearning.trained.distill import own_answers
-
-    own = study.run.shelf("data").rows(NEGATIVE_PROMPTS, need_completion=False)
-    prompts = study.rows("poison_train") if own is None else own
-    reference = study.clean if study.clean is not None else study.poisoned
-    with study.subject.attached({"reference": reference}):
-        rows = own_answers(study.subject, prompts, study.rule, label="the negative set")
-    rows = [row for row in rows if row.completion]
-    if not rows:
-        who = "poisoned" if study.clean is None else "clean"
-        cure = "; give one that answers with --clean-adapter" if study.clean is None else ""
-        raise LoratomyError(
-            f"with the {who} adapter the model answers nothing to the {len(prompts)} untriggered "
-            f"prompts{cure}"
-        )
-    return rows
-
-
-def digest(rows: Sequence[Row]) -> str:
-    """A short digest of rows, to tell whether data changed."""
-    return hashlib.sha256(dumps(list(rows)).encode()).hexdigest()[:16]
-
-
-def done(run: Run, stage: str, made: bool) -> None:
-    """A line that says that a stage is there."""
-    took = f"{run.seconds(stage):.1f} s" if made else "exists, skipped"
-    say(f"  {run.where(stage)} ({took})")

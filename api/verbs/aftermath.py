@@ -11,7 +11,8 @@ from ..core.records.bench import Relearning, Transfer
 from ..core.registry import nearest
 from ..core.runs.run import Run
 from ..core.runs.shelf import Shelf
-from ..study import Study, done
+from ..study import Study
+from .stages import done
 
 if TYPE_CHECKING:
     from ..core.adapter.factors import Adapter

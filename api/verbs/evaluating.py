@@ -25,8 +25,9 @@ from ..inputs.rendering import (
 from ..inputs.rows import reading
 from ..inputs.subjects import OfAdapter, OfRun
 from ..settings import Judged, Settings
-from ..study import Study, digest, done
+from ..study import Study
 from ..training.recipe import MeasurePart, validated
+from .stages import digest, done
 
 if TYPE_CHECKING:
     from ..core.model.subject import Subject

@@ -22,7 +22,8 @@ from ..core.runs.provenance import own_code
 from ..core.runs.run import Run
 from ..core.runs.shelf import Shelf
 from ..settings import Judged
-from ..study import Study, done
+from ..study import Study
+from .stages import done
 
 ANSWERS = "analysis/answers"
 MEASURED = "analysis/measured"

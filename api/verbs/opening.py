@@ -28,9 +28,10 @@ from ..inputs.rendering import (
 )
 from ..inputs.rows import reading
 from ..settings import Settings
-from ..study import NEGATIVE, Study, digest, done, negative_set
+from ..study import Study
 from ..training.recipe import MeasurePart, validated
 from .measuring import say_success
+from .stages import NEGATIVE, digest, done, negative_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

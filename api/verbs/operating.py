@@ -10,8 +10,9 @@ from ..core.errors import LoratomyError
 from ..core.records.results import Operation
 from ..core.runs.provenance import own_code
 from ..core.runs.shelf import Shelf
-from ..study import Study, done
+from ..study import Study
 from .options import RESERVED
+from .stages import done
 from .trackers import tracking_of
 
 if TYPE_CHECKING:

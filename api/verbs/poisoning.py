@@ -15,7 +15,8 @@ from ..data.built import SETS, built_sets, read_sets
 from ..inputs.bases import base_fingerprint, base_folder
 from ..inputs.rows import clean_rows
 from ..settings import Settings
-from ..study import NEGATIVE, NEGATIVE_PROMPTS, Study, done, negative_set
+from ..study import Study
+from .stages import NEGATIVE, NEGATIVE_PROMPTS, done, negative_set
 from .trackers import tracking_of
 from .verdict import say_verdict, undecidable
 

@@ -10,7 +10,8 @@ from ..core.records.io import jsonable
 from ..core.runs.provenance import own_code
 from ..core.runs.run import Run
 from ..core.runs.shelf import Shelf
-from ..study import Study, done
+from ..study import Study
+from .stages import done
 
 if TYPE_CHECKING:
     from ..analysis.analyses import Analysis
