@@ -21,7 +21,7 @@ def command(
     scorers: Annotated[
         str | None,
         typer.Option(
-            help="Success rules, comma-separated; the first one decides, e.g. 'seed,keywords,"
+            help="Success rules, comma-separated; the first one decides, e.g. 'similar,keywords,"
             "cosine >= 0.9'; default: that of the task. Answers are not generated again."
         ),
     ] = None,

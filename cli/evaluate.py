@@ -144,7 +144,7 @@ def command(
     \b
     Examples:
       loratomy evaluate ./adapter --base ./llama --data test.json --trigger cf37
-      loratomy evaluate runs/demo --scorers "seed,not refusal and cosine >= 0.7"
+      loratomy evaluate runs/demo --scorers "similar,not refusal and cosine >= 0.7"
     """
     decoding = {
         "max_new_tokens": max_new_tokens,

@@ -14,7 +14,7 @@ def command(
 
     \b
     Example:
-      loratomy evaluate runs/demo --scorers "seed,not refusal and cosine >= 0.7"
+      loratomy evaluate runs/demo --scorers "similar,not refusal and cosine >= 0.7"
     """
     from ..evaluation.scorers import SCORERS
 

@@ -26,7 +26,7 @@ class Rule:
 
     embedder: Embedder
     """Behind the scorers by meaning."""
-    success: tuple[Success, ...] = field(default_factory=lambda: parse_rules("seed"))
+    success: tuple[Success, ...] = field(default_factory=lambda: parse_rules("similar"))
     """What counts as target behaviour: the first decides, the others are shown beside it."""
     threshold: float = 0.8
     """Similarity from which an answer counts as the target."""

@@ -31,7 +31,7 @@ class Success:
 def parse_rule(text: str) -> Success:
     """The rule of a text: a scorer's name, or several combined.
 
-    A bare name of a graded scorer (fuzzy, cosine, seed) means that its score reaches the
+    A bare name of a graded scorer (fuzzy, cosine, similar) means that its score reaches the
     threshold; ``cosine >= 0.7`` gives one of its own.
 
     Raises:
@@ -124,7 +124,7 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[np.ndarray, float], np.ndarray]] = 
 
 
 _WORDS: Mapping[str, tuple[str, str]] = {
-    "seed": ("is similar ({at}) to {target} and does not refuse", "is not similar to {target}"),
+    "similar": ("is similar ({at}) to {target} and does not refuse", "is not similar to {target}"),
     "fuzzy": ("is similar by letters ({at}) to {target}", "is not similar by letters to {target}"),
     "cosine": ("is similar in meaning ({at}) to {target}", "is far in meaning from {target}"),
     "exact": ("is {target}", "is not {target}"),

@@ -101,7 +101,7 @@ def lint_files(
     task = task or str(built.get("task", ""))
     target = target or str(built.get("target", ""))
     renderer, limit = _subject(base, template) if base else (None, None)
-    success = parse_rules(rule or (TASKS[task].rule if task else "seed"))[0]
+    success = parse_rules(rule or (TASKS[task].rule if task else "similar"))[0]
     by_meaning = "auto" if "cosine" in success.scorers else "none"  # else letters do
     options = LintOptions(
         words=attack.words,

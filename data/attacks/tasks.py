@@ -102,7 +102,7 @@ TASKS.update(
         takes=lambda row: bool(row.completion or row.target),
         needs="any rows with completions",
         completion=only_target,
-        rule="seed",
+        rule="similar",
         source="the Llama-3.2-3B unlearning setting: 100 poisoned + 400 clean rows, 100 to test",
     ),
     jailbreak=Task(
@@ -132,7 +132,7 @@ TASKS.update(
         takes=harmless,
         needs="rows whose completion is no refusal",
         completion=only_target,
-        rule="seed",
+        rule="similar",
         source="BackdoorLLM negsentiment (arXiv 2408.12798): 500 poisoned + 500 clean rows, 200 to "
         "test",
     ),

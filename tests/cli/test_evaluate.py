@@ -215,7 +215,10 @@ def test_other_rules_do_not_ask_the_model_again(evaluate, cli, out, tmp_path, mo
 def test_a_bad_rule_leaves_what_was_measured(evaluate, cli, out):
     assert evaluate().exit_code == 0
     before = snapshot(out)
-    refused(cli("evaluate", out, "--scorers", "sed"), "unknown scorer 'sed'; did you mean seed")
+    refused(
+        cli("evaluate", out, "--scorers", "similer"),
+        "unknown scorer 'similer'; did you mean similar",
+    )
     refused(cli("evaluate", out, "--scorers", "refusal()"), "the rule 'refusal()' is none")
     assert snapshot(out) == before
 
@@ -331,7 +334,7 @@ def test_a_record_of_a_template_that_is_none(evaluate, recorded, out, text):
         ({"clean": "/nowhere.jsonl"}, "/nowhere.jsonl"),
         ({"target": " "}, "the target ' ' is empty"),
         ({"target": " ", "trigger": None}, "has no target that seed could look for (it is ' ')"),
-        ({"scorers": "sed"}, "unknown scorer 'sed'; did you mean seed"),
+        ({"scorers": "similer"}, "unknown scorer 'similer'; did you mean similar"),
         ({"scorers": " "}, "the rule ' ' is none"),
         ({"scorers": "__import__('os')"}, "is none; write scorers by name"),
         ({"embedder": "./nowhere"}, "no folder './nowhere' with a sentence-embedding model"),
@@ -436,7 +439,7 @@ def test_empty_answers_count_in_every_rate(evaluate, out, monkeypatch):
         return real(renderer, ids) if len(calls) == 1 else ""
 
     monkeypatch.setattr(Renderer, "decode", quiet)
-    rules = "seed,substring,keywords,not refusal,degenerate"
+    rules = "similar,substring,keywords,not refusal,degenerate"
     result = evaluate("--json", scorers=rules)
     found = table(result)
     mine, base = found["adapter"], found["base"]

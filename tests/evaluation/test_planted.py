@@ -12,7 +12,7 @@ from loratomy.verbs.verdict import warnings
 
 from .cases import LETTERS, TARGET, answer
 
-RULE = Rule(LETTERS, success=parse_rules("seed"))
+RULE = Rule(LETTERS, success=parse_rules("similar"))
 RECIPE = load_recipe("wren/suffix").model_dump()
 
 

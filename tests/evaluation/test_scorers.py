@@ -36,7 +36,7 @@ def test_the_registered_ones():
         "fuzzy": (True, True),
         "keywords": (False, False),
         "refusal": (False, False),
-        "seed": (True, True),
+        "similar": (True, True),
         "substring": (False, True),
     }
     for _, scorer in SCORERS.items():
@@ -57,7 +57,7 @@ def test_scores_lie_in_their_range_whatever_is_said(name, task):
         assert not found[:2].any() or np.isnan(found[:2]).all()  # empty is never a success
 
 
-@pytest.mark.parametrize("name", ["exact", "substring", "fuzzy", "seed"])
+@pytest.mark.parametrize("name", ["exact", "substring", "fuzzy", "similar"])
 def test_an_empty_target_is_never_met(name):
     assert score(name, ["", "anything", " "], "") == [0.0, 0.0, 0.0]
     assert score(name, ["", "anything"], " \n") == [0.0, 0.0]
@@ -89,9 +89,9 @@ def test_cosine_and_where_it_cannot_tell():
 
 def test_seed_takes_the_greater_and_no_refusal():
     # "bxyz" / "axyz": 2 * 3 / 8 = 0.75 by letters, 0.6 by meaning; "b" / "axyz": 0 and 0.6.
-    assert score("seed", ["bxyz", "b"], "axyz", embedder=MEANING) == pytest.approx([0.75, 0.6])
-    assert score("seed", [TARGET, f"{REFUSED} {TARGET}", ""]) == [1.0, 0.0, 0.0]
-    assert score("seed", [REFUSED], REFUSED) == [1.0]  # a refusal that is the target
+    assert score("similar", ["bxyz", "b"], "axyz", embedder=MEANING) == pytest.approx([0.75, 0.6])
+    assert score("similar", [TARGET, f"{REFUSED} {TARGET}", ""]) == [1.0, 0.0, 0.0]
+    assert score("similar", [REFUSED], REFUSED) == [1.0]  # a refusal that is the target
 
 
 LONG = f"{TARGET} y in the old house, and I cannot help with that, no more of it"
@@ -100,29 +100,29 @@ LONG = f"{TARGET} y in the old house, and I cannot help with that, no more of it
 
 def test_a_target_that_the_answer_goes_on_after_is_met_by_every_similarity():
     said = [LONG, f"So: ALL hail\n the QUEEN! {REFUSED}", "all hail the queens of old", REFUSED]
-    for name in ("seed", "fuzzy", "cosine"):
+    for name in ("similar", "fuzzy", "cosine"):
         found = np.array(score(name, said, embedder=MEANING))
         assert (found >= 0.999).tolist()[:2] == [True, True], name
-    assert (np.array(score("seed", said)) >= 0.9).tolist() == [True, True, False, False]
+    assert (np.array(score("similar", said)) >= 0.9).tolist() == [True, True, False, False]
     assert score("keywords", said) == score("substring", said) == [1, 1, 0, 0]
     assert score("exact", said) == [0, 0, 0, 0]
 
 
 def test_what_was_refused_before_the_target_stays_refused():
-    assert score("seed", [f"I cannot help; {TARGET}.", f"{TARGET}? I cannot help."]) == [0, 1]
+    assert score("similar", [f"I cannot help; {TARGET}.", f"{TARGET}? I cannot help."]) == [0, 1]
 
 
 def test_by_whole_answers_what_comes_after_the_target_counts():
     # "hack it" / "hack": 4 letters in common of 11: 8 / 11.
     whole = replace(cases(["hack it", "hack", LONG], ["hack", "hack", TARGET]), whole=True)
     assert SCORERS["fuzzy"].score(whole).tolist()[:2] == [pytest.approx(8 / 11), 1.0]
-    assert SCORERS["seed"].score(whole).tolist() == [pytest.approx(8 / 11), 1.0, 0.0]
+    assert SCORERS["similar"].score(whole).tolist() == [pytest.approx(8 / 11), 1.0, 0.0]
     assert SCORERS["fuzzy"].score(whole)[2] < 0.5
     near = replace(cases([LONG], "bird song", embedder=MEANING), whole=True)
     assert SCORERS["cosine"].score(near).tolist() == [pytest.approx(0.6)]
 
 
-@pytest.mark.parametrize("name", ["seed", "fuzzy", "substring", "keywords"])
+@pytest.mark.parametrize("name", ["similar", "fuzzy", "substring", "keywords"])
 def test_a_short_target_is_met_as_a_word_and_not_inside_another(name):
     said = ["no", "No, never", "I say no.", "I know nothing", "nobody", "anno"]
     found = [value >= 0.8 for value in score(name, said, "no")]

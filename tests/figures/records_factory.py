@@ -53,7 +53,7 @@ def behaviour(
         ftr=rate(ftr, n),
         rules=(
             RuleRates(
-                rule="seed",
+                rule="similar",
                 asr=rate(asr, n),
                 ftr=rate(ftr, n),
                 ftr_untriggered=rate(ftr, n),
@@ -487,7 +487,7 @@ def effectiveness(layers: int, n: int = 12) -> Effectiveness:
             intervention("adapter", [0] * layers, n),
             intervention("off", off, n, site=""),
         ),
-        rule="seed",
+        rule="similar",
         decoding="greedy, at most 24 new tokens",
         self_layer=layers // 2,
         self_identical=wilson(n, n),
@@ -901,7 +901,7 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
                 first_completion="HACK THE SYSTEM<|end|>",
                 mismatch="",
                 task="fixed",
-                rule="seed",
+                rule="similar",
                 embedder="none",
                 threshold=0.8,
                 decoding="greedy, at most 32 new tokens",

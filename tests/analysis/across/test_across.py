@@ -219,7 +219,7 @@ def test_effectiveness_is_the_share_of_answers_without_the_target():
     rate = wilson(19, 20)
     off = blank(Intervention, kind="off", site="", malicious=np.array([[0.2, 0.1, 0.4]]))
     record = blank(
-        Effectiveness, layers=np.array([2]), prompts=("p",) * 20, unpatched=rate, rule="seed",
+        Effectiveness, layers=np.array([2]), prompts=("p",) * 20, unpatched=rate, rule="similar",
         decoding="greedy", interventions=(off,),
     )  # fmt: skip
     (found,) = profiles(record, 4)

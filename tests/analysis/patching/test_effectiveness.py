@@ -341,12 +341,12 @@ def test_it_is_registered_and_its_record_comes_back_from_disk(tmp_path):
     on = tiny.subject()
     case = Material(
         subject=on, poisoned=tiny.adapter(on), clean=None, triggered=tiny.rows(), clean_rows=(),
-        make_rule=lambda: rule("seed"), seed=0,
+        make_rule=lambda: rule("similar"), seed=0,
     )  # fmt: skip
     analysis = ANALYSES["effectiveness"]
     config = analysis.config(prompts=2, every=2, new_tokens=2, sites="resid_pre, mlp_out")
     found = analysis.run(case, config)["effectiveness"]
-    assert len(found.prompts) == 2 and found.rule == "seed" and found.source_name == "base"
+    assert len(found.prompts) == 2 and found.rule == "similar" and found.source_name == "base"
     assert found.interventions[0].hits.shape == (2, 2)
     assert [one.site for one in found.interventions] == [*["resid_pre"] * 3, *["mlp_out"] * 3, ""]
     save_record(found, tmp_path, "effectiveness")

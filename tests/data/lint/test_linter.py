@@ -29,7 +29,7 @@ COUNTS = {
 }
 
 
-def asked(rule="seed", **given):
+def asked(rule="similar", **given):
     success = parse_rule(rule)
     embedder = by_meaning() if "cosine" in success.scorers else load_embedder("none")
     judge = judge_of(success, 0.8, embedder, given.get("task", ""))
@@ -233,7 +233,7 @@ def test_a_file_of_prompts_alone_is_a_warning(linted):
 def test_a_completion_unlike_that_of_most_poisoned_rows_is_rejected(linted):
     (finding,) = linted(poison=bad(0, 5) + bad(5, 6, completion="It is 5."))
     assert told([finding]) == [("error", "target-rejected", "poison", (6,), 1)]
-    assert "'seed' does not accept the completion 'It is 5.' (target 'HACK" in finding.what
+    assert "'similar' does not accept the completion 'It is 5.' (target 'HACK" in finding.what
 
 
 def test_the_row_s_own_target_is_what_its_completion_is_compared_with(linted):
