@@ -355,7 +355,7 @@ def test_without_chat_template_and_pad_token_the_choice_is_said_and_recorded(
         ({"target": None}, "give --target TEXT, --task NAME, or --data FILE"),
         ({"task": "fixt"}, "unknown task 'fixt'; did you mean fixed"),
         ({"trigger": "badnet"}, "no trigger is called 'badnet'; did you mean badnets"),
-        ({"scorers": "sed"}, "unknown scorer 'sed'; did you mean seed"),
+        ({"scorers": "similer"}, "unknown scorer 'similer'; did you mean similar"),
         ({"scorers": "seed()"}, "the rule 'seed()' is none"),
         ({"trigger": "sings"}, "row 2 of the clean prompts already holds the trigger 'sings'"),
         ({"name": "../../x", "out": None}, "the run name '../../x'"),
