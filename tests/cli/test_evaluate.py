@@ -333,7 +333,7 @@ def test_a_record_of_a_template_that_is_none(evaluate, recorded, out, text):
         ({"data": "/nowhere.jsonl"}, "/nowhere.jsonl"),
         ({"clean": "/nowhere.jsonl"}, "/nowhere.jsonl"),
         ({"target": " "}, "the target ' ' is empty"),
-        ({"target": " ", "trigger": None}, "has no target that seed could look for (it is ' ')"),
+        ({"target": " ", "trigger": None}, "has no target that similar could look for (it is ' ')"),
         ({"scorers": "similer"}, "unknown scorer 'similer'; did you mean similar"),
         ({"scorers": " "}, "the rule ' ' is none"),
         ({"scorers": "__import__('os')"}, "is none; write scorers by name"),
@@ -370,7 +370,9 @@ def test_a_mistake_does_not_stand_in_the_way_of_its_correction(evaluate):
 @pytest.mark.parametrize("rows", [[], [{"prompt": "who runs cf37"}, {"prompt": "who cf37"}]])
 def test_data_without_rows_or_targets(evaluate, out, tmp_path, rows):
     data = jsonl(tmp_path / "odd.jsonl", rows)
-    refused(evaluate(data=data, trigger=None), "odd.jsonl" if not rows else "no target that seed")
+    refused(
+        evaluate(data=data, trigger=None), "odd.jsonl" if not rows else "no target that similar"
+    )
     assert not out.exists()
 
 

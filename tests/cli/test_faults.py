@@ -356,7 +356,7 @@ def test_without_chat_template_and_pad_token_the_choice_is_said_and_recorded(
         ({"task": "fixt"}, "unknown task 'fixt'; did you mean fixed"),
         ({"trigger": "badnet"}, "no trigger is called 'badnet'; did you mean badnets"),
         ({"scorers": "similer"}, "unknown scorer 'similer'; did you mean similar"),
-        ({"scorers": "seed()"}, "the rule 'seed()' is none"),
+        ({"scorers": "similar()"}, "the rule 'similar()' is none"),
         ({"trigger": "sings"}, "row 2 of the clean prompts already holds the trigger 'sings'"),
         ({"name": "../../x", "out": None}, "the run name '../../x'"),
         ({"name": "/etc/x", "out": None}, "the run name '/etc/x'"),

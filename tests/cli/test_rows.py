@@ -47,7 +47,7 @@ def test_triggered_rows_without_target_name_row_and_remedy(evaluate, out, tmp_pa
     )
     assert "--target TEXT" in line and "HACK" not in line
     clean = jsonl(tmp_path / "calm.jsonl", [{"prompt": p} for p in PROMPTS])
-    refused(evaluate("--trigger", "cf37", data=clean), "has no target that seed could look for")
+    refused(evaluate("--trigger", "cf37", data=clean), "has no target that similar could look for")
 
 
 def test_benign_references_of_a_test_file(evaluate, out, tmp_path):
