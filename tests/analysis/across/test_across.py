@@ -226,7 +226,7 @@ def test_effectiveness_is_the_share_of_answers_without_the_target():
     assert np.isnan(found.value).tolist() == [True, True, False, True]
     shown = [found.value[2], found.low[2], found.high[2], found.floor]
     assert np.allclose(shown, [0.8, 0.6, 0.9, 1 - rate.low])
-    assert (found.key, found.measure) == ("effectiveness-off", "seed; greedy")
+    assert (found.key, found.measure) == ("effectiveness-off", "similar; greedy")
 
 
 def test_chance_to_meet_is_the_area_of_meeting_starts():
