@@ -123,7 +123,11 @@ class _Verbs(TyperGroup):
         """The command of this name; None where there is none."""
         if cmd_name not in VERBS:
             return None
-        module = import_module(f".{cmd_name}", __package__)
+        try:
+            module = import_module(f".{cmd_name}", __package__)
+        except KeyboardInterrupt:
+            say("error: interrupted; run the same command again")
+            raise typer.Exit(130) from None
         if hasattr(module, "command"):
             made = typer.Typer(**_MADE)
             made.command(name=cmd_name)(_guarded(module.command))

@@ -9,7 +9,7 @@ import typer
 
 from ..core.console import progress, say
 from ..core.files.outputs import run_path
-from ..core.lanes import cores
+from ..core.lanes import can_fork, cores
 from ..core.records.results import Comparison
 from ..study import Study
 from ..verbs.measuring import load_comparison, measure
@@ -48,7 +48,7 @@ def command(
     folder = run_path("demo", out)
     say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
     study = make_poisoned(load_recipe(recipe), folder, fresh=fresh, jobs=jobs)
-    if jobs > 1:
+    if jobs > 1 and can_fork():  # not where a GPU is in use by now
         say("steps 2 and 3 run side by side, 4 as soon as 3 is done; their lines are mixed")
     with study.run.locked(), progress():
         study.run.side_by_side([partial(locate, study), partial(cut, study)], jobs=jobs)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
-from ..settings import Judged
+from ..settings import judged_by
 from ..verbs.evaluating import Evaluated, evaluation
 from ..verbs.measuring import measure
 from .compare import show
@@ -176,7 +176,7 @@ def command(
         dtype=dtype,
         decoding={name: value for name, value in decoding.items() if value is not None},
     )
-    judged = Judged(scorers=scorers or None, threshold=threshold, embedder=embedder or None)
+    judged = judged_by(scorers=scorers or None, threshold=threshold, embedder=embedder or None)
     study = evaluation(subject, options, judged, out=out, fresh=fresh)
     anew = fresh and study.run.root == subject  # else it was begun anew already
     show(measure(study, fresh=anew), study.run, as_json=as_json)

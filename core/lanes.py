@@ -1,7 +1,7 @@
 """Pieces of work side by side on one machine, each in a forked process with one thread.
 
-Small models leave most of a second core idle: their products are too small to be shared between
-threads, so two stages at a time take little more than half of the time.
+The products of a small model gain little from a second thread, so two stages at a time, each on one
+core, are done before the two one after the other (docs/performance.md).
 """
 
 import multiprocessing
@@ -35,11 +35,11 @@ def inside() -> bool:
 
 def cores() -> int:
     """How many processor cores this process may use; 1 where it cannot be forked."""
-    return len(os.sched_getaffinity(0)) if _can_fork() else 1
+    return len(os.sched_getaffinity(0)) if can_fork() else 1
 
 
-def _can_fork() -> bool:
-    """Not outside Linux, among processes of a launcher, or with a GPU in use, which forks break."""
+def can_fork() -> bool:
+    """Whether this process may fork: not outside Linux, under a launcher, or with a GPU in use."""
     torch: Any = sys.modules.get("torch")
     if sys.platform != "linux" or processes.count() > 1:
         return False
@@ -63,7 +63,7 @@ def side_by_side(pieces: Sequence[Piece], *, jobs: int) -> None:
         Exception: the first error of a piece; the others are ended.
         LoratomyError: a process was killed.
     """
-    if jobs == 1 or len(pieces) == 1 or not _can_fork():
+    if jobs == 1 or len(pieces) == 1 or not can_fork():
         for piece in pieces:
             piece()
         return
