@@ -31,13 +31,15 @@ def ended(process, number, code):
     return said
 
 
-def test_ctrl_c_while_the_program_is_imported_says_interrupted():
+@pytest.mark.parametrize("module", ["app", "probe"])
+def test_ctrl_c_while_the_program_is_imported_says_interrupted(module):
     code = (
         "import sys, os, signal\n"
+        "sys.argv = ['loratomy', 'probe', 'x']\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's job may ignore it
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'loratomy.cli.app':\n"
+        f"        if name == 'loratomy.cli.{module}':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
         "from loratomy.cli.start import main\n"
