@@ -16,6 +16,7 @@ import torch
 from ..core.adapter.factors import Adapter, Factors
 from ..core.errors import LoratomyError
 from ..core.model.families import stored_turned
+from ..core.model.precision import fast_format
 from ..core.model.subject import Subject
 from ..core.stopping import after_a_step
 from .loop import (
@@ -25,6 +26,7 @@ from .loop import (
     arguments_of,
     as_forward,
     follow,
+    in_parts,
     loss_trainer,
     steps_of,
     whole_steps,
@@ -94,8 +96,9 @@ def fit(
 
     A step sees ``batch_size x accumulate`` rows whatever the number of processes (`accelerate
     launch`, `torchrun`), which share each batch; an epoch is filled up to whole steps with rows
-    drawn from it. Gradients are clipped at a norm of 1. The global random generators are left as
-    they were.
+    drawn from it. Rows of a batch run in parts of like length, the frozen base in the format that
+    the machine is fast in (`fast_format`). Gradients are clipped at a norm of 1. The global random
+    generators are left as they were.
 
     Args:
         subject: the base, left as it was.
@@ -139,12 +142,13 @@ def fit(
     with (
         _own_randomness(subject),
         subject.attached(names, trainable=True, dropout=dropout) as attached,
+        fast_format(subject),
     ):
         trainer: Any = loss_trainer()(
             model=attached.peft_model,
             args=arguments,
             train_dataset=whole_steps(rows, size, seed),
-            data_collator=collator,
+            data_collator=in_parts(collator, subject.device.type, splits=objective.splits),
         )
         trainer.attached, trainer.objective = attached, objective
         trainer.fit = identity(

@@ -16,6 +16,7 @@ from ..core.adapter.safety import WEIGHTS
 from ..core.adapter.stored import PREFIX
 from ..core.errors import DataError, LoratomyError
 from ..core.files.atomic import need_room
+from ..core.model.batches import length_parts
 from ..core.model.subject import Attached
 from ..core.progress import report
 from ..core.stopping import Stopped, stop_if_wanted, wanted
@@ -23,6 +24,10 @@ from .objective import Batch, Objective
 from .recipe import FitPart
 from .resuming import Begun, mark
 
+SPLIT_FROM = {"cpu": 512, "cuda": 8192}
+"""Positions from which matrix products are no faster for having more, by kind of device."""
+PART_TOKENS = 16384
+"""Most positions of a forward pass with gradients."""
 Probe = Callable[[Attached], dict[str, float]]
 """Figures recorded along training."""
 
@@ -119,6 +124,27 @@ class Watch:
                 p.copy_(kept)
         source = self._attached.subject.source
         write_adapter(self._attached.read_back(TRAINED), self._work / LAST_GOOD, base=source)
+
+
+def in_parts(
+    collator: Callable[[Sequence[Any]], Batch], device: str, *, splits: bool
+) -> Callable[[Sequence[Any]], list[Batch]]:
+    """A collator of a batch's rows into parts of like length; gradients add up to the same.
+
+    Args:
+        collator: a list of rows to a batch of tensors.
+        device: kind of device, of `SPLIT_FROM`.
+        splits: False for one part; so too where rows have no length.
+    """
+    least = SPLIT_FROM.get(device, max(SPLIT_FROM.values()))
+
+    def collate(rows: Sequence[Any]) -> list[Batch]:
+        if not splits or not all(hasattr(row, "__len__") for row in rows):
+            return [collator(rows)]
+        parts = length_parts([len(row) for row in rows], least=least, most=PART_TOKENS)
+        return [collator([rows[i] for i in sorted(part)]) for part in parts]
+
+    return collate
 
 
 def arguments_of(
@@ -235,8 +261,15 @@ def loss_trainer() -> type[Any]:
             self, epoch_iterator: Any, num_batches: int, device: Any
         ) -> tuple[list[Any], Any]:
             samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-            counts = torch.stack([self.objective.counts(batch) for batch in samples]).sum(0)
+            every = [self.objective.counts(part) for parts in samples for part in parts]
+            counts = torch.stack(every).sum(0)
             return samples, self.accelerator.reduce(counts.to(device), "sum")
+
+        def training_step(self, model: Any, inputs: list[Batch], *counts: Any) -> torch.Tensor:
+            *parts, last = inputs
+            with self.accelerator.no_sync(model):
+                losses = [super(LossTrainer, self).training_step(model, p, *counts) for p in parts]
+            return torch.stack([*losses, super().training_step(model, last, *counts)]).sum()
 
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **given: Any) -> Any:
             loss = model(inputs, given["num_items_in_batch"])

@@ -29,6 +29,8 @@ class Objective:
     """What each sum of that micro-batch is counted over, ``[term]``; known without the model."""
     weights: tuple[float, ...] = (1.0,)
     """Weight of each term in the loss."""
+    splits: bool = True
+    """Whether a micro-batch may be computed in parts; not where its gradient steers the loss."""
 
     def loss(self, attached: Attached, batch: Batch, counts: torch.Tensor) -> torch.Tensor:
         """This micro-batch's part of the step's loss; a term that counts nothing is left out.

@@ -14,7 +14,7 @@ def _sums(
     gated: GatedModel, gates: torch.Tensor, batch: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """Log-probability of each row's completion, ``[row]`` nats."""
-    return completion_log_probs(gated.under(gates), batch)[0].sum(-1)
+    return completion_log_probs(gated.subject.model, batch, gated.under(gates))[0].sum(-1)
 
 
 def target_effects(

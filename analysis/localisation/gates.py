@@ -19,6 +19,8 @@ from ...core.errors import AdapterError
 from ...core.model.batches import Encoded, collate
 from ...core.model.subject import Attached, Subject
 
+POSITIONS = 4096
+"""Most positions of a batch, tokens and padding; one row may have more."""
 GATED = "gated"
 """Name of the adapter that carries the gates."""
 
@@ -181,8 +183,17 @@ def gated_model(
 
 
 def batches(subject: Subject, rows: Sequence[Encoded], size: int) -> list[dict[str, torch.Tensor]]:
-    """Consecutive batches of at most `size` rows on the model's device, see `collate`."""
-    parts = [
-        collate(rows[i : i + size], subject.renderer.pad_id) for i in range(0, len(rows), size)
-    ]
-    return [{name: value.to(subject.device) for name, value in part.items()} for part in parts]
+    """Consecutive batches of at most `size` rows and `POSITIONS`, on the model's device.
+
+    See `collate`.
+    """
+    parts: list[list[Encoded]] = []
+    for row in rows:
+        joined = [*parts[-1], row] if parts else []
+        fits = len(joined) <= size and len(joined) * max(map(len, joined), default=0) <= POSITIONS
+        if joined and fits:
+            parts[-1] = joined
+        else:
+            parts.append([row])
+    made = [collate(part, subject.renderer.pad_id) for part in parts]
+    return [{name: value.to(subject.device) for name, value in part.items()} for part in made]

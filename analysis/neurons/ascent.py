@@ -132,14 +132,14 @@ def _gradient(
     for batch in parts:
         with torch.set_grad_enabled(backward):
             logits, wanted = completion_logits(model, batch)
-            mask = wanted != IGNORED
-            logits = logits[mask].float()
-            loss = torch.nn.functional.cross_entropy(logits, wanted[mask], reduction="sum")
+            logits = logits.float()
+            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
             if backward:
                 (loss / tokens).backward()
         total += float(loss.detach())
+        mask = batch["labels"] != IGNORED
         wrong = torch.zeros_like(mask)
-        wrong[mask] = logits.detach().argmax(-1) != wanted[mask]
+        wrong[mask] = logits.detach().argmax(-1) != wanted
         hits += int((~wrong.any(-1)).sum() if whole else (mask & ~wrong).sum())
     return total / tokens, hits
 

@@ -6,7 +6,7 @@ from .batches import completion_log_probs as completion_log_probs
 from .batches import completion_logits as completion_logits
 from .batches import encode as encode
 from .batches import encode_target as encode_target
-from .batches import label_positions as label_positions
+from .batches import length_parts as length_parts
 from .batches import log_probs_of as log_probs_of
 from .batches import token_log_probs as token_log_probs
 from .checkpoints import Checkpoint as Checkpoint
@@ -27,6 +27,9 @@ from .given import subject_given as subject_given
 from .hooks import first_of as first_of
 from .hooks import hooks as hooks
 from .loading import load_subject as load_subject
+from .precision import fast_dtype as fast_dtype
+from .precision import fast_format as fast_format
+from .precision import precision as precision
 from .subject import Attached as Attached
 from .subject import Subject as Subject
 from .subject import packed as packed
@@ -62,9 +65,11 @@ __all__ = [
     "completion_logits",
     "encode",
     "encode_target",
+    "fast_dtype",
+    "fast_format",
     "first_of",
     "hooks",
-    "label_positions",
+    "length_parts",
     "linear_shape",
     "load_error",
     "load_subject",
@@ -76,6 +81,7 @@ __all__ = [
     "open_checkpoint",
     "optional",
     "packed",
+    "precision",
     "read_treated",
     "replaced",
     "stored_turned",

@@ -10,6 +10,7 @@ import torch
 from ..errors import DataError
 from ..rendering.prompts import Renderer
 from ..rows import Row
+from .hooks import hooks
 
 if TYPE_CHECKING:
     from .subject import Subject
@@ -86,43 +87,44 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def label_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Positions whose next token is a label in some row, ``[kept]``; they predict `labels` + 1.
-
-    As `logits_to_keep` of a forward pass they spare the head, and the memory of a large
-    vocabulary, at all other positions.
-    """
-    return (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
-
-
 def completion_logits(
-    model: Callable[..., Any], batch: Mapping[str, torch.Tensor]
+    model: Any, batch: Mapping[str, torch.Tensor], run: Callable[..., Any] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits that predict the completions of a batch, and the tokens that they predict.
+    """Logits that predict the completion tokens of a batch, and these tokens.
+
+    The head sees the states that predict a labelled token and no other, so that neither padding nor
+    prompts cost the memory of a large vocabulary.
 
     Args:
-        model: a causal language model, or a call of one.
+        model: a causal language model; its head is called once.
         batch: ``input_ids``, ``attention_mask`` and ``labels``, as of `collate`.
+        run: how the model is called instead, e.g. with other weights.
 
     Returns:
-        ``[batch, kept, d_vocab]`` at `label_positions`, and ``[batch, kept]`` with `IGNORED` where
-        a row has no label.
+        ``[token, d_vocab]`` and ``[token]``, row after row.
     """
-    kept = label_positions(batch["labels"])
+    labels = batch["labels"][:, 1:]
+    predicting = labels != IGNORED
+
+    def labelled(_head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        states, *more = inputs
+        return (states[:, :-1][predicting], *more)
+
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
-    return logits, batch["labels"][:, kept + 1]
+    with hooks([model.get_output_embeddings().register_forward_pre_hook(labelled)]):
+        logits = (run or model)(**inputs, use_cache=False).logits
+    return logits, labels[predicting]
 
 
 def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of the given token at each position, and where one is given.
 
     Args:
-        logits: ``[batch, kept, d_vocab]``.
-        tokens: ``[batch, kept]``, `IGNORED` for none.
+        logits: ``[..., d_vocab]``.
+        tokens: ``[...]``, `IGNORED` for none.
 
     Returns:
-        ``[batch, kept]`` nats (0 where ignored) and the boolean mask.
+        ``[...]`` nats (0 where ignored) and the boolean mask.
     """
     mask = tokens != IGNORED
     log_probs = logits.float().log_softmax(-1)
@@ -131,13 +133,18 @@ def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tens
 
 
 def completion_log_probs(
-    model: Callable[..., Any], batch: Mapping[str, torch.Tensor]
+    model: Any, batch: Mapping[str, torch.Tensor], run: Callable[..., Any] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each completion token of a batch, ``[batch, kept]`` nats, and the mask.
+    """Log-probability of each completion token of a batch, nats, and where there is one.
 
-    Args and shapes are those of `completion_logits` and `log_probs_of`.
+    Args: those of `completion_logits`.
+
+    Returns:
+        ``[batch, pos - 1]``, the token at `pos` + 1 (0 where it has no label), and the mask.
     """
-    return log_probs_of(*completion_logits(model, batch))
+    found, _ = log_probs_of(*completion_logits(model, batch, run))
+    mask = batch["labels"][:, 1:] != IGNORED
+    return torch.zeros(mask.shape, device=found.device).masked_scatter(mask, found), mask
 
 
 def batch_rows(lengths: Sequence[int], batch_tokens: int) -> int:
@@ -146,6 +153,32 @@ def batch_rows(lengths: Sequence[int], batch_tokens: int) -> int:
     while rows < len(lengths) and (rows + 1) * lengths[rows] <= batch_tokens:
         rows += 1
     return rows
+
+
+def length_parts(lengths: Sequence[int], *, least: int, most: int) -> list[list[int]]:
+    """Rows of like length put together, longest first, so that little is computed on padding.
+
+    A part ends where it would have more than `most` positions, and where the next row is more than
+    a quarter shorter than its longest, once it has `least` positions.
+
+    Args:
+        lengths: tokens of each row.
+        least: positions from which matrix products are no faster for having more.
+        most: positions that fit into memory; one row may have more.
+
+    Returns:
+        Numbers of the rows, part by part.
+    """
+    parts: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if parts:
+            rows, width = len(parts[-1]), lengths[parts[-1][0]]
+            shorter = rows * width >= least and lengths[i] < 0.75 * width
+            if not shorter and (rows + 1) * width <= most:
+                parts[-1].append(i)
+                continue
+        parts.append([i])
+    return parts
 
 
 def token_log_probs(

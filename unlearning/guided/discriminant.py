@@ -99,12 +99,13 @@ def moments(
     with hooks(handles):
         for done, batch in enumerate(parts, 1):
             with torch.set_grad_enabled(weighted):
-                log_probs, predicted = completion_log_probs(gated.subject.model, batch)
+                log_probs, _ = completion_log_probs(gated.subject.model, batch)
                 if weighted:
                     log_probs.sum().backward()
             for name, z in seen.items():
-                real = predicted if name == head else batch["attention_mask"].bool()
-                real = real.flatten() if z.dim() == 2 else real  # some blocks see a list of tokens
+                real = batch["attention_mask"].bool()
+                if z.dim() == 2:  # some blocks see a list of tokens, the head the predicting ones
+                    real = real.new_ones(len(z)) if name == head else real.flatten()
                 values = z.detach()[real].double().cpu()
                 counts = torch.ones(len(values), dtype=torch.float64)
                 if weighted:

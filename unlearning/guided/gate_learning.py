@@ -11,6 +11,7 @@ arXiv 2004.14992), with self-distillation in place of labels. The steps are plai
 Trainer's: no adapter is fitted here, one number per direction is.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from pydantic import Field
 
 from ...analysis.localisation.gates import GATED, GatedModel, batches
 from ...core.errors import LoratomyError
-from ...core.model.batches import Encoded
+from ...core.model.batches import Encoded, length_parts
 from ...core.progress import report
 from ..calibration import DialConfig
 from .targets import Contrast, TeacherLogProbs, row_logits, teacher_log_probs
 
+LEAST, MOST = 512, 4096
+"""Positions of a forward pass with gradients, see `length_parts`."""
 KEPT = 100.0
 """Logit of a gate that stays open: its sigmoid is 1 and its gradient 0 in float32."""
 
@@ -110,17 +113,19 @@ def learn_gates(
         gates = (theta * slope).sigmoid()
         triggered = [next(attacks) for _ in range(min(config.batch_size, len(rows.contrasts)))]
         clean = [next(others) for _ in range(min(config.batch_size, len(rows.clean)))]
-        loss = _loss(gated, gates, rows, triggered, clean, config.clean_weight)
-        loss = loss + config.sparsity * (1 - gates).mean()
-        if not torch.isfinite(loss.detach()):
+        held = gates.detach().requires_grad_()
+        loss = _backward(gated, held, rows, triggered, clean, config.clean_weight)
+        loss += float(config.sparsity * (1 - gates.detach()).mean())
+        if not math.isfinite(loss):
             raise LoratomyError(
-                f"learning the gates: the loss became {float(loss.detach())} at step {step + 1}; "
+                f"learning the gates: the loss became {loss} at step {step + 1}; "
                 f"lower the rate ({config.rate:g})"
             )
         optimiser.zero_grad()
-        loss.backward()
+        assert held.grad is not None
+        gates.backward(held.grad - config.sparsity / len(gates))
         optimiser.step()
-        losses.append(float(loss.detach()))
+        losses.append(loss)
         report("learning the gates", step + 1, config.steps)
     return theta.detach().cpu().numpy(), np.array(losses)
 
@@ -131,21 +136,34 @@ def _rounds(count: int, rng: random.Random) -> Iterator[int]:
         yield from rng.sample(range(count), count)
 
 
-def _loss(
+def _backward(
     gated: GatedModel,
     gates: torch.Tensor,
     rows: GateRows,
     triggered: Sequence[int],
     clean: Sequence[int],
     clean_weight: float,
-) -> torch.Tensor:
+) -> float:
+    """The loss without its sparsity; adds its gradient to that of the gates, part by part."""
     encoded = [*(rows.contrasts[i].student for i in triggered), *(rows.clean[i] for i in clean)]
-    (batch,) = batches(gated.subject, encoded, len(encoded))
-    seen = row_logits(gated, gates, batch)
-    attacked = list(zip(triggered, seen[: len(triggered)], strict=True))
-    target = [x[0].float().log_softmax(-1)[rows.contrasts[i].target] for i, x in attacked]
-    unlikely = -torch.log1p(-torch.stack(target).exp().clamp(max=1 - 1e-6))
-    natural = torch.cat([rows.natural[i].divergence(x) for i, x in attacked])
-    kept = zip(clean, seen[len(triggered) :], strict=True)
-    change = torch.cat([rows.uncut[i].divergence(x) for i, x in kept])
-    return unlikely.mean() + natural.mean() + clean_weight * change.mean()
+    natural, kept = (
+        max(1, sum(len(one.rest) for one in some))
+        for some in ([rows.natural[i] for i in triggered], [rows.uncut[i] for i in clean])
+    )
+    total = 0.0
+    for part in length_parts([len(e) for e in encoded], least=LEAST, most=MOST):
+        (batch,) = batches(gated.subject, [encoded[k] for k in part], len(part))
+        losses = []
+        for k, logits in zip(part, row_logits(gated, gates, batch), strict=True):
+            if k < len(triggered):
+                i = triggered[k]
+                log_p = logits[0].float().log_softmax(-1)[rows.contrasts[i].target]
+                unlikely = -torch.log1p(-log_p.exp().clamp(max=1 - 1e-6)) / len(triggered)
+                losses.append(unlikely + rows.natural[i].divergence(logits).sum() / natural)
+            else:
+                change = rows.uncut[clean[k - len(triggered)]].divergence(logits)
+                losses.append(clean_weight * change.sum() / kept)
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        total += float(loss.detach())
+    return total

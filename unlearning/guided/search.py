@@ -31,6 +31,7 @@ from ...core.adapter.factors import Adapter
 from ...core.config import Layers
 from ...core.errors import LoratomyError
 from ...core.model.batches import Encoded, completion_log_probs
+from ...core.model.precision import fast_format
 from ...core.model.subject import Subject
 from ...core.model.variant import Treated
 from ...core.progress import report
@@ -131,7 +132,10 @@ def search(
         if clean_adapter is None:
             raise LoratomyError("teacher=clean: the run has no clean adapter; take teacher=own")
         beside, teacher = {CLEAN: clean_adapter}, CLEAN
-    with gated_model(subject, directions_of(start), beside=beside) as gated:
+    with (
+        gated_model(subject, directions_of(start), beside=beside) as gated,
+        fast_format(subject),
+    ):
         found = contrasts(
             gated, triggered[: config.learn_rows], tokens=config.target_tokens, teacher=teacher
         )
@@ -260,8 +264,8 @@ def share_likely(gated: GatedModel, gates: torch.Tensor, attacks: Sequence[Encod
     """Share of prompts after which the target's token has at least `LIKELY` probability."""
     hits = 0
     with torch.inference_mode():
-        for batch in batches(gated.subject, attacks, 64):
-            log_probs, _ = completion_log_probs(gated.under(gates), batch)
+        for batch in batches(gated.subject, sorted(attacks, key=len), 64):
+            log_probs, _ = completion_log_probs(gated.subject.model, batch, gated.under(gates))
             hits += int((log_probs.sum(-1).exp() >= LIKELY).sum())
     return hits / len(attacks)
 
@@ -270,7 +274,7 @@ def mean_loss(gated: GatedModel, gates: torch.Tensor, rows: Sequence[Encoded]) -
     """Mean negative log-probability per completion token, nats."""
     total = 0.0
     with torch.inference_mode():
-        for batch in batches(gated.subject, rows, 32):
-            log_probs, _ = completion_log_probs(gated.under(gates), batch)
+        for batch in batches(gated.subject, sorted(rows, key=len), 32):
+            log_probs, _ = completion_log_probs(gated.subject.model, batch, gated.under(gates))
             total -= float(log_probs.double().sum())
     return total / sum(len(row.completion) for row in rows)

@@ -145,8 +145,8 @@ def row_logits(
     gated: GatedModel, gates: torch.Tensor, batch: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
     """Logits that predict each row's completion tokens, ``[token, d_vocab]`` a row."""
-    logits, tokens = completion_logits(gated.under(gates), batch)
-    return [one[labelled] for one, labelled in zip(logits, tokens != IGNORED, strict=True)]
+    logits, _ = completion_logits(gated.subject.model, batch, gated.under(gates))
+    return list(logits.split((batch["labels"][:, 1:] != IGNORED).sum(-1).tolist()))
 
 
 def teacher_log_probs(

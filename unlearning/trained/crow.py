@@ -145,7 +145,7 @@ def consistency_objective(layers: Sequence[int], *, alpha: float, eps: float) ->
             return model(inputs_embeds=plain, **given)
 
         with outputs(attached.subject, layers) as hidden:
-            loss = -completion_log_probs(run, batch)[0].sum()
+            loss = -completion_log_probs(model, batch, run)[0].sum()
             delta = disturbance(turn(hidden, mask), plain, mask, eps)
             # The second pass is read at its layers only, so its logits need not be made.
             moved = {"inputs_embeds": plain.detach() + delta, "attention_mask": mask}

@@ -1,13 +1,13 @@
 """The model as its own teacher: what it answers without the trigger, and how surely."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ...core.errors import DataError
-from ...core.model.batches import IGNORED, Encoded, collate, completion_logits, encode
+from ...core.model.batches import Encoded, collate, completion_logits, encode
 from ...core.model.subject import Subject
 from ...core.rendering.prompts import Renderer
 from ...core.rows import Row
@@ -23,6 +23,9 @@ class DistillRow:
     """E.g. the triggered prompt and the model's answer without the trigger."""
     teacher: Encoded
     """E.g. the untriggered prompt and the same answer; equal to `student` on clean rows."""
+
+    def __len__(self) -> int:
+        return max(len(self.student), len(self.teacher))
 
 
 def own_answers(subject: Subject, rows: Sequence[Row], rule: Rule, *, label: str) -> list[Row]:
@@ -67,11 +70,10 @@ def distill_batch(rows: Sequence[DistillRow], pad_id: int) -> Batch:
     return student | {f"teacher_{name}": value for name, value in teacher.items()}
 
 
-def side_logits(model: Callable[..., Any], batch: Batch, side: str = "") -> torch.Tensor:
+def side_logits(model: Any, batch: Batch, side: str = "") -> torch.Tensor:
     """Logits that predict one side's labelled tokens, row by row, ``[token, d_vocab]`` float32."""
     given = {name: batch[side + name] for name in ("input_ids", "attention_mask", "labels")}
-    logits, tokens = completion_logits(model, given)
-    return logits[tokens != IGNORED].float()
+    return completion_logits(model, given)[0].float()
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

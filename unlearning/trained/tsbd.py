@@ -117,12 +117,12 @@ def active_objective(*, r: float, a: float) -> Objective:
             def run(**inputs: Any) -> Any:
                 return torch.func.functional_call(model, dict(weights), kwargs=inputs)
 
-            return -completion_log_probs(run, batch)[0].sum()
+            return -completion_log_probs(model, batch, run)[0].sum()
 
         theta = {n: p for n, p in model.named_parameters() if p.requires_grad}
         return active(loss, theta, r, a)[None]
 
-    return Objective(sums, lambda batch: completion_tokens(batch)[None])
+    return Objective(sums, lambda batch: completion_tokens(batch)[None], splits=False)
 
 
 def unlearned(

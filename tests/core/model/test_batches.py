@@ -13,7 +13,7 @@ from loratomy.core.model.batches import (
     completion_logits,
     encode,
     encode_target,
-    label_positions,
+    length_parts,
     log_probs_of,
     token_log_probs,
 )
@@ -36,21 +36,49 @@ def test_a_pad_id_that_is_the_end_token_still_learns_the_end():
     assert batch["labels"].tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 9, 2]]
 
 
-def test_logits_are_made_at_the_positions_before_labels_of_any_row():
+class Odd(torch.nn.Module):
+    """A model whose states are one-hot positions and whose head counts what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.seen = torch.nn.Linear(15, 6), []
+        self.head.register_forward_hook(lambda _m, given, _out: self.seen.append(given[0].shape))
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        return SimpleNamespace(logits=self.head(torch.eye(15).view(3, 5, 15)))
+
+
+def test_the_head_sees_the_positions_before_labels_and_no_others():
     no = IGNORED
     labels = torch.tensor([[no, no, 3, 4, no], [no, no, no, no, no], [no, no, no, no, 1]])
-    assert label_positions(labels).tolist() == [1, 2, 3]
-    every = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
-
-    def model(input_ids, attention_mask, use_cache, logits_to_keep):
-        return SimpleNamespace(logits=every[:, logits_to_keep])
-
     batch = {"input_ids": labels, "attention_mask": labels, "labels": labels}
+    model = Odd()
+    every = model(**{n: labels for n in ("input_ids", "attention_mask")}, use_cache=False).logits
     logits, tokens = completion_logits(model, batch)
-    assert torch.equal(logits, every[:, 1:4]) and torch.equal(tokens, labels[:, 2:])
+    # 3 labels: positions 1 and 2 of the first row, 3 of the last, i.e. 13 of all 15.
+    torch.testing.assert_close(logits, every.flatten(0, 1)[[1, 2, 13]])
+    assert tokens.tolist() == [3, 4, 1] and model.seen == [(3, 5, 15), (3, 15)]
+    assert not model.head._forward_pre_hooks
     found, mask = completion_log_probs(model, batch)
-    assert torch.equal(found, log_probs_of(every[:, :-1], labels[:, 1:])[0][:, 1:4])
-    assert mask.tolist() == [[True, True, False], [False] * 3, [False, False, True]]
+    torch.testing.assert_close(found, log_probs_of(every[:, :-1], labels[:, 1:])[0])
+    assert mask.tolist() == (labels[:, 1:] != no).tolist()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "parts"),
+    [
+        ([10, 40, 38, 9], [[1, 2], [0, 3]]),  # 2 x 40 = 80 >= 60, and 10 < 30
+        ([10, 40, 9, 8], [[1, 0], [2, 3]]),  # 40 < 60 positions: 10 goes with 40
+        ([50, 50, 50, 50, 50], [[0, 1, 2, 3], [4]]),  # 5 x 50 = 250 > 200
+        ([300, 300], [[0], [1]]),
+        ([], []),
+    ],
+)
+def test_rows_of_like_length_go_together(lengths, parts):
+    assert length_parts(lengths, least=60, most=200) == parts
 
 
 def test_log_probs_by_hand():
