@@ -31,7 +31,8 @@ def command(
         str,
         typer.Option(
             help=f"Built-in model: {', '.join(BUILT_IN)}; default wren. smollm2 is a real chat "
-            "model of 135 million parameters: TIME_HERE on two cores.",
+            "model of 135 million parameters: its two fits alone take about ten minutes on two "
+            "cores, the other steps longer.",
             show_default=False,
         ),
     ] = "",
