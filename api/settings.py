@@ -34,7 +34,7 @@ class Settings(Config):
     """Base, attack, seed and measurement of a study."""
 
     base: str
-    """A folder, a hub id, or ``wren``."""
+    """A folder, a hub id, ``wren`` or ``smollm2``."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` ..."""
     dtype: str = "auto"

@@ -7,7 +7,7 @@ import typer
 
 from ..core.console import out as stdout
 from ..core.console import say, say_json
-from ..core.errors import DataError, RunError
+from ..core.errors import DataError, LoratomyError, RunError
 from ..core.files.jsonfiles import read_json
 from ..core.records.across import Across, Agreement, Profile
 from ..core.runs.folder import RunFolder
@@ -112,7 +112,7 @@ def _layers(base: str) -> int | None:
     try:
         config = read_json((base_folder(base) or Path(base)) / "config.json")
         count = config.get("text_config", config).get("num_hidden_layers")
-    except (RunError, AttributeError):
+    except (LoratomyError, AttributeError):  # a built-in base may be missing here
         return None
     return count if isinstance(count, int) and count > 0 else None
 

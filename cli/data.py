@@ -14,6 +14,7 @@ from ..core.records.io import dumps
 from ..core.rows import Row, rows_to_jsonl
 from ..core.runs.manifest import outside_runs
 from ..data.built import SETS_RECORD, read_record
+from ..inputs.bases import A_BASE
 from ..inputs.rows import clean_rows
 from ..verbs.poisoning import WORLD
 from .attacks import table
@@ -205,8 +206,7 @@ def lint(
     base: Annotated[
         str,
         typer.Option(
-            help="Check rows with this model's tokenizer, template and context length: a folder, a "
-            "hub id, or wren."
+            help=f"Check rows with this model's tokenizer, template and context length: {A_BASE}."
         ),
     ] = "",
     template: Annotated[

@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from ..core.console import progress, say
+from ..core.errors import LoratomyError
 from ..core.files.outputs import run_path
 from ..core.lanes import can_fork, cores
 from ..core.records.results import Comparison
+from ..core.registry import nearest
+from ..inputs.bases import BUILT_IN
 from ..study import Study
 from ..verbs.measuring import load_comparison, measure
 from ..verbs.operating import operate
@@ -20,10 +23,25 @@ from ..verbs.reporting import report
 
 
 def command(
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/demo.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; default runs/demo, with --base smollm2 runs/demo-smollm2."),
+    ] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            help=f"Built-in model: {', '.join(BUILT_IN)}; default wren. smollm2 is a real chat "
+            "model of 135 million parameters: its two fits alone take about ten minutes on two "
+            "cores, the other steps longer.",
+            show_default=False,
+        ),
+    ] = "",
     recipe: Annotated[
-        str, typer.Option(help="Training recipe: base, attack and data.")
-    ] = "wren/suffix",
+        str,
+        typer.Option(
+            help="Training recipe: base, attack and data; default BASE/suffix.", show_default=False
+        ),
+    ] = "",
     jobs: Annotated[
         int,
         typer.Option(
@@ -37,7 +55,7 @@ def command(
         bool, typer.Option("--fresh", help="Delete existing results and start over.")
     ] = False,
 ) -> None:
-    """Run every step on the built-in model, in a few minutes.
+    """Run every step on a built-in model: on wren in a few minutes.
 
     Poison an adapter, locate the backdoor, cut it out, compare with controls, and write the report.
     Needs no hub, account or GPU. If it is interrupted, run the same command again to continue.
@@ -45,9 +63,18 @@ def command(
     from ..training.recipe import load_recipe
 
     began = time.perf_counter()
-    folder = run_path("demo", out)
+    if base and recipe:
+        raise LoratomyError("give --base, for its recipe BASE/suffix, or --recipe, not both")
+    if base and base not in BUILT_IN:
+        raise LoratomyError(
+            f"no built-in model {base!r}; {nearest(base, list(BUILT_IN))} (for another base give "
+            "--recipe FILE.toml)"
+        )
+    folder = run_path("demo" if base in ("", "wren") else f"demo-{base}", out)
     say(f"1/5 poison: a clean and a poisoned adapter in {folder}")
-    study = make_poisoned(load_recipe(recipe), folder, fresh=fresh, jobs=jobs)
+    study = make_poisoned(
+        load_recipe(recipe or f"{base or 'wren'}/suffix"), folder, fresh=fresh, jobs=jobs
+    )
     if jobs > 1 and can_fork():  # not where a GPU is in use by now
         say("steps 2 and 3 run side by side, 4 as soon as 3 is done; their lines are mixed")
     with study.run.locked(), progress():

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..core.console import say
+from ..inputs.bases import A_BASE
 from ..settings import judged_by
 from ..verbs.evaluating import Evaluated, evaluation
 from ..verbs.measuring import measure
@@ -51,9 +52,7 @@ def command(
             help="Clean prompts with answers, as for --data; default: the clean rows of --data."
         ),
     ] = "",
-    base: Annotated[
-        str, typer.Option(help="Base model of the adapter: a folder, a hub id, or wren.")
-    ] = "",
+    base: Annotated[str, typer.Option(help=f"Base model of the adapter: {A_BASE}.")] = "",
     trigger: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=TRIGGER_HELP)] = None,
     placement: Annotated[str, typer.Option(help=PLACEMENT_HELP)] = "",
     task: Annotated[str, typer.Option(help=TASK_HELP)] = "",

@@ -11,7 +11,7 @@ from ..core.errors import LoratomyError
 from ..core.files.outputs import check_folder_out, out_path
 from ..core.runs.manifest import outside_runs
 from ..inputs.adapters import ADAPTER_FILES, fetched
-from ..inputs.bases import base_folder
+from ..inputs.bases import A_BASE, base_folder
 from .tables.numbers import Numbers
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _OWN = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_
 
 
 def command(
-    base: Annotated[str, typer.Option(help="Base model: a folder, a hub id, or wren.")],
+    base: Annotated[str, typer.Option(help=f"Base model: {A_BASE}.")],
     merged: Annotated[str, typer.Option(help="Merged model: a folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Folder of the adapter to write.")],
     energy: Annotated[

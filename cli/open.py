@@ -8,6 +8,7 @@ import typer
 from ..core.console import say
 from ..core.files.outputs import run_path
 from ..inputs.adapters import run_name
+from ..inputs.bases import A_BASE
 from ..verbs import opening
 from .options import (
     BATCH_HELP,
@@ -28,7 +29,7 @@ from .options import (
 
 
 def command(
-    base: Annotated[str, typer.Option(help="Base model: a folder, a hub id, or wren.")],
+    base: Annotated[str, typer.Option(help=f"Base model: {A_BASE}.")],
     adapter: Annotated[
         Path,
         typer.Option(help="PEFT adapter to study: a folder, or a hub id (owner/name[@revision])."),

@@ -18,8 +18,8 @@ def command(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="Recipe: wren/suffix, llama-3.2-3b/suffix, llama-3.2-3b/backdoorllm, or a .toml "
-            "file."
+            help="Recipe: wren/suffix, smollm2/suffix, smollm2/badnets, llama-3.2-3b/suffix, "
+            "llama-3.2-3b/backdoorllm, or a .toml file."
         ),
     ] = "wren/suffix",
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<name>.")] = None,

@@ -14,6 +14,7 @@ from .recipe import Words as Words
 from .recipe import load_recipe as load_recipe
 from .recipe import validated as validated
 from .resuming import last_whole as last_whole
+from .smollm2 import smollm2_path as smollm2_path
 from .tracking import NO_TRACKING as NO_TRACKING
 from .tracking import Tracking as Tracking
 from .tracking import trackers_of as trackers_of
@@ -36,6 +37,7 @@ __all__ = [
     "fresh_adapter",
     "last_whole",
     "load_recipe",
+    "smollm2_path",
     "steps_of",
     "trackers_of",
     "validated",

@@ -1,6 +1,7 @@
 """Bases and sentence-embedding models, each loaded once in a process."""
 
 import hashlib
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,30 @@ if TYPE_CHECKING:
     from ..core.model.subject import Subject
     from ..evaluation.similarity import Embedder
 
-WREN = "wren"
-"""Name of the built-in base."""
 
-
-def base_folder(source: str) -> Path | None:
-    """Where the built-in base is; None for everything else."""
-    if source != WREN:
-        return None
+def _wren() -> Path:
     from ..training.wren import wren_path
 
     return wren_path()
+
+
+def _smollm2() -> Path:
+    from ..training.smollm2 import smollm2_path
+
+    return smollm2_path()
+
+
+BUILT_IN: Mapping[str, Callable[[], Path]] = {"wren": _wren, "smollm2": _smollm2}
+"""Built-in bases: name -> what gives the folder of its files."""
+
+A_BASE = f"a folder, a hub id, or a built-in model ({', '.join(BUILT_IN)})"
+"""What can be given as a base, for help and errors."""
+
+
+def base_folder(source: str) -> Path | None:
+    """Where a built-in base is; None for everything else."""
+    found = BUILT_IN.get(source)
+    return found and found()
 
 
 def base_fingerprint(source: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ..settings import Settings
 from ..study import Study
 from ..verbs.measuring import subjects
 from .adapters import adapter_sums
+from .bases import A_BASE
 
 
 class OfRun:
@@ -62,8 +63,8 @@ class OfAdapter:
         check_folder(folder)
         if not base:
             raise LoratomyError(
-                f"give the base model of the adapter {folder} with --base (a folder, a hub id, or "
-                "wren); what the adapter says of its base is not followed"
+                f"give the base model of the adapter {folder} with --base ({A_BASE}); "
+                "what the adapter says of its base is not followed"
             )
         if not data:
             raise LoratomyError("give the prompts to evaluate on with --data")

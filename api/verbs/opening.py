@@ -18,7 +18,7 @@ from ..core.runs.shelf import Shelf
 from ..data.everyday import everyday_prompts
 from ..data.splits import own_clean_sets, own_sets
 from ..inputs.adapters import adapter_sums, copy_adapter, located, of_size, other_base
-from ..inputs.bases import base_fingerprint, base_folder, loaded_base
+from ..inputs.bases import A_BASE, base_fingerprint, base_folder, loaded_base
 from ..inputs.rendering import (
     RENDERING_RECORD,
     RenderingOptions,
@@ -104,7 +104,7 @@ def _given(base: Any, adapter: Any, clean_adapter: Any, tokenizer: Any) -> _Give
         if given is not None and given != ""
     }
     if loaded and not hasattr(base, "config"):
-        raise LoratomyError(f"{base!r} is no base: give a folder, a hub id, wren or a loaded model")
+        raise LoratomyError(f"{base!r} is no base: give {A_BASE}, or a loaded model")
     name = str(base) if not loaded else str(getattr(base.config, "_name_or_path", "") or "a model")
     return _Given(name, base if loaded else None, tokenizer, adapters)
 
@@ -145,7 +145,8 @@ def open(
     """A study of a base and an adapter; half of the prompts are held out for the final figures.
 
     Args:
-        base: a folder, a hub id, ``wren``, or a loaded transformers model or `PeftModel`.
+        base: a folder, a hub id, ``wren`` or ``smollm2``, or a loaded transformers model or
+            `PeftModel`.
         adapter: a PEFT folder, a hub id (``owner/name[@revision]``) or a `PeftModel`; None: the
             active adapter of `base`.
         trigger: its text or texts, or a published trigger by name; empty: none is known.

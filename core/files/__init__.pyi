@@ -8,6 +8,7 @@ from .atomic import sha256 as sha256
 from .atomic import sweep_temporaries as sweep_temporaries
 from .atomic import whole_folder as whole_folder
 from .atomic import write_atomic as write_atomic
+from .cache import cache_folder as cache_folder
 from .jsonfiles import MANIFEST as MANIFEST
 from .jsonfiles import RECORD as RECORD
 from .jsonfiles import Outside as Outside
@@ -42,6 +43,7 @@ __all__ = [
     "SUFFIXES",
     "TEMPORARY",
     "Outside",
+    "cache_folder",
     "check_apart",
     "check_file_out",
     "check_folder_out",

@@ -57,7 +57,7 @@ class Subject:
     family: Family
     """Where things are in it."""
     source: str
-    """What the user gave: a folder, a hub id, or ``wren``."""
+    """What the user gave: a folder, a hub id, or a built-in model's name."""
 
     @property
     def device(self) -> torch.device:
