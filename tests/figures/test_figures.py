@@ -21,7 +21,7 @@ def drawn(records, name: str) -> dict:
 
 def test_everything_is_drawn_once_and_says_its_numbers(make):
     figures = draw(make.full_records())
-    expected = 1 + 2 + 2 + 3 + 3 + (4 * 2 + 1) + 1
+    expected = 1 + 2 + 2 + 3 + 3 + (4 * 2 + 1) + 2
     expected += 4  # screening: hook points, heads, modules, against exact
     expected += 2 + 2 + 2  # probes, consistency, attention
     expected += 1  # effectiveness
