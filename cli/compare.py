@@ -101,7 +101,7 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Numbers:
 
 def _nats(value: float, low: float, high: float) -> str:
     """KL divergence with its interval below, where it has one; a dash where it is undefined."""
-    shown = [f"{v:.4f}" if abs(v) < 1 else f"{v:.3g}" for v in (value, low, high)]
+    shown = [f"{v:.4f}"[1:] if v < 0.99995 else f"{v:.3g}" for v in (value, low, high)]
     ends = f"\n{shown[1]}–{shown[2]}" if math.isfinite(low) and math.isfinite(high) else ""
     return "–" if math.isnan(value) else shown[0] + ends
 

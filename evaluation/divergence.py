@@ -168,7 +168,7 @@ def _batches(answers: Sequence[Encoded], batch_tokens: int, most: int) -> Iterat
         for i, row in enumerate(answers)
         for at in range(0, len(row.completion), most)
     ]
-    pieces.sort(key=lambda piece: (len(piece[1].prompt), len(piece[1])))
+    pieces.sort(key=lambda piece: (len(piece[1]), len(piece[1].prompt)))
     rows: list[int] = []
     taken: list[Encoded] = []
     for row, piece in pieces:
