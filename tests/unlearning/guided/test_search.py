@@ -249,7 +249,7 @@ def test_a_cut_keeps_to_a_kl_limit(tmp_path):
     bench = bench_of(planted.planted().among(), tmp_path)
     options = {"basis": "singular", **QUICK}
     free, _ = operated(bench, budget={"perplexity": 1e9, "kl": 1e9}, **options)
-    apart = free.path.kl[free.path.chosen]
+    apart = float(free.path.kl[free.path.chosen])
     assert free.path.chosen > 0 and apart > 0 and free.path.kl[0] < 1e-6
     _, record = operated(bench, budget={"perplexity": 1e9, "kl": apart / 2}, **options)
     path = record.path
