@@ -235,7 +235,7 @@ class Study:
         embedder: str | None = None,
         fresh: bool = False,
     ) -> "Behaviour":
-        """What the suspicious adapter does on held-out prompts: ASR, FTR, accuracy, perplexity.
+        """What the suspicious adapter does on held-out prompts: ASR, FTR, accuracy, perplexity, KL.
 
         Args:
             of: ``base``, ``clean``, or an operation or its name, instead.
@@ -406,6 +406,7 @@ class Study:
         fresh: bool = False,
         asr_goal: float | None = None,
         perplexity_goal: float | None = None,
+        kl_goal: float | None = None,
     ) -> Path:
         """Write what has been found so far as one self-contained HTML page; returns its path.
 
@@ -415,12 +416,14 @@ class Study:
             fresh: replace a file there that is no page of this program's.
             asr_goal: judge operations by this highest upper 95 % bound of ASR, a fraction.
             perplexity_goal: judge operations by this highest rise of perplexity, a fraction.
+            kl_goal: judge operations by this highest KL divergence from the suspicious adapter,
+                nats per token of its own clean answers.
         """
         from .core.records.goals import Goals
         from .verbs.reporting import report
 
         out = None if path is None else Path(path)
-        goals = Goals(asr=asr_goal, perplexity=perplexity_goal)
+        goals = Goals(asr=asr_goal, perplexity=perplexity_goal, kl=kl_goal)
         return report(self, formats=formats, out=out, fresh=fresh, goals=goals)
 
     def save(self, folder: Path | str) -> Path:

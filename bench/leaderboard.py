@@ -31,11 +31,11 @@ def standings(
     an entry appears once in each comparison that it is part of. Means give every cell the same
     weight; their intervals resample cells and, within a cell, its seeds (see `resampling`), so
     they say how entries vary between subjects, not how sure one subject's ASR is: that interval
-    is in its row. With a single subject there is nothing to resample: ASR and perplexity take the
-    interval of that row, accuracy and seconds have none (NaN). Seeds of a single cell may share
-    subject and prompts: there ASR and perplexity get no interval narrower than the rows' own are on
-    average, and values that are all the same have none otherwise. A mean over anything that is not
-    finite is not, and has no interval.
+    is in its row. With a single subject there is nothing to resample: ASR, perplexity and KL take
+    the interval of that row, accuracy and seconds have none (NaN). Seeds of a single cell may share
+    subject and prompts: there ASR, perplexity and KL get no interval narrower than the rows' own
+    are on average, and values that are all the same have none otherwise. A mean over anything that
+    is not finite is not, and has no interval.
 
     Args:
         rows: of the bench, one for each entry on each subject.
@@ -196,6 +196,7 @@ def _standing(
     asr = _mean(rows, [r.asr.value for r in rows], weights, own)
     own = [(r.perplexity_low, r.perplexity_high) for r in rows]
     perplexity = _mean(rows, [r.perplexity_change for r in rows], weights, own)
+    kl = _mean(rows, [r.kl for r in rows], weights, [(r.kl_low, r.kl_high) for r in rows])
     accuracy = _mean(rows, [r.accuracy_change for r in rows], weights)
     seconds = _mean(rows, [r.seconds for r in rows], weights)
     fields = {
@@ -206,6 +207,7 @@ def _standing(
         "n": len(rows),
         "asr": asr,
         "perplexity_change": perplexity,
+        "kl": kl,
         "accuracy_change": accuracy,
         "seconds": seconds,
         "asr_met": share_of_cells(cells, [r.asr.high <= ASR_MET for r in rows]),

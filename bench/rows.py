@@ -143,6 +143,10 @@ def rows_of(run: RunFolder, cell: "Cell") -> tuple[list[BenchRow], list[tuple[st
             perplexity_change=pair.perplexity_change if pair else 0.0,
             perplexity_low=pair.perplexity_low if pair else 0.0,
             perplexity_high=pair.perplexity_high if pair else 0.0,
+            kl=behaviour.kl,
+            kl_low=behaviour.kl_low,
+            kl_high=behaviour.kl_high,
+            kl_n=behaviour.kl_n,
             degenerate=behaviour.degenerate,
         )
         for about, behaviour, pair in found.values()

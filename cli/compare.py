@@ -1,5 +1,6 @@
 """`loratomy compare`: measure all subjects on the same held-out prompts."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,10 +35,11 @@ def command(
     """Measure base, adapters and operations on held-out prompts.
 
     Reports ASR on triggered prompts, FTR on the same prompts without the trigger and on clean ones,
-    clean accuracy, perplexity per token and degeneration. Rates have their n and Wilson 95 %
-    intervals; changes against the poisoned adapter have McNemar's exact p and a paired bootstrap
-    interval. Existing measurements are kept. The answers are in
-    analysis/answers/*/answers.parquet, their scores in analysis/measured/*/scores.parquet.
+    clean accuracy, perplexity per token, KL divergence from the poisoned adapter on its own answers
+    to clean prompts, and degeneration. Rates have their n and Wilson 95 % intervals; changes
+    against the poisoned adapter have McNemar's exact p and a paired bootstrap interval. Existing
+    measurements are kept. The answers are in analysis/answers/*/answers.parquet, their scores in
+    analysis/measured/*/scores.parquet.
 
     Example: loratomy compare runs/demo --json
     """
@@ -72,25 +74,36 @@ def _table(comparison: Comparison, objects: list[dict[str, Any]]) -> Numbers:
             _share(item["asr"]),
             _share(item["ftr"]),
             f"{item['perplexity']:.3f}\n{item['perplexity_change']:+.1%}",
+            _nats(item["kl"], item["kl_low"], item["kl_high"]),
             _share(item["clean_accuracy"]),
             _share(item["degenerate"]),
             *([str(item["directions_cut"])] if cuts else []),
         )
         for item in objects
     ]
-    heads = ["subject", "ASR", "FTR", "perplexity", "accuracy", "degen."]
+    heads = ["subject", "ASR", "FTR", "perplexity", "KL", "accuracy", "degen."]
     return Numbers(
         [*heads, "cut"] if cuts else heads,
         rows,
-        title=f"n: ASR {first.asr.n}, FTR {first.ftr.n}, accuracy {first.clean_accuracy.n}",
+        title=f"n: ASR {first.asr.n}, FTR {first.ftr.n}, accuracy {first.clean_accuracy.n}, "
+        f"KL {first.kl_n}",
         caption=f"percent, with Wilson 95 % intervals; success: {protocol.rule}; "
         f"{protocol.decoding}; embeddings: {protocol.embedder}; accuracy: the row's key in "
         f"the answer, else similarity >= {protocol.threshold:g} to the reference "
-        f"({protocol.references}); perplexity per completion token, and its change"
+        f"({protocol.references}); perplexity per completion token, and its change; KL: "
+        "divergence from the poisoned adapter on its own greedy answers to the clean prompts, nats "
+        "per token, with its bootstrap interval over prompts"
         "; degen.: clean answers that are empty, repeat themselves, or are far from the poisoned "
         "adapter's (from the references for base, clean and poisoned)"
         + ("; cut: directions" if cuts else ""),
     )
+
+
+def _nats(value: float, low: float, high: float) -> str:
+    """KL divergence with its interval below, where it has one; a dash where it is undefined."""
+    shown = [f"{v:.4f}"[1:] if v < 0.99995 else f"{v:.3g}" for v in (value, low, high)]
+    ends = f"\n{shown[1]}–{shown[2]}" if math.isfinite(low) and math.isfinite(high) else ""
+    return "–" if math.isnan(value) else shown[0] + ends
 
 
 def _share(rate: dict[str, Any]) -> str:

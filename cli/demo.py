@@ -126,7 +126,8 @@ def summary(comparison: Comparison) -> str:
         row = rows[name]
         change = row.perplexity / poisoned.perplexity - 1
         parts.append(
-            f"{name}: {row.asr.value:.0%} (at most {row.asr.high:.1%}), perplexity {change:+.1%}"
+            f"{name}: {row.asr.value:.0%} (at most {row.asr.high:.1%}), perplexity {change:+.1%}, "
+            f"KL {row.kl:.3f}"
         )
     random = rows["control-random"]
     parts.append(f"as much cut at random: {random.asr.value:.0%}")

@@ -136,7 +136,8 @@ def command(
 ) -> None:
     """Evaluate a run or a PEFT adapter, and its base, on prompts.
 
-    Reports ASR, FTR, clean accuracy, perplexity and degeneration, with counts and intervals. The
+    Reports ASR, FTR, clean accuracy, perplexity, KL divergence (of the base from the adapter, on
+    the adapter's own answers to clean prompts) and degeneration, with counts and intervals. The
     answers are kept in analysis/answers, their scores in analysis/measured. To judge the same
     answers by another rule, without generating again, give the evaluation's folder and --scorers.
 

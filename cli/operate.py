@@ -32,7 +32,12 @@ def command(
         ),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="Allowed rise of perplexity on calibration rows, e.g. 1% or 0.01.")
+        str,
+        typer.Option(
+            help="What the cut may cost on clean calibration rows: rise of perplexity, e.g. 1% or "
+            "0.01; after kl= nats per token of KL divergence from the poisoned adapter on its own "
+            "answers; or both, e.g. 1%,kl=.05. With kl= alone perplexity may rise by 5%."
+        ),
     ] = "",
     plan: Annotated[
         str,
@@ -89,6 +94,7 @@ def command(
     \b
     Examples:
       loratomy operate runs/x guided --budget 1%
+      loratomy operate runs/x truncate --budget 1%,kl=.05
       loratomy operate runs/x repair --after guided
       loratomy operate runs/x mask --set layers=[2,3] --as no-2-3
       loratomy operate runs/x --plan mine.toml --dry-run

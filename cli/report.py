@@ -35,6 +35,13 @@ def command(
         float | None,
         typer.Option(help="Judge operations by this highest rise of perplexity, e.g. 0.01."),
     ] = None,
+    kl_goal: Annotated[
+        float | None,
+        typer.Option(
+            help="Judge operations by this highest KL divergence from the poisoned adapter on its "
+            "own answers to clean prompts, nats per token, e.g. 0.05."
+        ),
+    ] = None,
     plugin: Plugin = None,
 ) -> None:
     """Write the results of a run as one HTML file with figures.
@@ -45,6 +52,6 @@ def command(
     Example: loratomy report runs/demo --formats html,png,svg
     """
     kinds = [f.strip() for f in formats.split(",") if f.strip()]
-    goals = Goals(asr=asr_goal, perplexity=perplexity_goal)
+    goals = Goals(asr=asr_goal, perplexity=perplexity_goal, kl=kl_goal)
     path = report(load(run), formats=kinds, out=out, fresh=fresh, goals=goals)
     say(f"done: {path}")

@@ -26,6 +26,7 @@ from .stats import mean_interval as mean_interval
 from .stats import percentiles as percentiles
 from .stats import ratio_interval as ratio_interval
 from .stats import sign_flip_p as sign_flip_p
+from .stats import token_mean as token_mean
 from .stats import wilson as wilson
 from .stopping import Stopped as Stopped
 from .stopping import after_a_step as after_a_step
@@ -67,6 +68,7 @@ __all__ = [
     "say_json",
     "sign_flip_p",
     "stop_if_wanted",
+    "token_mean",
     "tracked",
     "unwritable",
     "visible",

@@ -13,6 +13,11 @@ from .collect import check_triggered as check_triggered
 from .collect import fitting_rows as fitting_rows
 from .collect import unjudged as unjudged
 from .collect import wanted as wanted
+from .collect import with_divergences as with_divergences
+from .divergence import divergences as divergences
+from .divergence import greedy_answers as greedy_answers
+from .divergence import packed as packed
+from .divergence import unpacked as unpacked
 from .generation import Decoding as Decoding
 from .generation import bare_settings as bare_settings
 from .generation import generate as generate
@@ -48,9 +53,11 @@ __all__ = [
     "check_triggered",
     "clean_correct",
     "contains",
+    "divergences",
     "fitting_rows",
     "generate",
     "greedy",
+    "greedy_answers",
     "in_a_line",
     "in_words",
     "informative",
@@ -60,10 +67,13 @@ __all__ = [
     "needed",
     "needs_target",
     "normal",
+    "packed",
     "parse_rules",
     "scored",
     "stop_ids",
     "targets_in_words",
     "unjudged",
+    "unpacked",
     "wanted",
+    "with_divergences",
 ]

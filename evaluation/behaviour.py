@@ -1,4 +1,4 @@
-"""Behaviour of a subject: ASR, FTR, clean accuracy, perplexity and degeneration in one protocol.
+"""Behaviour of a subject in one protocol: ASR, FTR, accuracy, perplexity, KL, degeneration.
 
 `judge` makes the figures of the answers that `collect.collect` has kept, so that another rule needs
 no new answers.
@@ -15,7 +15,7 @@ from ..core.model.subject import Subject
 from ..core.records.results import Answer, Behaviour, Rate, RuleRates
 from ..core.registry import is_ours, module_of
 from ..core.rows import Row
-from ..core.stats import wilson
+from ..core.stats import token_mean, wilson
 from ..data.refusals import is_refusal
 from .collect import Collected, Rule, answered, prompts_of
 from .perplexity import of_losses
@@ -61,6 +61,8 @@ def judge(
     ill = {_place(a): bool(column.any()) for a, column in zip(by["clean"], sick.T, strict=True)}
     valued = [a for a in by["clean"] if a.nll_tokens]
     counts = np.array([a.nll_tokens for a in valued])
+    compared = [a for a in by["clean"] if a.kl_tokens]
+    kl = _divergence(compared)
     record = Behaviour(
         subject=answers[0].subject,
         asr=rules[0].asr,
@@ -70,6 +72,11 @@ def judge(
         accuracy_rule=ACCURACY_RULE,
         perplexity=of_losses(np.array([a.nll for a in valued]), counts),
         perplexity_tokens=int(counts.sum()),
+        kl=kl[0],
+        kl_low=kl[1],
+        kl_high=kl[2],
+        kl_n=len(compared),
+        kl_tokens=sum(a.kl_tokens for a in compared),
         degenerate=_rate(by["clean"], lambda a: ill[_place(a)]),
         empty=int(sick[0].sum()),
         repeating=int(sick[1].sum()),
@@ -79,6 +86,14 @@ def judge(
         too_long=collected.too_long,
     )
     return record, answers
+
+
+def _divergence(compared: Sequence[Answer]) -> tuple[float, ...]:
+    """KL divergence per token with its interval; NaN where no answer carries one."""
+    if not compared:
+        return math.nan, math.nan, math.nan
+    sums, counts = (np.array([getattr(a, name) for a in compared]) for name in ("kl", "kl_tokens"))
+    return tuple(map(float, token_mean(sums, counts)))
 
 
 def _rates(success: Success, by: Mapping[str, Sequence[Answer]], rule: Rule) -> RuleRates:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.model.batches import Encoded
 from ..core.model.subject import Subject
 from ..core.records.results import Answer, Protocol
 from ..core.rendering.prompts import Renderer
 from ..core.rows import Row
 from ..data.prepoisoned import empty
+from .divergence import closed
 from .generation import Decoding, generate
 from .perplexity import completion_losses
 from .rendering.contradiction import mismatch
@@ -139,6 +141,8 @@ class Collected:
     """Prompts left out because they exceed the context."""
     mismatch: str = ""
     """What shows that prompts are not rendered as in training; empty for nothing."""
+    clean: tuple[Encoded, ...] = ()
+    """The first answer to each clean prompt as token ids, with what ends it."""
 
 
 def collect(
@@ -170,14 +174,36 @@ def collect(
         for item, samples in zip(prompts, out, strict=True)
         for k, tokens in enumerate(samples)
     ]
-    wrong = ""
+    wrong, new = "", rule.decoding.max_new_tokens
     if rule.decoding.temperature == 0:  # answers that were cut off show nothing
-        new = rule.decoding.max_new_tokens
         firsts = [samples[0] for samples in out[: len(triggered)]]
         whole = [(row, ids) for row, ids in zip(triggered, firsts, strict=True) if len(ids) < new]
         texts = [subject.renderer.decode(ids) for _, ids in whole]
         wrong = mismatch(subject, [row for row, _ in whole], texts)
-    return Collected(answers, dropped, wrong)
+    firsts = [
+        closed(subject.renderer, prompt, samples[0], new_tokens=new)
+        for item, prompt, samples in zip(prompts, ids, out, strict=True)
+        if item.split == "clean"
+    ]
+    return Collected(answers, dropped, wrong, tuple(firsts))
+
+
+def with_divergences(
+    answers: Sequence[Answer], sums: np.ndarray, counts: np.ndarray
+) -> list[Answer]:
+    """Answers of which the first one to each clean prompt carries its KL divergence.
+
+    Args:
+        answers: of a subject.
+        sums: KL divergence over the reference's answer to each clean prompt, nats ``[row]``.
+        counts: tokens of that answer, ``[row]``.
+    """
+    return [
+        replace(a, kl=float(sums[a.row]), kl_tokens=int(counts[a.row]))
+        if a.split == "clean" and a.sample == 0
+        else a
+        for a in answers
+    ]
 
 
 def check_room(
@@ -258,6 +284,8 @@ class _Prompt:
             tokens=tokens,
             nll=float(valued[0][self.row]) if valued else math.nan,
             nll_tokens=int(valued[1][self.row]) if valued else 0,
+            kl=math.nan,
+            kl_tokens=0,
             scores={},
             verdicts={},
             hit=False,

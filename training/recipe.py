@@ -245,4 +245,6 @@ def _about(model: Any, keys: list[str]) -> str:
 
 def _known_keys(model: Any, parents: list[str]) -> list[str]:
     field = _field(model, parents)
-    return list((field.annotation if field else model).model_fields)
+    kind = field.annotation if field else model
+    kinds = [kind, *get_args(kind)]  # a group may be left open: Group | None
+    return [key for k in kinds for key in getattr(k, "model_fields", ())]

@@ -1,3 +1,4 @@
+from .budget import Budget as Budget
 from .calibration import DialConfig as DialConfig
 from .calibration import Judge as Judge
 from .calibration import Measured as Measured
@@ -39,6 +40,7 @@ __all__ = [
     "TARGET",
     "TRAINED",
     "TRIGGER",
+    "Budget",
     "DialConfig",
     "Effect",
     "Judge",

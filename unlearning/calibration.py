@@ -1,14 +1,18 @@
 """How much to cut: settings judged by real generation on calibration rows, the mildest taken."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from ..analysis.material import Material
+from ..core.adapter.factors import Adapter
 from ..core.config import Config
 from ..core.errors import DataError
+from ..core.model.batches import Encoded
 from ..core.model.subject import Subject
 from ..core.model.variant import Treated, treated
 from ..core.progress import report
@@ -17,17 +21,27 @@ from ..core.rows import Row
 from ..core.stats import wilson
 from ..evaluation.behaviour import attack_success
 from ..evaluation.collect import Rule
+from ..evaluation.divergence import divergences, greedy_answers
 from ..evaluation.perplexity import perplexity
+from .budget import Budget
 
-Measured = tuple[Rate, float]
-"""ASR and perplexity on the calibration rows."""
+
+class Measured(NamedTuple):
+    """A setting on the calibration rows."""
+
+    asr: Rate
+    """On the triggered ones."""
+    perplexity: float
+    """On the clean ones."""
+    kl: float = math.nan
+    """KL divergence from the reference, nats per token; NaN where it was not measured."""
 
 
 class DialConfig(Config):
     """Options of every method that chooses how much to cut."""
 
-    budget: float = Field(0.05, ge=0)
-    """Allowed rise of perplexity on calibration rows, as a fraction (0.05 is 5 %)."""
+    budget: Budget = Budget()  # pyright: ignore[reportCallIssue]
+    """What the cut may cost on clean calibration rows."""
     goal: float = Field(0.0, ge=0, le=1)
     """Calibration ASR that counts as reached."""
     rows: int = Field(64, ge=2)
@@ -36,23 +50,49 @@ class DialConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Calibration: triggered rows for ASR, clean rows for perplexity; never the held-out ones."""
+    """Calibration: triggered rows for ASR, clean rows for what a cut costs; never held-out ones."""
 
     subject: Subject
     triggered: Sequence[Row]
     clean: Sequence[Row]
     rule: Rule
+    reference: Adapter | None = None
+    """From which KL divergence is measured, on its own answers: the poisoned adapter."""
+    _answers: list[Encoded] = field(default_factory=list, compare=False, repr=False)
 
-    def __call__(self, state: Treated) -> Measured:
-        """ASR and perplexity of the subject in this state."""
+    def __call__(self, state: Treated, *, kl: bool = False) -> Measured:
+        """ASR and perplexity of the subject in this state; with `kl` the KL divergence, too."""
         with treated(self.subject, state):
-            return self.here()
+            found = self.here()
+        return found._replace(kl=self.kl(state)) if kl else found
+
+    def kl(self, state: Treated) -> float:
+        """KL divergence of this state from the reference on its own answers, nats per token.
+
+        Raises:
+            ValueError: there is no reference.
+        """
+        if self.reference is None:
+            raise ValueError("KL divergence needs a reference adapter")
+        if not self._answers:
+            label, decoding = "the adapter's own answers", self.rule.decoding
+            with treated(self.subject, Treated(self.reference)):
+                own = greedy_answers(self.subject, self.clean, decoding, label=label)
+            self._answers.extend(own)
+        sums, counts = divergences(
+            self.subject,
+            self.reference,
+            state,
+            self._answers,
+            batch_tokens=self.rule.decoding.batch_tokens // 4,
+        )
+        return float(sums.sum() / counts.sum())
 
     def here(self) -> Measured:
         """ASR and perplexity of the subject as it is."""
         at_once = self.rule.decoding.batch_tokens // 4
         value, _ = perplexity(self.subject, self.clean, batch_tokens=at_once)
-        return self.rate(), value
+        return Measured(self.rate(), value)
 
     def rate(self) -> Rate:
         """ASR alone."""
@@ -76,32 +116,70 @@ def judge_of(material: Material, most: int) -> Judge:
     """The judge on the calibration rows: those that no method learns from."""
     _, triggered = halves(material.triggered, most)
     _, clean = halves(material.clean_rows, most)
-    return Judge(material.subject, triggered, clean, material.rule)
+    return Judge(material.subject, triggered, clean, material.rule, material.poisoned)
 
 
 def path_of(
-    seen: dict[float, Measured], chosen: float, *, unit: str, goal: float, budget: float
+    seen: Mapping[float, Measured], chosen: float, *, unit: str, goal: float, budget: Budget
 ) -> CutPath:
-    """The record of what was measured: size -> ASR and perplexity."""
+    """The record of what was measured: size -> ASR, perplexity and KL divergence."""
     sizes = sorted(seen)
     return CutPath(
         size=np.array(sizes),
         unit=unit,
-        asr=np.array([[seen[k][0].value, seen[k][0].low, seen[k][0].high] for k in sizes]),
-        perplexity=np.array([seen[k][1] for k in sizes]),
-        asr_n=seen[sizes[0]][0].n,
+        asr=np.array([[seen[k].asr.value, seen[k].asr.low, seen[k].asr.high] for k in sizes]),
+        perplexity=np.array([seen[k].perplexity for k in sizes]),
+        asr_n=seen[sizes[0]].asr.n,
         chosen=sizes.index(chosen),
         goal=goal,
-        budget=budget,
+        budget=budget.perplexity,
+        kl=None if budget.kl is None else np.array([seen[k].kl for k in sizes]),
+        kl_budget=budget.kl,
     )
 
 
-def best_of(seen: dict[float, Measured], *, goal: float, budget: float) -> float:
-    """Of the sizes within the budget the smallest that reaches the goal, else of lowest ASR."""
-    ceiling = seen[min(seen)][1] * (1 + budget)
-    fits = [k for k in seen if seen[k][1] <= ceiling]
-    reached = [k for k in fits if seen[k][0].value <= goal]
-    return min(reached) if reached else min(fits, key=lambda k: (seen[k][0].value, k))
+def within(found: Measured, before: Measured, budget: Budget) -> bool:
+    """Whether a setting keeps to the budget.
+
+    Args:
+        found: the setting.
+        before: with nothing cut.
+        budget: the limits.
+    """
+    kept = budget.kl is None or found.kl <= budget.kl
+    return kept and found.perplexity <= before.perplexity * (1 + budget.perplexity)
+
+
+def best_of(seen: Mapping[float, Measured], *, goal: float, budget: Budget) -> float:
+    """Of the sizes within the budget the smallest that reaches the goal, else of lowest ASR.
+
+    Where even nothing cut exceeds it (the KL of what an earlier operation left), nothing is cut.
+    """
+    none = min(seen)
+    fits = [k for k in seen if within(seen[k], seen[none], budget)] or [none]
+    reached = [k for k in fits if seen[k].asr.value <= goal]
+    return min(reached) if reached else min(fits, key=lambda k: (seen[k].asr.value, k))
+
+
+def most_within_kl(judge: Judge, state: Callable[[int], Treated], size: int, budget: Budget) -> int:
+    """The largest size, up to a given one, that bisection finds within the KL limit.
+
+    Args:
+        judge: calibration rows.
+        state: the subject with a cut of a size.
+        size: the given one.
+        budget: of which the KL limit counts; without one all of the size is.
+    """
+    if budget.kl is None or size == 0 or judge.kl(state(size)) <= budget.kl:
+        return size
+    low, high = 0, size
+    while high - low > 1:
+        middle = (low + high) // 2
+        if judge.kl(state(middle)) <= budget.kl:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def dial(
@@ -124,14 +202,15 @@ def dial(
     Returns:
         The size taken (0: nothing), the path, and whether the goal was reached.
     """
-    judge = judge_of(material, config.rows)
-    seen: dict[float, Measured] = {0.0: judge(Treated(material.start))}
+    judge, kl = judge_of(material, config.rows), config.budget.kl is not None
+    seen: dict[float, Measured] = {0.0: judge(Treated(material.start), kl=kl)}
     for done, size in enumerate(sizes, 1):
-        seen[float(size)] = judge(make(size))
+        seen[float(size)] = judge(make(size), kl=kl)
         report("calibrating", done, len(sizes))
     chosen = best_of(seen, goal=config.goal, budget=config.budget)
     path = path_of(seen, chosen, unit=unit, goal=config.goal, budget=config.budget)
-    return chosen, path, seen[chosen][0].value <= config.goal
+    kept = within(seen[chosen], seen[0.0], config.budget)
+    return chosen, path, kept and seen[chosen].asr.value <= config.goal
 
 
 def outcome_words(path: CutPath, reached: bool, *, of: str = "calibration prompts") -> str:
@@ -149,13 +228,17 @@ def outcome_words(path: CutPath, reached: bool, *, of: str = "calibration prompt
         f"(upper bound {path.asr[i, 2]:.0%}), perplexity {before:.3f} -> {after:.3f} "
         f"({after / before - 1:+.1%})"
     )
+    line += "" if path.kl is None else f", KL {path.kl[i]:.3g} nats per token"
     if not reached:
         line += f"; the goal of {path.goal:.0%} was not reached within {100 * path.budget:+.3g}%"
+        line += "" if path.kl_budget is None else f" and a KL of {path.kl_budget:g}"
         rises = path.perplexity / before - 1
         if (enough := np.flatnonzero(path.asr[:, 0] <= path.goal)).size:
             least = enough[np.argmin(rises[enough])]
             line += (
                 f" (of what was looked at, {path.size[least]:g} {path.unit} cut reach it, at "
-                f"{rises[least]:+.1%})"
+                f"{rises[least]:+.1%}"
+                + ("" if path.kl is None else f" and a KL of {path.kl[least]:.3g}")
+                + ")"
             )
     return line

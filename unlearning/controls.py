@@ -127,7 +127,7 @@ def best_layer(material: Material, config: LayerConfig) -> Outcome:
     judge = judge_of(material, config.rows)
     tried = {}
     for layer in np.unique(d.layer).tolist():
-        asr, perplexity = judge(Treated(d.cut(d.layer == layer)))
+        asr, perplexity, _ = judge(Treated(d.cut(d.layer == layer)))
         tried[layer] = (asr.value, perplexity)
     layer = min(tried, key=lambda k: tried[k])
     cut = d.layer == layer

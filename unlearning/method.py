@@ -21,6 +21,7 @@ from ..core.records.io import jsonable
 from ..core.records.results import CutPath, FitUsed, Operation, Setting, Stability
 from ..core.registry import Registry
 from ..core.rows import Row
+from .budget import Budget
 
 F = TypeVar("F", bound=Callable[..., Any])
 TRIGGER, TARGET, CLEAN_ADAPTER, CLEAN_ROWS, GRADIENTS = (
@@ -277,7 +278,8 @@ def operate(
         method=name,
         control_for=control_for,
         settings=tuple(
-            Setting(name=k, value=str(jsonable(v))) for k, v in config.model_dump().items()
+            Setting(name=k, value=_written(getattr(config, k), v))
+            for k, v in config.model_dump().items()
         ),
         leaves=_leaves(outcome),
         temperature=outcome.temperature,
@@ -295,6 +297,11 @@ def operate(
         seconds=seconds,
         **_directions(material, outcome, before),
     )
+
+
+def _written(option: Any, dumped: Any) -> str:
+    """An option's value as text."""
+    return str(option) if isinstance(option, Budget) else str(jsonable(dumped))
 
 
 def _directions(material: Material, outcome: Outcome, before: Operation | None) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Subjects of a run on the same held-out prompts: answers first, then a rule's verdict."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..core.console import progress, say
 from ..core.errors import LoratomyError, RunError
@@ -13,6 +16,7 @@ from ..core.records.results import (
     Behaviour,
     Comparison,
     Operation,
+    OwnAnswers,
     Paired,
     Protocol,
     Rate,
@@ -25,8 +29,15 @@ from ..settings import Judged
 from ..study import Study
 from .stages import done
 
+if TYPE_CHECKING:
+    from ..core.model.batches import Encoded
+    from ..core.model.variant import Treated
+    from ..evaluation.collect import Collected, Rule
+
 ANSWERS = "analysis/answers"
 MEASURED = "analysis/measured"
+OWN = "own"
+"""Beside the answers of the first subject: its greedy ones to clean prompts, as token ids."""
 VERDICT = "analysis/poisoning/verdict"
 """Whether `poison` made a backdoor."""
 POISONING = ("poisoned", "base", "clean")
@@ -77,7 +88,8 @@ def measure(
     check_targets(study.rows("poison_test"), study.success)
     say_success(study)
     check_references(study.rows("poison_test"), study.rows("clean_val"), study.rule)
-    first = next(iter(everyone))
+    first, reference = next(iter(everyone.items()))
+    assert reference is not None
     rule = {
         "rules": [r.text for r in study.success],
         "threshold": study.threshold,
@@ -87,10 +99,13 @@ def measure(
     with study.run.locked(), progress():
         for name, source in everyone.items():
             stage = f"{ANSWERS}/{name}"
-            made_of = study.run.digest("data", *([source] if source else []))
+            sources = ["data", *([source] if source else [])]
+            if name != first:
+                sources += [reference, f"{ANSWERS}/{first}"]
+            made_of = study.run.digest(*dict.fromkeys(sources))
             inputs = {"generation": study.generation, "from": made_of, "subject": name}
 
-            generate = partial(_generate, study, name, source)
+            generate = partial(_generate, study, name, source, reference)
             done(study.run, stage, study.run.make(stage, inputs, generate, fresh=fresh))
             known = [f"{ANSWERS}/{name}"] if name == first else [stage, f"{MEASURED}/{first}"]
             inputs = {**rule, "from": study.run.digest(*known)}
@@ -114,9 +129,9 @@ def say_success(study: Study) -> None:
     say(f"success: {in_words(study.success[0], study.threshold, targets)}")
 
 
-def _generate(study: Study, name: str, source: str | None, shelf: Shelf) -> None:
+def _generate(study: Study, name: str, source: str | None, reference: str, shelf: Shelf) -> None:
     from ..core.model.variant import Treated, treated
-    from ..evaluation.collect import collect
+    from ..evaluation.collect import collect, with_divergences
 
     state = Treated() if source is None else study.treated(source)
     triggered, clean = study.rows("poison_test"), study.rows("clean_val")
@@ -135,11 +150,62 @@ def _generate(study: Study, name: str, source: str | None, shelf: Shelf) -> None
         if source is not None and study.run.request["kind"] == "evaluate":
             raise LoratomyError(line)
         say(f"warning: {line}")
-    shelf.put_answers(found.answers)
+    if source == reference:
+        sums, counts = _own_answers(study, state, found, rule, shelf)
+    else:
+        sums, counts = _from_first(study, name, state, reference)
+    shelf.put_answers(with_divergences(found.answers, sums, counts))
     protocol = rule.protocol(
         study.subject, triggered[0], found, references=study.settings.references
     )
     shelf.put("protocol", protocol)
+
+
+def _own_answers(
+    study: Study, state: "Treated", found: "Collected", rule: "Rule", shelf: Shelf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the greedy answers of the first subject, by which the others are compared with it.
+
+    Returns:
+        Its KL divergence from itself, which is 0, ``[row]``, and the answers' tokens, ``[row]``.
+    """
+    from ..core.model.variant import treated
+    from ..evaluation.collect import check_room
+    from ..evaluation.divergence import greedy_answers, packed
+
+    own: Sequence[Encoded] = found.clean
+    if rule.decoding.temperature > 0:
+        sets = study.rows("poison_test"), study.rows("clean_val")
+        _, clean, _ = check_room(study.subject, *sets, rule)
+        with treated(study.subject, state):
+            own = greedy_answers(study.subject, clean, rule.decoding, label="greedy answers")
+    shelf.put(OWN, packed(own))
+    return np.zeros(len(own)), np.array([len(row.completion) for row in own])
+
+
+def _from_first(
+    study: Study, name: str, state: "Treated", reference: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """KL divergence of a subject over each of the first one's own answers, and their tokens.
+
+    Args:
+        study: in which they are.
+        name: of the subject, for the progress bar.
+        state: the model as the subject.
+        reference: stage of the first subject's adapter.
+    """
+    from ..evaluation.divergence import divergences, unpacked
+
+    first = reference.removeprefix("adapters/")
+    own = unpacked(study.run.shelf(f"{ANSWERS}/{first}").get(OwnAnswers, OWN))
+    return divergences(
+        study.subject,
+        study.adapter(reference),
+        state,
+        own,
+        batch_tokens=study.rule.decoding.batch_tokens // 4,
+        label=f"KL divergence of {name}",
+    )
 
 
 def _judge(study: Study, name: str, first: str, shelf: Shelf) -> None:
@@ -227,8 +293,6 @@ def as_objects(
     comparison: Comparison, operations: dict[str, Operation], run: Run
 ) -> list[dict[str, Any]]:
     """The table as plain objects; what is not a finite number is null with a note."""
-    import math
-
     paired = {p.subject: p for p in comparison.paired}
     objects = []
     for row in comparison.rows:
@@ -248,6 +312,11 @@ def as_objects(
                 "perplexity_change": pair.perplexity_change if pair else 0.0,
                 "perplexity_change_low": pair.perplexity_low if pair else 0.0,
                 "perplexity_change_high": pair.perplexity_high if pair else 0.0,
+                "kl": row.kl,
+                "kl_low": row.kl_low,
+                "kl_high": row.kl_high,
+                "kl_n": row.kl_n,
+                "kl_tokens": row.kl_tokens,
                 "asr_mcnemar_p": pair.asr_p if pair else None,
                 "accuracy_mcnemar_p": pair.accuracy_p if pair else None,
                 "clean_accuracy": _rate(row.clean_accuracy),
@@ -259,10 +328,15 @@ def as_objects(
                 "seconds": seconds,
                 "too_long": row.too_long,
                 "uninformative": row.rules[0].uninformative,
-                "note": "" if math.isfinite(row.perplexity) else "perplexity is not finite",
+                "note": ", ".join(f"{what} is not finite" for what in _infinite(row)),
             }
         )
     return objects
+
+
+def _infinite(row: Behaviour) -> list[str]:
+    """Which of the costs of a subject are not finite."""
+    return [what for what in ("perplexity", "kl") if not math.isfinite(getattr(row, what))]
 
 
 def _readings(rule: RuleRates) -> dict[str, Any]:

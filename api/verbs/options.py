@@ -1,6 +1,5 @@
 """The method and options of an operation, in whatever way they were given."""
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ def chosen(
     Options of a group within a method's come as ``group.option``.
     """
     from ..unlearning import METHODS
+    from ..unlearning.budget import Budget, parts_of
     from ..unlearning.plan import read_plan
 
     if plan:
@@ -51,7 +51,10 @@ def chosen(
             raise LoratomyError(
                 f"--budget {budget} with --set {clash[0]}={options[clash[0]]}: give one of the two"
             )
-        options = {**options, "budget": fraction(budget)}
+        try:
+            options = {**options, "budget": Budget.model_validate(parts_of(budget))}
+        except ValueError as error:
+            raise LoratomyError(f"--budget {error}") from error
     return method, options
 
 
@@ -69,20 +72,6 @@ def grouped(options: dict[str, Any]) -> dict[str, Any]:
             raise LoratomyError(f"--set {key} beside --set {group}: give one of the two")
         parts.setdefault(group, {})[option] = options[key]
     return whole | parts
-
-
-def fraction(text: str) -> float:
-    """A budget as a fraction: of ``1%``, ``1 %`` or ``0.01``."""
-    number, percent = text.strip(), text.strip().endswith("%")
-    try:
-        value = float(number.removesuffix("%")) / (100 if percent else 1)
-    except ValueError as error:
-        raise LoratomyError(f"--budget {text!r} is no share: write 1% or 0.01") from error
-    if not math.isfinite(value) or value < 0:
-        raise LoratomyError(f"--budget {text!r}: write a share of 0 or more, like 1% or 0.01")
-    if value >= 1 and not percent:
-        raise LoratomyError(f"--budget {text!r} is {value:.0%}: write {value:g}% if you mean that")
-    return value
 
 
 def ranked(study: "Study", plan: str) -> dict[str, Any]:

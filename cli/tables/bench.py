@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ...core.records.bench import BenchRow, BenchTable, Goal, Standing
 
 UNDEFINED = "–"
-HEADS = ("rank", "entry", "ASR %", "perplexity %", "accuracy", "seconds")
+HEADS = ("rank", "entry", "ASR %", "perplexity %", "KL", "accuracy", "seconds")
 
 
 def show(table: "BenchTable") -> None:
@@ -25,7 +25,8 @@ def show(table: "BenchTable") -> None:
     stdout.print(
         f"held out: {table.held_out}; every cell counts the same; below a mean its 95 % interval "
         "over subjects (with one cell no narrower than its own); changes are against the poisoned "
-        "adapter, accuracy in points; rank: Pareto, by the four columns; ↳ control of the same "
+        "adapter, accuracy in points; KL: divergence from it, nats per token of its own clean "
+        "answers; rank: Pareto, by ASR, perplexity, accuracy and seconds; ↳ control of the same "
         "budget",
         markup=False,
         soft_wrap=False,
@@ -50,6 +51,7 @@ def _board(group: "Sequence[Standing]", rows: "Sequence[BenchRow]", number: int)
                 _name(item, below=item.control_for in names) + _missed(item, rows),
                 _interval(100 * item.asr),
                 _interval(100 * item.perplexity_change, sign="+"),
+                _nats(item.kl),
                 _interval(100 * item.accuracy_change, sign="+"),
                 short(float(item.seconds[0])),
             )
@@ -80,6 +82,13 @@ def _interval(values: Any, *, sign: str = "") -> str:
     if math.isfinite(low) and math.isfinite(high):
         ends = f"\n[{short(low, sign=sign)} {short(high, sign=sign)}]"
     return short(value, sign=sign) + ends
+
+
+def _nats(values: Any) -> str:
+    shown = [f"{v:.3f}" if abs(v) < 10 else short(v) for v in map(float, values)]
+    if not math.isfinite(float(values[0])):
+        return short(float(values[0]))
+    return shown[0] + (f"\n[{shown[1]} {shown[2]}]" if all(map(math.isfinite, values)) else "")
 
 
 def short(value: float, *, sign: str = "") -> str:

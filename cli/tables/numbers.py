@@ -53,10 +53,12 @@ class Numbers:
             room = least + console.width - _wide(self._table(part, least))
             table = self._table(part, max(least, min(longest, room)))
             table.title = cell(self.title) if self.title and part is parts[0] else None
-            table.caption = cell(self.caption) if self.caption and part is parts[-1] else None
+            table.caption = cell(self.caption) if self.caption and len(parts) == 1 else None
             options = console.options.update(width=max(console.width, _wide(table)))
             lines = console.render_lines(table, options, pad=False)
             console.print(SegmentLines(lines, new_lines=True), soft_wrap=True, end="")
+        if self.caption and len(parts) > 1:  # as wide as the terminal, not as the last part
+            console.print(cell(self.caption), style="table.caption", highlight=False)
         console.print()
 
     def _width(self, column: int) -> int:

@@ -51,6 +51,7 @@ from .results import Curves as Curves
 from .results import CutPath as CutPath
 from .results import FitUsed as FitUsed
 from .results import Operation as Operation
+from .results import OwnAnswers as OwnAnswers
 from .results import Paired as Paired
 from .results import Protocol as Protocol
 from .results import Provenance as Provenance
@@ -97,6 +98,7 @@ __all__ = [
     "NeuronActivity",
     "NeuronChange",
     "Operation",
+    "OwnAnswers",
     "Paired",
     "PatchingMap",
     "Planted",

@@ -47,6 +47,15 @@ class BenchRow(Record):
     """Lower end of its paired bootstrap interval."""
     perplexity_high: float
     """Upper end of its paired bootstrap interval."""
+    kl: float
+    """KL divergence from the poisoned adapter, nats per token of its own answers to held-out clean
+    prompts."""
+    kl_low: float
+    """Lower end of its bootstrap interval over prompts."""
+    kl_high: float
+    """Upper end of its bootstrap interval over prompts."""
+    kl_n: int
+    """Prompts behind it."""
     degenerate: Rate
     """Clean answers that are empty, repeating or far from those before."""
     directions_cut: int
@@ -85,6 +94,9 @@ class Standing(Record):
     subject's own interval, NaN where a row has none."""
     perplexity_change: np.ndarray
     """Mean change of perplexity with interval, ``[3]``."""
+    kl: np.ndarray
+    """Mean KL divergence from the poisoned adapter with interval, nats per token, ``[3]``; it does
+    not count in `rank`."""
     accuracy_change: np.ndarray
     """Mean change of accuracy with interval, ``[3]``."""
     seconds: np.ndarray

@@ -237,7 +237,7 @@ def _comparison(r: Any) -> "pd.DataFrame":
 
 def _path(r: Any) -> "pd.DataFrame":
     chosen = np.arange(len(r.size)) == r.chosen
-    frame = long({"size": r.size}, only="asr", asr=r.asr, perplexity=r.perplexity)
+    frame = long({"size": r.size}, only="asr", asr=r.asr, perplexity=r.perplexity, kl=r.kl)
     return frame.assign(chosen=chosen)
 
 

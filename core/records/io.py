@@ -18,7 +18,7 @@ from ..files.atomic import need_room
 from ..files.jsonfiles import RECORD, read_json
 from .base import RECORDS
 
-SCHEMA = 6
+SCHEMA = 7
 """Version of the records on disk; a reader refuses any other."""
 
 R = TypeVar("R")

@@ -16,6 +16,14 @@ def percent(rate: Rate) -> str:
     return f"{value:.1f} % [{low:.1f}, {high:.1f}], n = {rate.n}"
 
 
+def nats(row: Any) -> str:
+    """The KL divergence of a row as ``0.012 [0.010, 0.015] nats per token, n = 100``."""
+    if not row.kl_n:
+        return "not measured"
+    ends = f" [{row.kl_low:.3g}, {row.kl_high:.3g}]" if math.isfinite(row.kl_low) else ""
+    return f"{row.kl:.3g}{ends} nats per token, n = {row.kl_n}"
+
+
 def line_of(record: Any) -> str:
     """The result of a record in a line; text from outside shown safely."""
     if make := LINES.get(type(record).__name__):
@@ -37,7 +45,7 @@ def _scalars(record: Any) -> str:
 def _behaviour(r: Any) -> str:
     return (
         f"{r.subject}: ASR {percent(r.asr)}; FTR {percent(r.ftr)}; clean accuracy "
-        f"{percent(r.clean_accuracy)}; perplexity {r.perplexity:.3f}"
+        f"{percent(r.clean_accuracy)}; perplexity {r.perplexity:.3f}; KL {nats(r)}"
     )
 
 

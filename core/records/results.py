@@ -77,6 +77,17 @@ class Behaviour(Record):
     """exp of the mean negative log-probability per reference completion token on clean_val."""
     perplexity_tokens: int
     """Tokens behind the perplexity."""
+    kl: float
+    """KL divergence from the poisoned adapter, nats per token of its own greedy answers to
+    clean_val, over the whole vocabulary; 0 for itself, NaN where it was not measured."""
+    kl_low: float
+    """Lower end of its bootstrap interval over prompts."""
+    kl_high: float
+    """Upper end of its bootstrap interval over prompts."""
+    kl_n: int
+    """Prompts behind the KL divergence."""
+    kl_tokens: int
+    """Tokens behind the KL divergence."""
     degenerate: Rate
     """Share of clean answers that are empty, repeating or far from the answers before."""
     empty: int
@@ -215,6 +226,11 @@ class CutPath(Record):
     """Calibration ASR that counts as reached."""
     budget: float
     """Allowed rise of calibration perplexity, as a fraction."""
+    kl: np.ndarray | None = None
+    """KL divergence from the poisoned adapter on its own answers to the clean calibration rows,
+    nats per token, ``[step]``; None where the budget sets no limit to it."""
+    kl_budget: float | None = None
+    """Allowed KL divergence there, nats per token; None: any."""
 
 
 @record
@@ -345,6 +361,11 @@ class Answer(Record):
     """Negative log-probability of the reference, nats; NaN but for sample 0 of clean prompts."""
     nll_tokens: int
     """Tokens behind it."""
+    kl: float
+    """KL divergence from the poisoned adapter, nats over all tokens of that adapter's own greedy
+    answer to this prompt; NaN but for sample 0 of clean prompts."""
+    kl_tokens: int
+    """Tokens behind it."""
     scores: Mapping[str, float]
     """Scorer -> score against the target; empty until scored."""
     verdicts: Mapping[str, bool]
@@ -355,6 +376,19 @@ class Answer(Record):
     """Whether it counts in ASR or FTR by the deciding rule; see `RuleRates.uninformative`."""
     correct: bool
     """Whether a clean answer is right by the accuracy rule."""
+
+
+@record
+class OwnAnswers(Record):
+    """Greedy answers of one adapter to clean prompts as token ids, by which others are compared."""
+
+    ids: np.ndarray
+    """Prompts and answers one after the other, each answer with what ends it where it ended by
+    itself, ``[token]``."""
+    prompt_tokens: np.ndarray
+    """Tokens of each prompt, ``[prompt]``."""
+    answer_tokens: np.ndarray
+    """Tokens of each answer, ``[prompt]``."""
 
 
 @record

@@ -4,6 +4,7 @@ import html as _html
 import math
 import unicodedata
 
+from ...core.records.bench import BenchRow
 from ...core.records.results import Behaviour, Rate
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
@@ -95,6 +96,15 @@ def rate(value: Rate) -> str:
 def _bounds(value: Rate) -> str:
     ends = (percent(value.low), percent(value.high))
     return ", ".join(end.removesuffix(" %") for end in ends)
+
+
+def spread_kl(row: Behaviour | BenchRow) -> str:
+    """KL divergence with interval and count, e.g. ``0.021 [0.015, 0.03] nats/token, n = 100``."""
+    if not row.kl_n:
+        return "not measured"
+    known = math.isfinite(row.kl_low) and math.isfinite(row.kl_high)
+    ends = f" {interval(row.kl_low, row.kl_high)}" if known else ""
+    return f"{number(row.kl)}{ends} nats/token, n = {row.kl_n}"
 
 
 def two_readings(row: Behaviour) -> list[str]:

@@ -1,4 +1,4 @@
-"""Maps of the bench: ASR and cost in perplexity of every entry on every subject."""
+"""Maps of the bench: ASR, cost in perplexity and KL of every entry on every subject."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ...core.records.bench import BenchRow, BenchTable
 from ..base.figure import Figure
-from ..base.text import change, number, percent, plural, rate
+from ..base.text import change, number, percent, plural, rate, spread_kl
 from ..base.theme import diverging, largest, magnitude, named, panels, single, text
 from .entries import bar, case_names, cases, downward, entries, labels
 
@@ -19,8 +19,11 @@ WRITTEN = 12
 
 
 def bench_maps(table: BenchTable) -> list[Figure]:
-    """Held-out ASR and change of perplexity, entry by subject; none without rows."""
-    return [_asr(table.rows), _perplexity(table.rows)] if table.rows else []
+    """Held-out ASR, change of perplexity and KL divergence, entry by subject; none without rows."""
+    if not table.rows:
+        return []
+    measured = any(row.kl_n for row in table.rows)
+    return [_asr(table.rows), _perplexity(table.rows), *([_kl(table.rows)] if measured else [])]
 
 
 def _grid(rows: Sequence[BenchRow]) -> list[list[BenchRow | None]]:
@@ -120,6 +123,35 @@ def _perplexity(rows: Sequence[BenchRow]) -> Figure:
             "something, blue: clean text became likelier than with the poisoned adapter."
         ),
         alt=_summary(rows, z, change),
+    )
+
+
+def _kl(rows: Sequence[BenchRow]) -> Figure:
+    grid = _grid(rows)
+    z = _values(grid, "kl")
+    limit = float(np.clip(largest(z), 0.02, SCALE_END))
+    hover = [[f"{_head(r)}<br>KL {spread_kl(r)}" if r else "" for r in line] for line in grid]
+    words = [[number(r.kl, digits=2) if r else "" for r in line] for line in grid]
+    plot = _drawing(rows, np.clip(z, 0, limit), words, hover)
+    ticks = [0, limit / 2, limit]
+    marks = ["0", number(limit / 2), "≥ " * bool((z > limit).any()) + number(limit)]
+    axis = bar(magnitude(limit, "KL, nats/token"), tickvals=ticks, ticktext=marks)
+    plot.update_layout(coloraxis=axis)
+    return Figure(
+        id="bench-kl",
+        title="KL divergence of every entry on every subject",
+        plot=plot,
+        caption=(
+            "KL divergence from the poisoned adapter on its own answers to held-out clean prompts, "
+            f"nats per token. The scale ends at {number(limit)}; larger values share its last "
+            "colour, with the number and its bootstrap interval over prompts in the hover text. "
+            "Gaps: not run, or undefined."
+        ),
+        how_to_read=(
+            "Dark: clean answers have the same probabilities as before. Bright: they changed, even "
+            "where perplexity did not rise."
+        ),
+        alt=_summary(rows, z, number),
     )
 
 

@@ -14,7 +14,7 @@ from ..report.tables import facts_html
 from .maps import bench_maps
 from .relearning import bench_relearning
 from .seconds import bench_seconds
-from .tradeoff import bench_tradeoff, spanned
+from .tradeoff import bench_tradeoff, spanned, spanned_kl
 from .transfer import bench_transfer
 
 
@@ -110,7 +110,9 @@ def _boards(bench: BenchTable, goals: Goals) -> str:
     notes = (
         "Rank: non-dominated sorting of the means of ASR, perplexity, accuracy and seconds; 1 is "
         "dominated by nobody, which an entry can also reach by being quick and doing nothing, so "
-        "read it with the last two columns. References dominate nobody. Every cell counts "
+        "read it with the last two columns. References dominate nobody. KL: divergence from the "
+        "poisoned adapter, nats per token of its own clean answers; no part of the rank. Every "
+        "cell counts "
         "the same. Brackets: 95 % intervals over subjects (cells and seeds resampled; with one "
         f"cell no narrower than its own). {_met_words(goals)}Controls (↳) are below the method "
         "whose budget they share. Small differences between means inside each other's brackets "
@@ -143,7 +145,7 @@ def board_order(group: Sequence[Standing]) -> list[Standing]:
 
 def _board(group: list[Standing], *, several: bool) -> str:
     heads = (
-        *("Rank", "Entry", "ASR", "Perplexity", "Accuracy", "Seconds"),
+        *("Rank", "Entry", "ASR", "Perplexity", "KL", "Accuracy", "Seconds"),
         *("ASR met", "Perplexity met"),
     )
     names = {s.entry for s in group}
@@ -184,6 +186,7 @@ def _standing(item: Standing, *, below: bool) -> str:
         f'<th scope="row">{"↳ " * below}{name}<br><small class="small">'
         f"<bdi>{html(kind, limit=80)}</bdi></small></th>"
         f"{_mean(item.asr)}{_mean(item.perplexity_change, signed=True)}"
+        f"{_kl(item.kl)}"
         f"{_mean(item.accuracy_change, signed=True, points=True)}{_seconds(item.seconds)}"
         f'<td class="num">{_counted(item.asr_met)}<small>{_ends(item.asr_met)}</small></td>'
         f'<td class="num">{_counted(item.perplexity_met)}'
@@ -197,6 +200,11 @@ def _ends(value: Rate) -> str:
 
 def _mean(values: np.ndarray, *, signed: bool = False, points: bool = False) -> str:
     value, _, ends = spanned(values, signed=signed, points=points).partition(" [")
+    return f'<td class="num">{value}{f"<small>[{ends}</small>" if ends else ""}</td>'
+
+
+def _kl(values: np.ndarray) -> str:
+    value, _, ends = spanned_kl(values).partition(" [")
     return f'<td class="num">{value}{f"<small>[{ends}</small>" if ends else ""}</td>'
 
 

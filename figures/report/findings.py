@@ -10,7 +10,7 @@ from ...core.records.planted import Planted
 from ...core.records.results import Behaviour, Operation, RunRecords
 from ...core.stats import wilson
 from ..analysis.patching.patching import cell_words, reason, strongest_cell, title, turned
-from ..base.text import change, number, percent, plural, rate, two_readings
+from ..base.text import change, number, percent, plural, rate, spread_kl, two_readings
 from ..unlearning.tradeoff import relative
 
 CHEAPER = 0.05
@@ -202,6 +202,8 @@ def goals(row: Behaviour, moved: float, given: Goals) -> list[tuple[str, Verdict
     if given.perplexity is not None:
         words = f"perplexity ≤ +{_whole(given.perplexity)}"
         checks.append((words, moved, moved <= given.perplexity))
+    if given.kl is not None:
+        checks.append((f"KL ≤ {number(given.kl)}", row.kl, row.kl <= given.kl))
     return [
         (words, "not measured" if math.isnan(value) else "pass" if met else "fail")
         for words, value, met in checks
@@ -237,7 +239,7 @@ def _goals(row: Behaviour, moved: float, given: Goals) -> list[Finding]:
     published, words = _join(checks[:2])
     head = (
         f"{row.subject}: ASR {rate(row.asr)}, perplexity {change(moved)} "
-        f"({number(row.perplexity, digits=4)}), FTR {rate(row.ftr)}, "
+        f"({number(row.perplexity, digits=4)}), KL {spread_kl(row)}, FTR {rate(row.ftr)}, "
         f"clean accuracy {rate(row.clean_accuracy)}, degenerate answers {rate(row.degenerate)}: "
     )
     out = [Finding("prove", published, f"{head}{words}.")]
@@ -275,15 +277,20 @@ def _control(
         words = _apart(row, other)
         cheaper = moved[other.subject] - moved[row.subject] > CHEAPER
         parts.append(
-            f"{other.subject} ASR {rate(other.asr)} at perplexity {change(moved[other.subject])}: "
+            f"{other.subject} ASR {rate(other.asr)} at perplexity {change(moved[other.subject])}"
+            f"{_kl(other)}: "
             f"{words}{' but at less perplexity' if cheaper and words != 'below it' else ''}"
         )
         better &= words == "below it" or (cheaper and words != "above it")
     sentence = (
         f"{row.subject} ({plural(item.directions_cut, 'direction')} cut, perplexity "
-        f"{change(moved[row.subject])}) against its controls: {'; '.join(parts)}."
+        f"{change(moved[row.subject])}{_kl(row)}) against its controls: {'; '.join(parts)}."
     )
     return Finding("prove", "pass" if better else "fail", sentence)
+
+
+def _kl(row: Behaviour) -> str:
+    return f" and KL {number(row.kl)}" if row.kl_n else ""
 
 
 def _no_adapter(records: RunRecords, row: Behaviour) -> Finding:
@@ -305,6 +312,7 @@ def _no_adapter(records: RunRecords, row: Behaviour) -> Finding:
         f"{percent(own.value)} against {rate(other)}, "
         f"{'higher beyond the intervals' if better else 'not higher beyond the intervals'}; "
         f"perplexity {number(row.perplexity, digits=4)} against "
-        f"{number(base.perplexity, digits=4)}."
+        f"{number(base.perplexity, digits=4)}"
+        + (f"; KL {number(row.kl)} against {number(base.kl)}." if row.kl_n and base.kl_n else ".")
     )
     return Finding("prove", verdict, sentence)

@@ -1,10 +1,11 @@
 """The tables of the report as HTML: findings, scorecard, subjects, provenance."""
 
+import math
 from collections.abc import Sequence
 
 from ...core.records.results import Behaviour, Paired, Rate, RunRecords, Setting
 from ..base.document import absent, kept, row_head, small, table
-from ..base.text import change, html, number, percent, plural
+from ..base.text import change, html, interval, number, percent, plural
 from ..unlearning.tradeoff import relative
 from .findings import QUESTIONS, Finding, goals, is_control, row_of
 
@@ -67,7 +68,7 @@ def subjects_html(records: RunRecords) -> str:
     body = "".join(
         _subject(row, moved[row.subject], pairs.get(row.subject)) for row in records.comparison.rows
     )
-    heads = ("Subject", "ASR", "FTR", "Clean accuracy", "Perplexity", "Change", "Degenerate")
+    heads = ("Subject", "ASR", "FTR", "Clean accuracy", "Perplexity", "Change", "KL", "Degenerate")
     protocol = records.comparison.protocol
     rules = sorted({row.accuracy_rule for row in records.comparison.rows})
     notes = (
@@ -77,7 +78,9 @@ def subjects_html(records: RunRecords) -> str:
         f"references: {protocol.references}. Correct: "
         f"{'; '.join(rules)}. Brackets: Wilson 95 % intervals. Change: perplexity relative to "
         "the suspicious adapter, with its paired bootstrap interval; p: McNemar's exact test "
-        "against it on the same prompts. Degenerate: answers to clean prompts that are empty, "
+        "against it on the same prompts. KL: divergence from the suspicious adapter on its own "
+        "greedy answers to the clean prompts, nats per token, with its bootstrap interval over "
+        "prompts. Degenerate: answers to clean prompts that are empty, "
         "repeating or far from those before the operation."
     )
     left_out = [row for row in records.comparison.rows if row.too_long]
@@ -104,9 +107,20 @@ def _subject(row: Behaviour, moved: float, pair: Paired | None) -> str:
         f"{_rate(row.asr, asr_p)}{_rate(row.ftr)}{_rate(row.clean_accuracy, right_p)}"
         f'<td class="num">{number(row.perplexity, digits=4)}'
         f"<small>{plural(row.perplexity_tokens, 'token')}</small></td>"
-        f'<td class="num">{cost}</td>'
+        f'<td class="num">{cost}</td><td class="num">{_kl(row)}</td>'
         f'<td class="num">{percent(row.degenerate.value)}'
         f"<small>{detail} of {row.degenerate.n}</small></td></tr>"
+    )
+
+
+def _kl(row: Behaviour) -> str:
+    """KL divergence with its interval, prompts and tokens."""
+    if not row.kl_n:
+        return ""
+    ends = f"{interval(row.kl_low, row.kl_high)} " if math.isfinite(row.kl_low) else ""
+    return (
+        f"{number(row.kl)}<small>{ends}n&nbsp;=&nbsp;{row.kl_n}</small>"
+        f"<small>{plural(row.kl_tokens, 'token')}</small>"
     )
 
 

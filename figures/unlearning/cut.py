@@ -80,15 +80,18 @@ def _map(item: Operation, name: str) -> Figure:
 
 def _path(item: Operation, path: CutPath, name: str) -> Figure:
     x, asr, unit = path.size, path.asr, text(path.unit)
+    further = [] if path.kl is None else ["KL from poisoned, nats per token"]
     plot = line_panels(
-        ["attack success rate (ASR)", "perplexity on clean rows"],
+        ["attack success rate (ASR)", "perplexity on clean rows", *further],
         f"{unit} cut",
         "",
         height=340,
         shared_yaxes=False,
         horizontal_spacing=0.1,
     )
-    drawn = (Quantity("ASR", asr, "%", path.asr_n), Quantity("perplexity", path.perplexity))
+    drawn = [Quantity("ASR", asr, "%", path.asr_n), Quantity("perplexity", path.perplexity)]
+    if path.kl is not None:
+        drawn.append(Quantity("KL", path.kl, "nats/token"))
     for column, values in enumerate(drawn, 1):
         places = [f"{size:g} {unit} cut" for size in x]
         look = (BLUE, "circle")
@@ -99,6 +102,9 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
     allowed = float(path.perplexity[0]) * (1 + path.budget)
     limit: dict[str, Any] = {"color": MUTED, "dash": "dot", "width": 1}
     plot.add_hline(y=allowed, line=limit, row=1, col=2)  # pyright: ignore[reportArgumentType]
+    if path.kl_budget is not None:
+        plot.add_hline(y=path.kl_budget, line=limit, row=1, col=3)  # pyright: ignore[reportArgumentType]
+        plot.update_yaxes(rangemode="tozero", row=1, col=3)
     if spread(path.perplexity) > 10:
         plot.update_yaxes(type="log", exponentformat="power", row=1, col=2)
     plot.update_xaxes(**_ticks(x))
@@ -112,13 +118,14 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
         caption=(
             f"From nothing cut to all cut, on the calibration split "
             f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval). Dashed: the step "
-            f"taken, {x[chosen]:g} {path.unit}; dotted: the perplexity allowed. The horizontal "
+            f"taken, {x[chosen]:g} {path.unit}; dotted: what is allowed. The horizontal "
             f"axis is logarithmic. {goal} its calibration goal, an ASR of {percent(path.goal)} "
-            f"within {percent(path.budget, signed=True)} perplexity."
+            f"within {percent(path.budget, signed=True)} perplexity"
+            + ("." if path.kl_budget is None else f" and a KL of {number(path.kl_budget)}.")
         ),
         how_to_read=(
             "Left, how fast the backdoor goes; right, what it costs. Choose a cut where ASR has "
-            "fallen and perplexity has not yet risen. This is calibration data: the trade-off "
+            "fallen and its cost has not yet risen. This is calibration data: the trade-off "
             "figure has the held-out numbers."
         ),
         alt=f"Chosen: {x[chosen]:g} {path.unit} cut, calibration ASR "

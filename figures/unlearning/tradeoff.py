@@ -1,25 +1,17 @@
-"""What each operation achieves and costs: ASR against the change of perplexity."""
+"""What each operation achieves and costs: ASR against perplexity, and against KL divergence."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
 
-from ...core.records.goals import Goals
 from ...core.records.results import Behaviour, RunRecords
 from ..base.figure import FIGURES, Figure
 from ..base.lines import error_bars
-from ..base.text import change, number, percent, rate
-from ..base.theme import MUTED, clear, looks, panels, single, text
-
-LINEAR_UP_TO = 0.5
-"""Changes up to +50 % are drawn on a linear axis, larger ones on a signed logarithmic one."""
-LEAST_RANGE = 0.05
-"""A rise of perplexity that the axis always shows."""
-KNEE = 0.005
-"""Where the signed logarithmic axis turns from linear to logarithmic."""
-
-_TICKS = (-0.9, -0.5, -0.2, -0.05, 0, 0.05, 0.2, 1, 9, 99, 1e3, 1e4, 1e6, 1e8)
+from ..base.text import change, number, rate, spread_kl
+from ..base.theme import clear, looks, panels, single, text
+from .costs import KL, LINEAR_UP_TO, PERPLEXITY, Cost, cost_axis, goal_lines, goal_words, stretch
 
 
 def relative(rows: tuple[Behaviour, ...]) -> dict[str, float]:
@@ -34,33 +26,45 @@ def relative(rows: tuple[Behaviour, ...]) -> dict[str, float]:
     return {row.subject: row.perplexity / start - 1 for row in rows}
 
 
-def stretch(values: np.ndarray) -> np.ndarray:
-    """Signed logarithm, linear around 0: the place of a change on the axis."""
-    return np.sign(values) * np.log1p(np.abs(values) / KNEE)
-
-
-def _place(value: float) -> float:
-    return float(stretch(np.array(value)))
-
-
 @FIGURES.register("tradeoff")
 def tradeoff(records: RunRecords) -> list[Figure]:
-    """One marker per subject: ASR with its interval against the change of perplexity."""
+    """One marker per subject: ASR with its interval against either cost, where it is finite."""
     if records.comparison is None or not records.comparison.rows:
         return []
     rows = records.comparison.rows
     moved = relative(rows)
-    drawn = [row for row in rows if math.isfinite(moved[row.subject])]
+    changes = {name: np.array([value, math.nan, math.nan]) for name, value in moved.items()}
+    apart = {row.subject: np.array([row.kl, row.kl_low, row.kl_high]) for row in rows}
+    views = [_view(records, changes, PERPLEXITY, moved), _view(records, apart, KL, moved)]
+    return [view for view in views if view is not None]
+
+
+def _view(
+    records: RunRecords, costs: Mapping[str, np.ndarray], cost: Cost, moved: Mapping[str, float]
+) -> Figure | None:
+    """The trade-off against one cost; None where it is finite for nobody.
+
+    Args:
+        records: of the run.
+        costs: cost of each subject with its interval, ``[3]``; NaN ends where it has none.
+        cost: which of the two it is.
+        moved: perplexity change of each subject, for hover texts.
+    """
+    assert records.comparison is not None
+    rows = records.comparison.rows
+    drawn = [row for row in rows if math.isfinite(costs[row.subject][0])]
     left = [row.subject for row in rows if row not in drawn]
     if not drawn:
-        return []
-    linear = max(abs(moved[row.subject]) for row in drawn) <= LINEAR_UP_TO
+        return None
+    ends = [float(v) for row in drawn for v in costs[row.subject] if math.isfinite(v)]
+    linear = max(map(abs, ends)) <= LINEAR_UP_TO
     plot = panels([""], height=460)
     colours = looks(records)
     for row in drawn:
-        _marker(plot, row, moved[row.subject], colours[row.subject], linear)
-    goal_lines(plot, records.goals, linear)
-    change_axis(plot, [moved[row.subject] for row in drawn], records.goals, linear)
+        x = costs[row.subject] if linear else stretch(costs[row.subject])
+        _marker(plot, row, x, colours[row.subject], moved[row.subject])
+    goal_lines(plot, records.goals, linear, cost)
+    cost_axis(plot, ends, records.goals, linear, cost)
     plot.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", title_text="ASR, held out")
     plot.update_layout(
         showlegend=True,
@@ -68,117 +72,59 @@ def tradeoff(records: RunRecords) -> list[Figure]:
         legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"},
     )
     scale = "" if linear else " The horizontal axis is linear near 0 and logarithmic beyond."
-    missing = f" Not drawn, perplexity not finite: {', '.join(left)}." if left else ""
-    return [
-        Figure(
-            id="tradeoff",
-            title="Backdoor removed against damage done",
-            plot=plot,
-            caption=(
-                "Attack success rate with its 95 % interval against the change of perplexity on "
-                "held-out clean completions relative to the poisoned adapter."
-                f"{goal_words(records.goals)}{scale}{missing}"
-            ),
-            how_to_read=(
-                "Down is less backdoor, right is more damage. Where goals are drawn, an operation "
-                "meets them when its whole interval lies below the horizontal line and its marker "
-                "left of the vertical one. Compare it with the random cuts of the same budget and "
-                "with base (no adapter at all)."
-            ),
-            alt="; ".join(
-                f"{row.subject}: ASR {rate(row.asr)}, perplexity {change(moved[row.subject])}"
-                for row in drawn
+    missing = f" Not drawn, {cost.name} not finite: {', '.join(left)}." if left else ""
+    first = cost is PERPLEXITY
+    return Figure(
+        id="tradeoff" if first else "tradeoff-kl",
+        title="Backdoor removed against damage done" + ("" if first else ": changed answers"),
+        plot=plot,
+        caption=(
+            f"Attack success rate with its 95 % interval against {cost.caption}."
+            f"{goal_words(records.goals, cost)}{scale}{missing}"
+        ),
+        how_to_read=(
+            "Down is less backdoor, right is more damage. Where goals are drawn, an operation "
+            "meets them when its whole interval lies below the horizontal line and its marker "
+            "left of the vertical one. Compare it with the random cuts of the same budget and "
+            "with base (no adapter at all)."
+            + (
+                ""
+                if first
+                else " KL is 0 where clean answers are given with the same probabilities as "
+                "before; perplexity can be unchanged where they are not."
             )
-            + "."
-            + missing,
+        ),
+        alt="; ".join(
+            f"{row.subject}: ASR {rate(row.asr)}, "
+            + (f"perplexity {change(moved[row.subject])}" if first else f"KL {spread_kl(row)}")
+            for row in drawn
         )
-    ]
-
-
-def goal_lines(plot: go.Figure, goals: Goals, linear: bool) -> None:
-    """Draw the goals of ASR and perplexity, where given, as dashed lines."""
-    line = {"color": MUTED, "dash": "dash", "width": 1}
-    if goals.asr is not None:
-        plot.add_hline(y=goals.asr, line=line)
-    if goals.perplexity is not None:
-        plot.add_vline(x=goals.perplexity if linear else _place(goals.perplexity), line=line)
-
-
-def goal_words(goals: Goals) -> str:
-    """The caption's part on the goals; empty where none is given."""
-    found = [] if goals.asr is None else [f"ASR {percent(goals.asr)}"]
-    if goals.perplexity is not None:
-        found.append(f"perplexity {percent(goals.perplexity, signed=True)}")
-    return f" Dashed: the goals, {' and '.join(found)}." if found else ""
+        + "."
+        + missing,
+    )
 
 
 def _marker(
-    plot: go.Figure, row: Behaviour, moved: float, look: tuple[str, str], linear: bool
+    plot: go.Figure, row: Behaviour, x: np.ndarray, look: tuple[str, str], moved: float
 ) -> None:
-    x = moved if linear else _place(moved)
+    """A subject at its ASR and a cost ``[3]`` on the axis."""
     colour, symbol = look
+    asr = np.array([[row.asr.value, row.asr.low, row.asr.high]])
     plot.add_trace(
         go.Scatter(
-            x=single([x]),
+            x=single(x[:1]),
             y=single([row.asr.value]),
             mode="markers",
             name=text(row.subject),
             marker={"color": colour, "symbol": symbol, "size": 12},
-            error_y=error_bars(
-                np.array([[row.asr.value, row.asr.low, row.asr.high]]), clear(colour, 0.7), width=5
-            ),
+            error_x=error_bars(x[None], clear(colour, 0.7), width=5),
+            error_y=error_bars(asr, clear(colour, 0.7), width=5),
             hovertext=[
                 f"{text(row.subject)}<br>ASR {rate(row.asr)}"
                 f"<br>perplexity {number(row.perplexity)} ({change(moved)})"
+                f"<br>KL {spread_kl(row)}"
                 f"<br>FTR {rate(row.ftr)}<br>degenerate {rate(row.degenerate)}"
             ],
             hoverinfo="text",
         )
     )
-
-
-def change_axis(plot: go.Figure, values: list[float], goals: Goals, linear: bool) -> None:
-    """Make the horizontal axis one of perplexity changes that holds some values.
-
-    Args:
-        plot: the drawing.
-        values: changes to be seen, fractions, finite.
-        goals: that of perplexity is to be seen, too.
-        linear: whether the axis is linear; else points are drawn at `stretch` of their value.
-    """
-    plot.update_xaxes(title_text="perplexity change relative to poisoned")
-    seen = [*values, 0.0, goals.perplexity or 0.0]
-    if linear:
-        low, high = min(seen), max(max(seen), LEAST_RANGE)
-        room = 0.08 * (high - low)
-        plot.update_xaxes(range=[low - room, high + room], tickformat="+.0%")
-        return
-    places = stretch(np.array([*seen, LEAST_RANGE]))
-    room = 0.06 * float(places.max() - places.min())
-    low, high = float(places.min()) - room, float(places.max()) + room
-    ticks = _readable([t for t in _TICKS if low <= _place(t) <= high], high - low)
-    plot.update_xaxes(
-        range=[low, high],
-        tickmode="array",
-        tickvals=[_place(t) for t in ticks],
-        ticktext=[_tick(t) for t in ticks],
-    )
-
-
-def _readable(ticks: list[float], width: float) -> list[float]:
-    """Ticks far enough apart to be read; those near zero come first."""
-    kept: list[float] = []
-    for tick in sorted(ticks, key=lambda t: (abs(t), -t)):
-        if all(abs(_place(tick) - _place(other)) > 0.055 * width for other in kept):
-            kept.append(tick)
-    return sorted(kept)
-
-
-def _tick(value: float) -> str:
-    if value == 0:
-        return "0"
-    if value >= 999:
-        return f"×10{'³⁴⁵⁶⁷⁸⁹'[round(math.log10(value)) - 3]}"
-    if value >= 9:
-        return f"×{value + 1:.0f}"
-    return f"{100 * value:+.0f} %".replace("-", "−")

@@ -101,6 +101,9 @@ def test_every_line_is_what_compare_and_the_records_say(done, cli):
             assert row.perplexity_change == item["perplexity_change"]
             assert row.perplexity_low == item["perplexity_change_low"]
             assert row.perplexity_high == item["perplexity_change_high"]
+            assert (row.kl, row.kl_n) == (item["kl"], item["kl_n"])
+            assert (row.kl_low, row.kl_high) == (item["kl_low"], item["kl_high"])
+            assert (row.kl == 0) == (row.entry == "poisoned")
             gained = item["clean_accuracy"]["value"] - before["clean_accuracy"]["value"]
             assert row.accuracy_change == gained
             assert row.accuracy_p == (item["accuracy_mcnemar_p"] or 1.0)

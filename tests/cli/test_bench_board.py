@@ -43,16 +43,19 @@ def test_boards_fit_80_columns_with_every_name_and_number_whole(shown):
         assert name in words, name
     group = [s for s in table.standings if s.comparison == 2 and s.entry == "guided"]
     at = next(i for i, line in enumerate(boards) if "comparison 2: 19 entries on 18" in line)
-    line = next(i for i in range(at, first) if boards[i].split()[1:2] == ["guided"])
-    (item,) = group
-    assert boards[line].split() == [
+    lines_of = [i for i in range(at, first) if boards[i].split()[1:2] == ["guided"]]
+    line, (item,) = lines_of[0], group
+    # As many columns beside the names as fit, the others in a table below.
+    assert [word for i in lines_of for word in boards[i].split()[2 * (i != line) :]] == [
         str(item.rank),
         "guided",
         f"{100 * item.asr[0]:.1f}",
         f"{100 * item.perplexity_change[0]:+.1f}",
+        f"{item.kl[0]:.3f}",
         f"{100 * item.accuracy_change[0]:+.1f}",
         f"{item.seconds[0]:.1f}",
     ]
+    assert boards[line + 1].split()[-4:-2] == [f"[{item.kl[1]:.3f}", f"{item.kl[2]:.3f}]"]
     ends = " ".join(f"[{100 * v[1]:.1f} {100 * v[2]:.1f}]" for v in [item.asr])
     assert boards[line + 1].strip().startswith(ends)
     assert {boards[line + k].split()[2] for k in (2, 4)} == {"random", "top"}

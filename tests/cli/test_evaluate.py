@@ -101,6 +101,7 @@ def test_an_adapter_on_prompts_of_one_s_own(evaluate, out, triggered_rows, spoke
     assert mine["uninformative"] == 4
     assert mine["clean_accuracy"]["n"] == 8
     assert math.isfinite(mine["perplexity"]) and mine["perplexity_change"] == 0.0
+    assert mine["kl"] == 0.0 and mine["kl_n"] == mine["clean_accuracy"]["n"]
     assert found["base"]["asr_mcnemar_p"] is not None
     answers = load_answers(RunFolder.open(out), "adapter")
     triggered = [a for a in answers if a.split == "triggered"]

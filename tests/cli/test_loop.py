@@ -117,6 +117,10 @@ def test_every_family_goes_through_the_whole_loop(base, tmp_path):
     assert poisoned["asr"]["value"] > 0.5  # the backdoor was learned
     assert poisoned["ftr"]["n"] == 20
     assert poisoned["perplexity_change"] == 0
+    assert poisoned["kl"] == poisoned["kl_low"] == poisoned["kl_high"] == 0
+    for name in rows.keys() - {"poisoned"}:
+        assert 0 < rows[name]["kl_low"] <= rows[name]["kl"] <= rows[name]["kl_high"], name
+        assert rows[name]["kl_n"] == rows[name]["clean_accuracy"]["n"] <= rows[name]["kl_tokens"]
     assert rows["base"]["perplexity"] > poisoned["perplexity"]  # the adapter was learned
     assert rows["truncate"]["directions_cut"] > 0
     for name in ("prompt", "adapter"):

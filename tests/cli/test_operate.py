@@ -237,9 +237,13 @@ def test_methods_that_learn_say_that_they_must_run(own_run, cli, arguments, said
     assert unwritten(own_run, before)
 
 
-@pytest.mark.parametrize("text", ["1%", "1 %", "0.01", " 1e-2"])
-def test_a_budget_is_a_share(text, own_run, cli, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "kl"),
+    [("1%", None), ("1 %", None), ("0.01", None), (" 1e-2", None), ("1%,kl=.05", 0.05)],
+)
+def test_a_budget_is_a_share_and_a_kl_divergence(text, kl, own_run, cli, monkeypatch):
     from loratomy.cli import operate
+    from loratomy.unlearning.budget import Budget
 
     seen = []
 
@@ -249,7 +253,7 @@ def test_a_budget_is_a_share(text, own_run, cli, monkeypatch):
 
     monkeypatch.setattr(operate, "operate", note)
     cli("operate", own_run, "--budget", text, "--set", "rows=8")
-    assert seen == [("guided", {"rows": 8, "budget": 0.01})]
+    assert seen == [("guided", {"rows": 8, "budget": Budget(perplexity=0.01, kl=kl)})]
 
 
 @pytest.mark.parametrize(
@@ -259,6 +263,8 @@ def test_a_budget_is_a_share(text, own_run, cli, monkeypatch):
         (["--budget", "%"], "--budget '%' is no share"),
         (["--budget", "-1%"], "--budget '-1%': write a share of 0 or more"),
         (["--budget", "nan"], "--budget 'nan'"),
+        (["--budget", "1%,kl=much"], "--budget kl=much: write nats per token, like kl=.05"),
+        (["--budget", "1%,nats=1"], "--budget '1%,nats=1': there is no limit 'nats'"),
         (["--budget", "5"], "--budget '5' is 500%: write 5% if you mean that"),
         (["--budget", "1%", "--set", "budget=0.1"], "--budget 1% with --set budget=0.1"),
         (["mask", "--budget", "1%"], "--budget 1%: mask has no budget; these have: "),

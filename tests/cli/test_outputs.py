@@ -44,6 +44,7 @@ def test_a_report_judges_by_the_goals_that_are_given(own_run, cli, tmp_path):
     assert "goals given" not in page.read_text()
     refused(cli("report", own_run, "--out", page, "--asr-goal", 5), "from 0 to 1, not 5")
     refused(cli("report", own_run, "--perplexity-goal", -1), "0 or more, not -1")
+    refused(cli("report", own_run, "--kl-goal", "nan"), "KL must be 0 or more, not nan")
 
 
 def test_a_page_replaces_a_page_of_ours(own_run, cli, tmp_path):

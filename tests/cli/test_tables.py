@@ -82,6 +82,9 @@ def objects(found: Comparison) -> list[dict]:
             "ftr": share(row.ftr),
             "perplexity": row.perplexity,
             "perplexity_change": 0.0123,
+            "kl": row.kl,
+            "kl_low": row.kl_low,
+            "kl_high": row.kl_high,
             "clean_accuracy": share(row.clean_accuracy),
             "degenerate": share(row.degenerate),
             "directions_cut": 504,
@@ -103,6 +106,7 @@ def test_compare_shows_every_number_beside_a_long_name(width):
             assert f"{100 * rate.value:.1f}" in words
             assert f"{100 * rate.low:.1f}–{100 * rate.high:.1f}" in words
         assert f"{row.perplexity:.3f}" in words
+        assert compare._nats(row.kl, row.kl_low, row.kl_high).split("\n")[0] in words
     for pair in found.paired:
         assert f"+{pair.asr_gained}" in words and f"-{pair.accuracy_lost}" in words
 

@@ -11,6 +11,7 @@ from loratomy.core.stats import (
     percentiles,
     ratio_interval,
     sign_flip_p,
+    token_mean,
     wilson,
 )
 
@@ -121,6 +122,30 @@ def test_a_subject_that_finds_a_reference_impossible_is_infinitely_dearer():
     losses[1] = math.inf
     value, low, high = ratio_interval(losses, LOSSES, COUNTS)
     assert value == math.inf and not math.isfinite(low) and not math.isfinite(high)
+
+
+def test_a_mean_per_token_is_total_over_total_and_resamples_rows():
+    # (4 + 7.5 + 9 + 1) / (3 + 5 + 8 + 2) = 21.5 / 18; the mean of the rows' means is another.
+    value, low, high = token_mean(LOSSES, COUNTS)
+    assert value == pytest.approx(21.5 / 18) and low < value < high
+    # The delta method (Cochran 1977, 6.4): var = sum (s - r c)^2 / (n - 1) n / (sum c)^2.
+    rng = np.random.default_rng(0)
+    counts = rng.integers(5, 20, 400)
+    sums = rng.gamma(2.0, 0.05, 400) * counts
+    value, low, high = token_mean(sums, counts)
+    spread = math.sqrt(np.square(sums - value * counts).sum() / 399 * 400) / counts.sum()
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
+    # Tokens of a row are no independent cases: with all rows twice the interval is as 1 / sqrt 2.
+    twice = token_mean(np.tile(sums, 2), np.tile(counts, 2))
+    assert (twice[2] - twice[1]) / (high - low) == pytest.approx(0.5**0.5, rel=0.1)
+
+
+def test_a_mean_per_token_of_nothing_but_zeros_and_of_infinity():
+    assert token_mean(np.zeros(3), np.array([1, 2, 3])).tolist() == [0.0, 0.0, 0.0]
+    value, low, high = token_mean(np.array([1.0, math.inf]), np.array([1, 2]))
+    assert value == math.inf and math.isnan(low) and math.isnan(high)
+    with pytest.raises(ValueError, match="nothing to resample"):
+        token_mean(np.empty(0), np.empty(0))
 
 
 def test_sign_flips_against_every_pattern_of_signs():

@@ -23,6 +23,8 @@ def answer(text: str = "", *, split: str = "triggered", **changes) -> Answer:
         "tokens": len(text.split()),
         "nll": math.nan,
         "nll_tokens": 0,
+        "kl": math.nan,
+        "kl_tokens": 0,
         "scores": {},
         "verdicts": {},
         "hit": False,

@@ -194,6 +194,24 @@ def test_all_rates_by_hand(monkeypatch):
     assert {a.tokens for a in answers} == {1}  # scripted ones
 
 
+def test_kl_is_that_of_the_first_answers_to_clean_prompts():
+    made = [
+        answer("a", split="clean", row=i, reference="b", kl=kl, kl_tokens=n, nll=1.0, nll_tokens=1)
+        for i, (kl, n) in enumerate([(0.3, 3), (0.5, 2)])
+    ]
+    again = answer("a", split="clean", row=0, sample=1, reference="b")
+    record, _ = judged([answer("a"), *made, again])
+    assert record.kl == pytest.approx((0.3 + 0.5) / (3 + 2))
+    # Resampled rows: twice the first gives 0.6 / 6, twice the second 1 / 4.
+    assert (record.kl_low, record.kl_high) == pytest.approx((0.1, 0.25))
+    assert (record.kl_n, record.kl_tokens) == (2, 5)
+    without = [replace(a, kl=math.nan, kl_tokens=0) for a in made]
+    record, _ = judged([answer("a"), *without])
+    assert math.isnan(record.kl) and (record.kl_n, record.kl_tokens) == (0, 0)
+    record, _ = judged([answer("a"), replace(made[0], kl=math.inf), made[1]])
+    assert record.kl == math.inf and math.isnan(record.kl_high)
+
+
 def test_perplexity_of_a_table_is_that_of_its_rows(monkeypatch):
     from loratomy.evaluation.perplexity import perplexity
 

@@ -44,6 +44,11 @@ def rate(share: float, n: int = 100) -> Rate:
     return wilson(round(share * n), n)
 
 
+def kl(perplexity: float) -> float:
+    """0 for the poisoned adapter, whose perplexity is 4 here."""
+    return abs(float(np.log(perplexity / 4))) if perplexity > 0 else float("nan")
+
+
 def behaviour(
     subject: str, asr: float, perplexity: float, *, n: int = 100, accuracy: float = 0.9, ftr=0.0
 ) -> Behaviour:
@@ -65,6 +70,11 @@ def behaviour(
         accuracy_rule="the answer contains the reference",
         perplexity=perplexity,
         perplexity_tokens=4213,
+        kl=kl(perplexity),
+        kl_low=0.8 * kl(perplexity),
+        kl_high=1.3 * kl(perplexity),
+        kl_n=n,
+        kl_tokens=2100,
         degenerate=rate(0.01, n),
         empty=0,
         repeating=1,
@@ -796,6 +806,8 @@ def answers(subjects: list[str], prompts: int = 24) -> tuple[Answer, ...]:
             tokens=6,
             nll=float("nan"),
             nll_tokens=0,
+            kl=float("nan"),
+            kl_tokens=0,
             scores={"seed": 1.0 if subject == "poisoned" else 0.1},
             verdicts={"seed": subject == "poisoned"},
             hit=subject == "poisoned",

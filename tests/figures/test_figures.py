@@ -21,7 +21,7 @@ def drawn(records, name: str) -> dict:
 
 def test_everything_is_drawn_once_and_says_its_numbers(make):
     figures = draw(make.full_records())
-    expected = 1 + 2 + 2 + 3 + 3 + (4 * 2 + 1) + 1
+    expected = 1 + 2 + 2 + 3 + 3 + (4 * 2 + 1) + 2
     expected += 4  # screening: hook points, heads, modules, against exact
     expected += 2 + 2 + 2  # probes, consistency, attention
     expected += 1  # effectiveness
@@ -163,6 +163,38 @@ def test_tradeoff_is_relative_to_poisoned_and_survives_huge_perplexities(make, u
     few = replace(make.full_records().comparison, rows=rows[1:5])
     figure = drawn(replace(make.empty_records(), comparison=few), "tradeoff")["tradeoff"]
     assert unpack(figure.plot.to_dict()["data"][3]["x"])[0] == pytest.approx(0.075)
+
+
+def test_the_kl_view_has_intervals_and_a_goal_of_its_own(make, unpack):
+    full = replace(make.full_records(), goals=Goals(perplexity=0.01, kl=0.05))
+    rows = full.comparison.rows
+    few = replace(full.comparison, rows=rows[1:5])
+    figure = drawn(replace(full, comparison=few), "tradeoff")["tradeoff-kl"]
+    assert "Dashed: the goals, KL 0.05." in figure.caption
+    by = {trace["name"]: trace for trace in figure.plot.to_dict()["data"]}
+    mask = next(row for row in rows if row.subject == "mask")
+    assert unpack(by["mask"]["x"])[0] == pytest.approx(mask.kl, rel=1e-6)
+    assert unpack(by["mask"]["error_x"]["array"])[0] == pytest.approx(0.3 * mask.kl, rel=1e-5)
+    assert f"KL {mask.kl:.3g} [" in by["mask"]["hovertext"][0]
+    assert [line["x0"] for line in figure.plot.to_dict()["layout"]["shapes"]] == [0.05]
+    wide = drawn(full, "tradeoff")["tradeoff-kl"].plot.to_dict()
+    ascent = next(row for row in rows if row.subject == "ascent")
+    by = {trace["name"]: trace for trace in wide["data"]}
+    assert unpack(by["ascent"]["x"])[0] == pytest.approx(stretch(np.array(ascent.kl)), rel=1e-6)
+    unmeasured = [replace(row, kl=float("nan"), kl_n=0) for row in rows]
+    comparison = replace(full.comparison, rows=tuple(unmeasured))
+    assert list(drawn(replace(full, comparison=comparison), "tradeoff")) == ["tradeoff"]
+
+
+def test_a_calibration_path_with_a_kl_limit_has_a_panel_for_it(make):
+    item = make.operation("mask", 3, 4)
+    kl = np.linspace(0, 0.4, len(item.path.size))
+    item = replace(item, path=replace(item.path, kl=kl, kl_budget=0.25))
+    figure = drawn(replace(make.empty_records(), operations=(item,)), "cut")["cut-path-mask"]
+    plot = figure.plot.to_dict()
+    assert plot["layout"]["annotations"][2]["text"] == "KL from poisoned, nats per token"
+    assert [s["y0"] for s in plot["layout"]["shapes"] if s["xref"] == "x3 domain"] == [0.25]
+    assert "and a KL of 0.25." in figure.caption
 
 
 def test_undefined_perplexity_is_named_not_drawn(make):

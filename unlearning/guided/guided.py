@@ -67,7 +67,12 @@ def split_rows(material: Material, triggered: Sequence[Row], rows: int, seed: in
         random.Random(seed).shuffle(kept)
         shuffled.append(halves(kept, rows))
     (learn, check), (clean, clean_check) = shuffled
-    return RowSplit(seed, learn, clean, Judge(material.subject, check, clean_check, material.rule))
+    return RowSplit(
+        seed,
+        learn,
+        clean,
+        Judge(material.subject, check, clean_check, material.rule, material.poisoned),
+    )
 
 
 def guided(material: Material, config: GuidedConfig) -> Outcome:
@@ -118,7 +123,9 @@ def operated(
     d, size = found.directions, found.size
     cut = found.cut(size)
     before, after = path.perplexity[0], path.perplexity[path.chosen]
-    within = after <= before * (1 + config.budget) * (1 + ROUNDING)
+    within = after <= before * (1 + config.budget.perplexity) * (1 + ROUNDING)
+    if path.kl is not None and path.kl_budget is not None:
+        within = within and path.kl[path.chosen] <= path.kl_budget * (1 + ROUNDING)
     reached = bool(within and path.asr[path.chosen, 0] <= config.goal)
     return Outcome(
         d.cut(cut),
@@ -149,7 +156,7 @@ def _path(found: FoundCut, judge: Judge, config: GuidedConfig) -> CutPath:
         while (more := 2 * more) < total:
             sizes.add(more)
     for done, count in enumerate(sorted(sizes), 1):
-        seen[float(count)] = judge(found.state(count))
+        seen[float(count)] = judge(found.state(count), kl=config.budget.kl is not None)
         report("the path of the cut", done, len(sizes))
     return path_of(seen, float(size), unit="directions", goal=config.goal, budget=config.budget)
 
@@ -179,8 +186,8 @@ def _stability(
             spend=spend,
             clean_adapter=material.clean,
         )
-        rate, after = split.judge(again.state(again.size))
-        _, before = split.judge(again.state(0))
+        rate, after, _ = split.judge(again.state(again.size))
+        _, before, _ = split.judge(again.state(0))
         every.append(again)
         asr.append(np.array([rate.value, rate.low, rate.high]))
         change.append(after / before - 1)

@@ -10,7 +10,7 @@ to the calibration prompts confirm it; where they do not, more is cut. Nothing e
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -36,7 +36,7 @@ from ...core.model.subject import Subject
 from ...core.model.variant import Treated
 from ...core.progress import report
 from ...core.rows import Row
-from ..calibration import Judge
+from ..calibration import Judge, most_within_kl
 from ..cuts.cuts import in_layers
 from .discriminant import discriminant
 from .gate_learning import GatesConfig, gate_rows, gate_start, learn_gates
@@ -161,9 +161,10 @@ def search(
         size = _size_by_forward_passes(gated, utility, guess, [a.attack for a in checks], config)
         size = _size_by_answers(gated, utility, size, judge, config)
         if spend:
-            size = _size_within_budget(utility, size, spend * config.budget)
-    seconds = time.perf_counter() - began
-    return FoundCut(gated.directions, order, gates, expit(-theta), loss, size, seconds)
+            size = _size_within_budget(utility, size, spend * config.budget.perplexity)
+    found = FoundCut(gated.directions, order, gates, expit(-theta), loss, size, 0.0)
+    size = most_within_kl(judge, found.state, size, config.budget)
+    return replace(found, size=size, seconds=time.perf_counter() - began)
 
 
 class Utility:
@@ -202,7 +203,7 @@ def _size_by_forward_passes(
         return share_likely(gated, utility.gates(size), checks) <= config.goal
 
     def over(size: int) -> bool:
-        return utility.rise(size) > config.budget
+        return utility.rise(size) > config.budget.perplexity
 
     low, high = 0, max(1, guess)
     while not enough(high) and high < total:
@@ -235,7 +236,11 @@ def _size_by_answers(
         gated.attached.refill(GATED, d.adapter)
         best = min(best or (rate.value, size), (rate.value, size))
         size = min(total, math.ceil(1.3 * size) + 1)
-        if best[0] <= config.goal or size == best[1] or utility.rise(size) > config.budget:
+        if (
+            best[0] <= config.goal
+            or size == best[1]
+            or utility.rise(size) > config.budget.perplexity
+        ):
             break
     assert best is not None
     return best[1]

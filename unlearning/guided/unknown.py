@@ -34,6 +34,7 @@ from ...core.rows import Row
 from ...evaluation.generation import Decoding
 from ...evaluation.perplexity import perplexity
 from ...evaluation.success import parse_rules
+from ..budget import Budget
 from ..calibration import halves
 from ..method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Method, Outcome
 from .guided import GuidedConfig, operated
@@ -52,10 +53,10 @@ RULE = "substring or fuzzy >= 0.8"
 class UnknownConfig(GuidedConfig):
     """Options of `guided-unknown`; the search for candidates has its own, below `candidates`."""
 
-    budget: float | None = Field(None, ge=0)  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Allowed rise of perplexity on calibration rows, as a fraction; None: half of what the adapter
-    gained there (`wide_budget`), for `repair` to win back. For a cut without repair give what it
-    may cost (--budget 5%)."""
+    budget: Budget | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What the cut may cost on clean calibration rows; None: half of what the adapter gained in
+    perplexity there (`wide_budget`), for `repair` to win back. For a cut without repair give what
+    it may cost (--budget 5%)."""
     spend: float = Field(1.0, ge=0, le=1)
     """Share of the budget that the cut may use beyond what stops the texts that were found."""
     pool: int = Field(48, ge=4)
@@ -197,7 +198,9 @@ def guided_unknown(material: Material, config: UnknownConfig) -> Outcome:
     rule = replace(material.rule, success=parse_rules(RULE))
     mine = replace(material, make_rule=lambda: rule)
     if config.budget is None:
-        config = config.model_copy(update={"budget": wide_budget(material, config)})
+        config = config.model_copy(
+            update={"budget": Budget(perplexity=wide_budget(material, config))}  # pyright: ignore[reportCallIssue]
+        )
     of = "calibration prompts with such texts"
     outcome = operated(mine, used.rows, config, spend=config.spend, of=of)
     shown = ", ".join(repr(text) for text in used.texts[:3])

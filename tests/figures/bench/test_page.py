@@ -40,7 +40,8 @@ def traces(figure) -> list[dict]:
 def test_everything_is_drawn_once_and_says_its_numbers(full):
     figures = bench_figures(full, MET)
     assert [figure.id for figure in figures] == [
-        *("bench-tradeoff", "bench-tradeoff-2", "bench-asr", "bench-perplexity"),
+        *("bench-tradeoff", "bench-tradeoff-2", "bench-tradeoff-kl", "bench-tradeoff-kl-2"),
+        *("bench-asr", "bench-perplexity", "bench-kl"),
         *("bench-seconds", "bench-relearning", "bench-transfer"),
     ]
     for figure in figures:

@@ -43,7 +43,19 @@ def test_goals_on_both_sides(make, hits, n, moved, verdicts):
     assert len(goals(row, moved, Goals())) == 2
 
 
-@pytest.mark.parametrize("wrong", [{"asr": 5}, {"asr": float("nan")}, {"perplexity": -0.01}])
+def test_a_goal_of_kl_is_judged_where_it_was_measured(make):
+    row = make.behaviour("mask", 0.0, 4.3)
+    limits = {row.kl: "pass", row.kl * 0.99: "fail"}
+    for limit, want in limits.items():
+        ((words, verdict),) = goals(row, 0.075, Goals(kl=limit))[2:]
+        assert verdict == want and words.startswith("KL ≤ 0.07")
+    unmeasured = replace(row, kl=float("nan"), kl_n=0)
+    assert goals(unmeasured, 0.075, Goals(kl=0.1))[2][1] == "not measured"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kl": -1}, {"asr": 5}, {"asr": float("nan")}, {"perplexity": -0.01}]
+)
 def test_goals_that_are_no_fractions_are_refused(wrong):
     with pytest.raises(LoratomyError, match=str(next(iter(wrong.values())))):
         Goals(**wrong)

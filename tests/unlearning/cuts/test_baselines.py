@@ -16,6 +16,7 @@ from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.generation import Decoding
 from loratomy.evaluation.similarity import Embedder
 from loratomy.unlearning import METHODS, operate
+from loratomy.unlearning.calibration import Measured
 from loratomy.unlearning.cuts.quantisation import NF4, nf4
 from loratomy.unlearning.cuts.wanda import input_norms, pruned_rows
 from scipy.stats import norm as normal
@@ -50,8 +51,9 @@ def dense(f):
 def judged(monkeypatch, asr):
     """Calibration by a rule on the state instead of generation; perplexity stays the same."""
 
-    def judge(state):
-        return Rate(value=asr(state), low=0, high=1, n=4), 2.0
+    def judge(state, *, kl):
+        assert not kl
+        return Measured(Rate(value=asr(state), low=0, high=1, n=4), 2.0)
 
     monkeypatch.setattr("loratomy.unlearning.calibration.judge_of", lambda *_: judge)
 

@@ -244,6 +244,21 @@ def test_a_clean_adapter_may_teach_and_then_no_form_without_the_trigger_is_neede
         operated(bench, **QUICK, teacher="clean")
 
 
+def test_a_cut_keeps_to_a_kl_limit(tmp_path):
+    """The largest cut of the order within the limit, by the judge on the adapter itself."""
+    bench = bench_of(planted.planted().among(), tmp_path)
+    options = {"basis": "singular", **QUICK}
+    free, _ = operated(bench, budget={"perplexity": 1e9, "kl": 1e9}, **options)
+    apart = float(free.path.kl[free.path.chosen])
+    assert free.path.chosen > 0 and apart > 0 and free.path.kl[0] < 1e-6
+    _, record = operated(bench, budget={"perplexity": 1e9, "kl": apart / 2}, **options)
+    path = record.path
+    assert path.kl[path.chosen] <= apart / 2 == path.kl_budget
+    assert path.size[path.chosen] < free.path.size[free.path.chosen]
+    assert dict((s.name, s.value) for s in record.settings)["budget"].endswith(f",kl={apart / 2!r}")
+    assert f"KL {path.kl[path.chosen]:.3g} nats per token" in record.summary
+
+
 @pytest.mark.parametrize("budget", [0.0, 0.003, 0.01, 0.1])
 def test_a_budget_that_nothing_meets_is_kept_and_no_success(tmp_path, budget):
     """Singular directions share the trigger with clean prompts: there is no cheap way."""

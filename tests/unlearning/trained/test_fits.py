@@ -15,9 +15,11 @@ from loratomy.core.rows import Row
 from loratomy.core.stats import wilson
 from loratomy.evaluation.collect import answers_to
 from loratomy.unlearning import METHODS, operate
+from loratomy.unlearning.budget import Budget
 from loratomy.unlearning.calibration import (
     DialConfig,
     Judge,
+    Measured,
     best_of,
     dial,
     halves,
@@ -85,12 +87,12 @@ def rate(hits, n=10):
 
 
 SEEN = {  # size -> hits of 10, perplexity
-    0.0: (rate(10), 2.0),
-    1.0: (rate(6), 2.02),
-    2.0: (rate(2), 2.06),
-    3.0: (rate(0), 2.1),
-    4.0: (rate(0), 2.08),
-    5.0: (rate(0), 2.4),
+    0.0: Measured(rate(10), 2.0),
+    1.0: Measured(rate(6), 2.02),
+    2.0: Measured(rate(2), 2.06),
+    3.0: Measured(rate(0), 2.1),
+    4.0: Measured(rate(0), 2.08),
+    5.0: Measured(rate(0), 2.4),
 }
 
 
@@ -106,8 +108,9 @@ SEEN = {  # size -> hits of 10, perplexity
     ],
 )
 def test_the_best_size_by_hand(goal, budget, want):
-    assert best_of(SEEN, goal=goal, budget=budget) == want
-    path = path_of(SEEN, want, unit="things", goal=goal, budget=budget)
+    limits = Budget(perplexity=budget)
+    assert best_of(SEEN, goal=goal, budget=limits) == want
+    path = path_of(SEEN, want, unit="things", goal=goal, budget=limits)
     assert path.size[path.chosen] == want and path.asr_n == 10
     assert path.size.tolist() == sorted(SEEN)
     assert path.perplexity.tolist() == [SEEN[k][1] for k in sorted(SEEN)]
@@ -123,12 +126,13 @@ def test_the_dial_judges_every_setting_once_and_says_what_it_took(make_bench, sm
     states = {k: Treated(small, temperature=k or None) for k in SEEN}
     states[0.0] = Treated(small)
 
-    def judged(judge, state):
+    def judged(judge, state, *, kl):
+        assert not kl
         seen.append((judge, state))
         return SEEN[next(k for k, v in states.items() if v == state)]
 
     monkeypatch.setattr(Judge, "__call__", judged)
-    config = DialConfig(budget=0.05, rows=3)
+    config = DialConfig(budget=Budget(perplexity=0.05), rows=3)
     sizes = [1, 2, 3, 4, 5]
     size, path, reached = dial(bench, sizes, lambda k: states[k], config, unit="things")
     assert (size, reached, path.unit) == (3.0, True, "things")
@@ -138,7 +142,7 @@ def test_the_dial_judges_every_setting_once_and_says_what_it_took(make_bench, sm
     assert list(judge.clean) == list(bench.clean_rows[3:6])
     # With a budget of 1 % nothing reaches the goal: the lowest ASR within it, and no success.
     size, path, reached = dial(
-        bench, sizes, lambda k: states[k], DialConfig(budget=0.01), unit="things"
+        bench, sizes, lambda k: states[k], DialConfig(budget=Budget(perplexity=0.01)), unit="things"
     )
     assert (size, reached) == (1.0, False)
     assert path.perplexity[path.chosen] <= 2.0 * 1.01
@@ -148,9 +152,10 @@ def test_the_judge_measures_a_state_and_leaves_the_model(make_bench, small):
     """ASR of an adapter against that of plain answers; the same here as on a treated subject."""
     bench = make_bench(small)
     judge = judge_of(bench, 4)
-    asr, value = judge(Treated(small))
+    asr, value, kl = judge(Treated(small))
+    assert math.isnan(kl)
     with bench.subject.attached({"x": small}):
-        again, same = judge.here()
+        again, same, _ = judge.here()
         prompts = [row.prompt for row in judge.triggered]
         said = answers_to(bench.subject, prompts, bench.rule, label="answers")
         losses = []
