@@ -14,7 +14,7 @@ import torch
 
 from ..core.adapter.factors import Adapter
 from ..core.errors import DataError
-from ..core.model.batches import IGNORED, Encoded, collate, completion_logits
+from ..core.model.batches import Encoded, collate, completion_logits
 from ..core.model.subject import Subject
 from ..core.model.variant import NAME, Treated, treated
 from ..core.progress import report
@@ -173,9 +173,8 @@ def _batches(answers: Sequence[Encoded], batch_tokens: int, most: int) -> Iterat
     taken: list[Encoded] = []
     for row, piece in pieces:
         more = [*taken, piece]
-        width = max(map(len, more))
-        window = width - min(len(item.prompt) for item in more)
-        if taken and (len(more) * width > batch_tokens or len(more) * window > most):
+        tokens = sum(len(item.completion) for item in more)
+        if taken and (len(more) * max(map(len, more)) > batch_tokens or tokens > most):
             yield _Batch(rows, taken)
             rows, taken = [], []
         rows.append(row)
@@ -202,8 +201,7 @@ def _logits(subject: Subject, batch: _Batch) -> torch.Tensor:
     given = collate(batch.encoded, subject.renderer.pad_id)
     given = {name: value.to(subject.device) for name, value in given.items()}
     with torch.inference_mode():
-        logits, tokens = completion_logits(subject.model, given)
-        return logits[tokens != IGNORED].float()
+        return completion_logits(subject.model, given)[0].float()
 
 
 def _kl(log_p: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
