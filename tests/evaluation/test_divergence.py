@@ -135,7 +135,7 @@ def test_no_pass_has_more_logits_than_the_limit(monkeypatch):
 
     def forward(self, *given, **named):
         out = plain(self, *given, **named)
-        seen.append(out.logits.shape[0] * out.logits.shape[1])
+        seen.append(out.logits[..., 0].numel())
         return out
 
     monkeypatch.setattr(type(on.model), "forward", forward)
