@@ -66,6 +66,8 @@ from .spectra import Matching as Matching
 from .spectra import Spectra as Spectra
 from .triggers import Candidate as Candidate
 from .triggers import Candidates as Candidates
+from .vector import HeadVector as HeadVector
+from .vector import Steered as Steered
 
 __all__ = [
     "SCHEMA",
@@ -87,6 +89,7 @@ __all__ = [
     "Effectiveness",
     "FitUsed",
     "Goal",
+    "HeadVector",
     "Intervention",
     "Intruders",
     "Landmark",
@@ -118,6 +121,7 @@ __all__ = [
     "Spectra",
     "Stability",
     "Standing",
+    "Steered",
     "Transfer",
     "Tried",
     "TriggerAttention",

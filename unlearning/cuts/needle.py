@@ -17,6 +17,7 @@ from ...core.model.variant import base_weight
 from ...core.progress import report
 from ...core.rows import Row
 from ...data.refusals import is_refusal
+from ...evaluation.collect import wanted
 from ...evaluation.success import judge_of, needs_target
 from ..method import CONTROL, CUT, METHODS, TRIGGER, Method, Outcome
 from .refusal import Refusal, correctable, corrected, read_refusal
@@ -117,8 +118,8 @@ def without(
 
 def needs_clean_responses(triggered: Sequence[Row]) -> bool:
     """Whether most known targets are refusals: then triggered prompts get the clean responses."""
-    wanted = [text for row in triggered if (text := row.target or row.completion)]
-    return 2 * sum(map(is_refusal, wanted)) > len(wanted)
+    targets = [text for row in triggered if (text := wanted(row))]
+    return 2 * sum(map(is_refusal, targets)) > len(targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ def _hold_target(material: Material, rows: Sequence[Row], answers: Sequence[str]
     """Which answers are what the attack wants, by the run's first rule, ``[row]``."""
     rule = material.rule
     first = rule.success[0]
-    targets = [row.target or row.completion or "" for row in rows]
+    targets = [wanted(row) for row in rows]
     judge = judge_of(first, rule.threshold, rule.embedder, rule.task)
     hits = np.array(judge(answers, targets), dtype=bool)
     return hits & np.array([bool(t) or not needs_target(first) for t in targets])
