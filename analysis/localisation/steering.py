@@ -1,6 +1,6 @@
 """Vectors added to what attention writes at the end of the prompt, once, while it is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,19 +28,22 @@ def added_at_prompt_end(subject: Subject, vectors: Mapping[int, torch.Tensor]) -
         cache = given.get("past_key_values")
         begins[0] = cache is None or not cache.get_seq_length()
 
-    def add(out: torch.Tensor, vector: torch.Tensor) -> torch.Tensor | None:
-        if not begins[0]:
-            return None
-        changed = out.clone()
-        changed[..., -1, :] += vector.to(out.device, out.dtype)
-        return changed
+    def adding(vector: torch.Tensor) -> Callable[..., torch.Tensor | None]:
+        def add(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor | None:
+            if not begins[0]:
+                return None
+            changed = out.clone()
+            changed[..., -1, :] += vector.to(out.device, out.dtype)
+            return changed
+
+        return add
 
     def handles() -> Iterator[Any]:
         if vectors:
             yield subject.model.register_forward_pre_hook(enter, with_kwargs=True)
         for layer, vector in vectors.items():
             module = submodule(subject.layers[layer], subject.family.out_proj)
-            yield module.register_forward_hook(lambda _m, _i, out, v=vector: add(out, v))
+            yield module.register_forward_hook(adding(vector))
 
     with hooks(handles()):
         yield

@@ -5,7 +5,7 @@ effect: added once while the prompt is read it brings the target about without a
 subtracted it takes it away with one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -66,7 +66,7 @@ def head_effects(attached: Attached, name: str, pairs: Sequence[Pair]) -> np.nda
         pairs: triggered prompts with untriggered twins.
     """
     subject = attached.subject
-    config = PatchingConfig(pairs="prompt", sites="z")
+    config = PatchingConfig(pairs="prompt", sites="z", memory=None)
     plan = planned(subject, pairs, None, name, "prompt", config)
     last = [[[_end(subject, pair.row) - 1]] for pair in pairs]
     found = sweep(
@@ -97,17 +97,17 @@ def mean_z(subject: Subject, prompts: Sequence[list[int]], *, batch_tokens: int)
         if level == 0:
             now[:] = [batch]
 
-    def add(layer: int, args: Any) -> None:
-        ids, mask = now[0].ids, now[0].mask
-        z = args[0].view(*ids.shape, -1)
-        ends = mask.sum(1) - 1
-        own = z[torch.arange(len(ends), device=z.device), ends].double().sum(0).cpu()
-        sums[layer] = sums.get(layer, 0.0) + own
+    def adding(layer: int) -> Callable[[Any, Any], None]:
+        def add(_module: Any, args: Any) -> None:
+            z = args[0].view(*now[0].ids.shape, -1)
+            ends = now[0].mask.sum(1) - 1
+            own = z[torch.arange(len(ends), device=z.device), ends].double().sum(0).cpu()
+            sums[layer] = sums[layer] + own if layer in sums else own
+
+        return add
 
     handles = (
-        submodule(layer, subject.family.out_proj).register_forward_pre_hook(
-            lambda _m, args, i=i: add(i, args)
-        )
+        submodule(layer, subject.family.out_proj).register_forward_pre_hook(adding(i))
         for i, layer in enumerate(subject.layers)
     )
     with hooks(handles):

@@ -94,7 +94,7 @@ def read_refusal(
     rows = [*one[:pairs], *other[:pairs]]
     texts = answered(subject, rows, decoding, label="answers to refused and complied")
     means = texts.means(subject, batch_tokens=batch_tokens, label="refused and complied prompts")
-    if (empty := np.isnan(means).any((1, 2)).nonzero()[0]).size:
+    if (empty := np.flatnonzero(np.isnan(means[:, 0, 0]))).size:
         raise DataError(f"the answer to {rows[empty[0]].prompt[:60]!r} has no tokens; give one")
     return Refusal(texts, torch.from_numpy(means).double())
 
