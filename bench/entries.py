@@ -115,8 +115,9 @@ def controls(entry: Entry, made: "Operation") -> list[Control]:
 
     An edit of the weights has cuts of its size beside it (`unlearning.controls.same_change`), at
     random and by singular value, a fit plain fine-tuning with its rows, steps and rate. Guided
-    surgery has the best single layer besides, and repair the same repair after the random cut: what
-    it owes to where was cut; TSBD has itself with random neurons. Plain fine-tuning and other ways
+    surgery has the best single layer besides, NEEDLE itself along random directions, and repair the
+    same repair after the random cut: what it owes to where was cut; TSBD has itself with random
+    neurons. Plain fine-tuning and other ways
     of running the model have none.
     """
     from ..unlearning import METHODS
@@ -144,6 +145,8 @@ def controls(entry: Entry, made: "Operation") -> list[Control]:
     ]
     if entry.method == "guided":
         found.append(Control(f"{name}-layer", "control-layer", {}))
+    if entry.method == "needle":
+        found.append(Control(f"{name}-directions", "control-needle", _options(entry)))
     return found
 
 

@@ -67,7 +67,8 @@ def command(
     The result goes to RUN/operations/NAME, for most methods as a new adapter in plain PEFT format.
     guided finds and cuts a smallest set of directions; repair fine-tunes after that cut; negative
     is negative fine-tuning; truncate, prune, mask, project and project-difference cut by a rule;
-    control-* are controls that a method has to beat. Existing results are kept without --fresh.
+    needle cuts the trigger's direction out of what layers write, without training; control-* are
+    controls that a method has to beat. Existing results are kept without --fresh.
 
     --dry-run shows what a plan, or a method whose options alone decide the cut, would do: norms,
     bytes, and, on up to 16 calibration rows of each kind, the probability of the target's first

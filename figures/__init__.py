@@ -3,7 +3,7 @@
 # The modules of figures register themselves when they are imported.
 from .analysis.activations import attention, consistency, probes  # noqa: F401
 from .analysis.lens import lens, logit_lens  # noqa: F401
-from .analysis.localisation import votes, where  # noqa: F401
+from .analysis.localisation import vector, votes, where  # noqa: F401
 from .analysis.neurons import neurons  # noqa: F401
 from .analysis.patching import effectiveness, patching, screening  # noqa: F401
 from .analysis.triggers import candidates  # noqa: F401
@@ -31,7 +31,7 @@ __all__ = [
 
 FIGURES.arrange(
     *("curves", "patching", "screening", "spectra", "difference", "matching", "intruders"),
-    *("where", "votes", "probes", "consistency", "attention", "effectiveness", "neurons"),
-    *("lens", "logit_lens", "candidates", "cut", "stability", "tradeoff"),
+    *("where", "votes", "probes", "consistency", "attention", "effectiveness", "vector"),
+    *("neurons", "lens", "logit_lens", "candidates", "cut", "stability", "tradeoff"),
 )
 """The order of the report."""

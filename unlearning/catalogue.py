@@ -6,6 +6,7 @@ from .cuts import (  # noqa: F401
     decoding,
     intruder_reduction,
     merging,
+    needle,
     projection,
     quantisation,
     scaling,
@@ -20,6 +21,7 @@ __all__ = ["METHODS", "Method", "Outcome", "check_needs", "lacking", "operate"]
 METHODS.arrange(
     *("guided", "guided-unknown", "repair", "negative", "npo", "ascent", "crow", "tsbd"),
     *("finetune", "truncate", "prune", "wanda", "reduce-intruders", "scale", "merge", "mask"),
-    *("project", "project-difference", "plan", "quantise", "temperature"),
+    *("project", "project-difference", "needle", "plan", "quantise", "temperature"),
     *("control-random", "control-top", "control-layer", "control-finetune", "control-neurons"),
+    "control-needle",
 )

@@ -172,7 +172,7 @@ def residuals(
 
     def see(level: int, hidden: torch.Tensor, batch: Batch) -> None:
         if level == 0:
-            averages[:] = [_averages(batch, places, width)]
+            averages[:] = [mean_weights(batch, places, width)]
             return
         values = averages[0] @ hidden.float().masked_fill(~batch.mask[..., None], 0.0)
         out[batch.rows, level - 1] = values.cpu().numpy()
@@ -181,7 +181,9 @@ def residuals(
     return out
 
 
-def _averages(batch: Batch, places: Sequence[Sequence[Sequence[int]]], width: int) -> torch.Tensor:
+def mean_weights(
+    batch: Batch, places: Sequence[Sequence[Sequence[int]]], width: int
+) -> torch.Tensor:
     """Weights that average over each place's positions, ``[batch, place, pos]``; NaN for none."""
     weights = torch.zeros(len(batch.rows), width, batch.ids.shape[1])
     for i, row in enumerate(batch.rows):

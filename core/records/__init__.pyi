@@ -67,6 +67,8 @@ from .spectra import Matching as Matching
 from .spectra import Spectra as Spectra
 from .triggers import Candidate as Candidate
 from .triggers import Candidates as Candidates
+from .vector import HeadVector as HeadVector
+from .vector import Steered as Steered
 
 __all__ = [
     "SCHEMA",
@@ -88,6 +90,7 @@ __all__ = [
     "Effectiveness",
     "FitUsed",
     "Goal",
+    "HeadVector",
     "Intervention",
     "Intruders",
     "Landmark",
@@ -120,6 +123,7 @@ __all__ = [
     "Spectra",
     "Stability",
     "Standing",
+    "Steered",
     "Transfer",
     "Tried",
     "TriggerAttention",

@@ -220,6 +220,12 @@ def _effectiveness(r: Any) -> "pd.DataFrame":
     return pd.concat(parts, ignore_index=True)
 
 
+def _vector(r: Any) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame([flat(c, leave_out=("example",)) for c in r.conditions])
+
+
 def _behaviour(r: Any) -> dict[str, Any]:
     return flat(r, leave_out=("accuracy_rule",))
 
@@ -320,6 +326,7 @@ FRAMES: dict[str, Callable[[Any], "pd.DataFrame"]] = {
     "NeuronChange": _neurons,
     "NeuronActivity": _activity,
     "Effectiveness": _effectiveness,
+    "HeadVector": _vector,
     "Candidates": lambda r: rows(r.candidates),
     "Comparison": _comparison,
     "Answer": lambda r: answers_frame([r]),

@@ -146,6 +146,7 @@ def load_any(folder: Path, name: str) -> Any:
         results,
         spectra,
         triggers,
+        vector,
     )
 
     path = folder / f"{name}.json"

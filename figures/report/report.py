@@ -25,6 +25,7 @@ SECTIONS = {
     "consistency": "Consistency of the layers",
     "attention": "Attention to the trigger",
     "effectiveness": "Answers while patched",
+    "vector": "A vector of few heads",
     "neurons": "Neurons under unlearning",
     "lens": "Tokens read and written",
     "logit_lens": "The answer, layer by layer",

@@ -178,6 +178,9 @@ def test_repair_after_surgery_is_held_against_repair_after_a_random_cut(done):
         "control-finetune",
         "control-neurons",
     ]
+    (needle,) = benched.entries("needle")
+    names = ["control-random", "control-top", "control-needle"]
+    assert [c.method for c in benched.controls(needle, made)] == names
 
 
 @pytest.mark.parametrize("method", ["negative", "npo"])

@@ -33,6 +33,7 @@ from loratomy.core.records.results import (
 )
 from loratomy.core.records.spectra import Difference, Intruders, LayerSpectra, Matching, Spectra
 from loratomy.core.records.triggers import Candidate, Candidates
+from loratomy.core.records.vector import HeadVector, Steered
 from loratomy.core.stats import wilson
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -506,6 +507,39 @@ def effectiveness(layers: int, n: int = 12) -> Effectiveness:
     )
 
 
+def head_vector(layers: int, heads: int = 4, n: int = 24) -> HeadVector:
+    hits = {(False, "none"): 0, (False, "vector"): n, (True, "none"): n, (True, "vector"): 0}
+    effect = np.linspace(-0.5, 2.0, layers * heads).reshape(layers, heads)
+    names = ("none", "vector", "random direction", "random heads")
+    return HeadVector(
+        adapter="poisoned",
+        effect=effect,
+        heads=np.array([[layers - 1, heads - 1], [layers - 1, heads - 2]]),
+        random_heads=np.array([[0, 0], [1, 2]]),
+        norm=np.eye(layers)[-1],
+        random_heads_norm=np.eye(layers)[0],
+        minus="nothing",
+        scale=1.0,
+        made_from=24,
+        conditions=tuple(
+            Steered(
+                triggered=triggered,
+                vector=name,
+                sign=0 if name == "none" else -1 if triggered else 1,
+                rate=wilson(hits.get((triggered, name), n // 4), n),
+                degenerate=wilson(1, n),
+                example=f"<b>answer</b> {name}",
+            )
+            for triggered in (False, True)
+            for name in names
+        ),
+        rule="similar",
+        decoding="greedy, at most 24 new tokens",
+        dtype="float32",
+        sentence="The vector of 2 heads, made from 24 prompts.",
+    )
+
+
 def unlearning(name: str, steps: int) -> Unlearning:
     return Unlearning(
         name=name,
@@ -942,6 +976,7 @@ def full_records(layers: int = 6, rank: int = 8) -> RunRecords:
             consistency(layers),
             trigger_attention(layers),
             effectiveness(layers),
+            head_vector(layers),
             lens(layers),
             logit_lens(layers),
             candidates(),

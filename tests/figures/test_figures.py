@@ -24,7 +24,7 @@ def test_everything_is_drawn_once_and_says_its_numbers(make):
     expected = 1 + 2 + 2 + 3 + 3 + (4 * 2 + 1) + 2
     expected += 4  # screening: hook points, heads, modules, against exact
     expected += 2 + 2 + 2  # probes, consistency, attention
-    expected += 1  # effectiveness
+    expected += 1 + 2  # effectiveness, vector of heads
     expected += 4  # stability of the cuts
     expected += 5  # neurons
     expected += 1 + 1  # votes of the layers, candidates

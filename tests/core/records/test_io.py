@@ -10,7 +10,15 @@ from typing import Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 from loratomy.core.errors import RunError
-from loratomy.core.records import across, activations, bench, effectiveness, neurons, results
+from loratomy.core.records import (
+    across,
+    activations,
+    bench,
+    effectiveness,
+    neurons,
+    results,
+    vector,
+)
 from loratomy.core.records import lens as readings
 from loratomy.core.records import patching as causal
 from loratomy.core.records import spectra as weights
@@ -19,7 +27,7 @@ from loratomy.core.records.io import SCHEMA, dumps, jsonable, load_record, save_
 
 MODULES = (
     *(results, across, candidates, causal, weights),
-    *(readings, activations, effectiveness, neurons, bench),
+    *(readings, activations, effectiveness, neurons, bench, vector),
 )
 RECORDS = [
     kind
