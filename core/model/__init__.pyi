@@ -29,7 +29,7 @@ from .hooks import hooks as hooks
 from .loading import load_subject as load_subject
 from .precision import fast_dtype as fast_dtype
 from .precision import fast_format as fast_format
-from .precision import precision as precision
+from .precision import number_format as number_format
 from .subject import Attached as Attached
 from .subject import Subject as Subject
 from .subject import packed as packed
@@ -78,10 +78,10 @@ __all__ = [
     "logits_of",
     "merged_weights",
     "mid_of",
+    "number_format",
     "open_checkpoint",
     "optional",
     "packed",
-    "precision",
     "read_treated",
     "replaced",
     "stored_turned",

@@ -37,7 +37,7 @@ def fast_dtype(subject: Subject) -> torch.dtype | None:
     return torch.bfloat16 if has and plain and width >= WIDTH else None
 
 
-def precision(subject: Subject) -> str:
+def number_format(subject: Subject) -> str:
     """The format of `fast_format` in words, e.g. ``bfloat16 (factors and losses float32)``."""
     fast = fast_dtype(subject)
     if fast is None:
