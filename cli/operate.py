@@ -116,6 +116,7 @@ def command(
         return
     record = operate(study, method, options, after=after, name=name, trackers=trackers, fresh=fresh)
     say(f"{record.subject}: {record.summary}")
+    say(f"it took {record.seconds:.0f} s and at most {record.peak_bytes / 2**30:.1f} GiB of memory")
     if trackers and record.fit is None:
         say(f"{record.method} trains nothing, so nothing was logged to {', '.join(trackers)}")
     if not record.reached:

@@ -15,6 +15,7 @@ from ..core.adapter.algebra import adapter_norm, norm, stack
 from ..core.adapter.factors import Adapter, layer_of
 from ..core.config import Config
 from ..core.errors import LoratomyError
+from ..core.memory import peak_memory
 from ..core.model.batches import encode
 from ..core.model.variant import Treated
 from ..core.records.io import jsonable
@@ -270,7 +271,8 @@ def operate(
     )
     check_finite(material)
     began = time.perf_counter()
-    outcome = method.run(material, config)
+    with peak_memory(material.subject.device) as peak:
+        outcome = method.run(material, config)
     seconds = time.perf_counter() - began + outcome.earlier_seconds
     found = outcome.search_seconds
     return outcome, Operation(
@@ -295,6 +297,7 @@ def operate(
         texts=outcome.texts,
         search_seconds=seconds if found is None else found,
         seconds=seconds,
+        peak_bytes=peak.bytes,
         **_directions(material, outcome, before),
     )
 

@@ -331,6 +331,8 @@ class Operation(Record):
     """Wall time until the edit was found; the rest explains it (path, stability)."""
     seconds: float
     """Wall time of the operation."""
+    peak_bytes: int
+    """Most memory in use meanwhile: of the GPU, else of the whole process, weights included."""
 
 
 @record

@@ -765,6 +765,7 @@ def operation(
         uncertain=(),
         texts=(),
         search_seconds=1.0,
+        peak_bytes=2**30,
         seconds=9.0,
     )
 
@@ -805,6 +806,7 @@ def trained(method: str) -> Operation:
         uncertain=(),
         texts=(),
         search_seconds=1.0,
+        peak_bytes=2**30,
         seconds=30.0,
     )
 

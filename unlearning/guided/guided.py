@@ -36,8 +36,9 @@ ROUNDING = 1e-5
 class GuidedConfig(SearchConfig):
     """Options of `guided`."""
 
-    draws: int = Field(3, ge=1)
-    """Draws of the calibration data on which the cut is found again; 1: only its own."""
+    draws: int = Field(1, ge=1)
+    """Draws of the calibration data on which the cut is found; with more than its own one (3) the
+    operation says how much the cut varies with them, and takes as many times as long."""
     path: bool = True
     """Measure the path from nothing cut to all cut by real answers."""
 
