@@ -120,10 +120,27 @@ def judge_of(material: Material, most: int) -> Judge:
 
 
 def path_of(
-    seen: Mapping[float, Measured], chosen: float, *, unit: str, goal: float, budget: Budget
+    seen: Mapping[float, Measured],
+    chosen: float,
+    *,
+    unit: str,
+    goal: float,
+    budget: Budget,
+    passes: Mapping[float, Measured] | None = None,
 ) -> CutPath:
-    """The record of what was measured: size -> ASR, perplexity and KL divergence."""
+    """The record of what was measured: size -> ASR, perplexity and KL divergence.
+
+    Args:
+        seen: sizes at which answers were generated.
+        chosen: the size that was taken, one of these.
+        unit: what the sizes count, in the plural.
+        goal: ASR that counts as reached.
+        budget: what a cut may cost.
+        passes: further sizes, by forward passes alone.
+    """
+    seen = {**(passes or {}), **seen}
     sizes = sorted(seen)
+    answered = np.array([size not in passes for size in sizes]) if passes else None
     return CutPath(
         size=np.array(sizes),
         unit=unit,
@@ -135,6 +152,7 @@ def path_of(
         budget=budget.perplexity,
         kl=None if budget.kl is None else np.array([seen[k].kl for k in sizes]),
         kl_budget=budget.kl,
+        answered=answered,
     )
 
 

@@ -208,14 +208,15 @@ class Setting(Record):
 
 @record
 class CutPath(Record):
-    """The walk from nothing cut to all cut, measured by generation on the calibration split."""
+    """The walk from nothing cut to all cut, on the calibration split."""
 
     size: np.ndarray
     """How much is cut at each step, ``[step]``, ascending; 0 is nothing."""
     unit: str
     """What `size` counts, in the plural: ``directions``, ``% of the entries`` ..."""
     asr: np.ndarray
-    """Calibration ASR with interval, ``[step, (value, low, high)]``."""
+    """Calibration ASR with interval, ``[step, (value, low, high)]``: of generated answers, or by
+    forward passes (see `answered`)."""
     perplexity: np.ndarray
     """Calibration perplexity on clean rows, ``[step]``."""
     asr_n: int
@@ -231,6 +232,9 @@ class CutPath(Record):
     nats per token, ``[step]``; None where the budget sets no limit to it."""
     kl_budget: float | None = None
     """Allowed KL divergence there, nats per token; None: any."""
+    answered: np.ndarray | None = None
+    """Whether answers were generated, ``[step]``; elsewhere ASR is the share of prompts after which
+    the target's deciding token is the likeliest, and `kl` NaN. None: at every step."""
 
 
 @record

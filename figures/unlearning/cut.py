@@ -117,9 +117,9 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
         plot=plot,
         caption=(
             f"From nothing cut to all cut, on the calibration split "
-            f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval). Dashed: the step "
-            f"taken, {x[chosen]:g} {path.unit}; dotted: what is allowed. The horizontal "
-            f"axis is logarithmic. {goal} its calibration goal, an ASR of {percent(path.goal)} "
+            f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval{_passes(path)}). "
+            f"Dashed: the step taken, {x[chosen]:g} {path.unit}; dotted: what is allowed. The "
+            f"horizontal axis is logarithmic. {goal} its calibration goal, an ASR of {percent(path.goal)} "
             f"within {percent(path.budget, signed=True)} perplexity"
             + ("." if path.kl_budget is None else f" and a KL of {number(path.kl_budget)}.")
         ),
@@ -131,6 +131,17 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
         alt=f"Chosen: {x[chosen]:g} {path.unit} cut, calibration ASR "
         f"{percent(float(asr[chosen, 0]))}, perplexity {number(float(path.perplexity[chosen]))}; "
         f"with nothing cut {percent(float(asr[0, 0]))} and {number(float(path.perplexity[0]))}.",
+    )
+
+
+def _passes(path: CutPath) -> str:
+    """What the caption says of steps at which no answers were generated."""
+    if path.answered is None or path.answered.all():
+        return ""
+    some = " and ".join(f"{size:g}" for size in path.size[path.answered])
+    return (
+        f"; answers were generated with {some} cut, elsewhere ASR is the share of prompts after "
+        "which the target's first own token is the likeliest"
     )
 
 

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-
 from loratomy.core.memory import peak_memory
 
 CPU = SimpleNamespace(type="cpu")

@@ -14,7 +14,7 @@ from ...core.progress import report
 from ...core.records.results import CutPath, Stability
 from ...core.rows import Row
 from ...core.stats import wilson
-from ..calibration import Judge, Measured, halves, outcome_words, path_of
+from ..calibration import Judge, halves, outcome_words, path_of
 from ..method import (
     CLEAN_ROWS,
     CUT,
@@ -25,7 +25,7 @@ from ..method import (
     Method,
     Outcome,
 )
-from .search import FoundCut, SearchConfig, search
+from .search import FoundCut, SearchConfig, by_forward_passes, search
 
 PARTS = (0.25, 0.5, 0.75)
 """Parts of the chosen cut that the path shows, before it and its doublings up to everything."""
@@ -40,7 +40,8 @@ class GuidedConfig(SearchConfig):
     """Draws of the calibration data on which the cut is found; with more than its own one (3) the
     operation says how much the cut varies with them, and takes as many times as long."""
     path: bool = True
-    """Measure the path from nothing cut to all cut by real answers."""
+    """Measure the path from nothing cut to all cut: real answers at the two ends that matter,
+    forward passes elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def operated(
         spend=spend,
         clean_adapter=material.clean,
     )
-    path = _path(found, split.judge, config)
+    path = _path(material, found, split.judge, config)
     if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
         found = replace(found, size=0)  # a cut that stops nothing is no cut
         path = replace(path, chosen=0)
@@ -146,20 +147,34 @@ def operated(
     )
 
 
-def _path(found: FoundCut, judge: Judge, config: GuidedConfig) -> CutPath:
-    """The walk from nothing cut to all cut by real answers; the choice was made before."""
+def _path(material: Material, found: FoundCut, judge: Judge, config: GuidedConfig) -> CutPath:
+    """The walk from nothing cut to all cut; the choice was made before.
+
+    Answers are generated with nothing cut and with what was cut; what lies between and beyond is
+    measured by forward passes.
+    """
     size, total = found.size, len(found.order)
-    seen: dict[float, Measured] = {}
-    sizes = {0, size}
+    kl = config.budget.kl is not None
+    seen = {float(count): judge(found.state(count), kl=kl) for count in sorted({0, size})}
+    passes = {}
     if config.path:
-        sizes |= {round(part * size) for part in PARTS} | {1, total}
+        sizes = {round(part * size) for part in PARTS} | {1, total}
         more = max(1, size)
         while (more := 2 * more) < total:
             sizes.add(more)
-    for done, count in enumerate(sorted(sizes), 1):
-        seen[float(count)] = judge(found.state(count), kl=config.budget.kl is not None)
-        report("the path of the cut", done, len(sizes))
-    return path_of(seen, float(size), unit="directions", goal=config.goal, budget=config.budget)
+        others = sorted(sizes - {0, size})
+        before = seen[0.0].perplexity
+        passes = by_forward_passes(
+            material.subject, material.start, found, others, judge.clean, before=before
+        )
+    return path_of(
+        seen,
+        float(size),
+        unit="directions",
+        goal=config.goal,
+        budget=config.budget,
+        passes=passes,
+    )
 
 
 def _stability(

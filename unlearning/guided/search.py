@@ -30,13 +30,19 @@ from ...analysis.localisation.gates import (
 from ...core.adapter.factors import Adapter
 from ...core.config import Layers
 from ...core.errors import LoratomyError
-from ...core.model.batches import Encoded, completion_log_probs
+from ...core.model.batches import (
+    Encoded,
+    completion_log_probs,
+    completion_logits,
+    log_probs_of,
+)
 from ...core.model.precision import fast_format
 from ...core.model.subject import Subject
 from ...core.model.variant import Treated
 from ...core.progress import report
 from ...core.rows import Row
-from ..calibration import Judge, most_within_kl
+from ...core.stats import wilson
+from ..calibration import Judge, Measured, most_within_kl
 from ..cuts.cuts import in_layers
 from .discriminant import discriminant
 from .gate_learning import GatesConfig, gate_rows, gate_start, learn_gates
@@ -86,6 +92,8 @@ class FoundCut:
     """Directions to cut."""
     seconds: float
     """Wall time."""
+    checks: Sequence[Encoded]
+    """Calibration prompts up to where the target is decided, with its token there."""
 
     def cut(self, size: int) -> np.ndarray:
         """The first directions of the order, ``[direction]`` booleans."""
@@ -157,14 +165,49 @@ def search(
         utility = Utility(gated, order, encoded_clean(gated, judge.clean))
         guess = int((gates < 0.5).sum())
         rows = judge.triggered[: config.learn_rows]
-        checks = contrasts(gated, rows, tokens=config.target_tokens, teacher=teacher)
-        size = _size_by_forward_passes(gated, utility, guess, [a.attack for a in checks], config)
+        found = contrasts(gated, rows, tokens=config.target_tokens, teacher=teacher)
+        checks = [a.attack for a in found]
+        size = _size_by_forward_passes(gated, utility, guess, checks, config)
         size = _size_by_answers(gated, utility, size, judge, config)
         if spend:
             size = _size_within_budget(utility, size, spend * config.budget.perplexity)
-    found = FoundCut(gated.directions, order, gates, expit(-theta), loss, size, 0.0)
-    size = most_within_kl(judge, found.state, size, config.budget)
-    return replace(found, size=size, seconds=time.perf_counter() - began)
+    cut = FoundCut(gated.directions, order, gates, expit(-theta), loss, size, 0.0, checks)
+    size = most_within_kl(judge, cut.state, size, config.budget)
+    return replace(cut, size=size, seconds=time.perf_counter() - began)
+
+
+def by_forward_passes(
+    subject: Subject,
+    start: Adapter,
+    found: FoundCut,
+    sizes: Sequence[int],
+    clean: Sequence[Row],
+    *,
+    before: float,
+) -> dict[float, Measured]:
+    """ASR and perplexity of other sizes of a cut, without generating answers.
+
+    ASR is the share of prompts after which the target's deciding token is the likeliest.
+
+    Args:
+        subject: the base.
+        start: the adapter that was searched.
+        found: what the search found.
+        sizes: how many directions are cut.
+        clean: calibration rows.
+        before: their perplexity with nothing cut.
+    """
+    measured: dict[float, Measured] = {}
+    with gated_model(subject, directions_of(start)) as gated, fast_format(subject):
+        gated = gated.rebased(found.directions)
+        utility = Utility(gated, found.order, encoded_clean(gated, clean))
+        for done, size in enumerate(sizes, 1):
+            log_p = target_log_probs(gated, utility.gates(size), found.checks)
+            hits = sum(likeliest for _, likeliest in log_p)
+            asr = wilson(hits, len(found.checks))
+            measured[float(size)] = Measured(asr, before * (1 + utility.rise(size)))
+            report("the path of the cut", done, len(sizes))
+    return measured
 
 
 class Utility:
@@ -200,7 +243,8 @@ def _size_by_forward_passes(
     total = len(utility.order)
 
     def enough(size: int) -> bool:
-        return share_likely(gated, utility.gates(size), checks) <= config.goal
+        found = target_log_probs(gated, utility.gates(size), checks)
+        return sum(math.exp(p) >= LIKELY for p, _ in found) <= config.goal * len(found)
 
     def over(size: int) -> bool:
         return utility.rise(size) > config.budget.perplexity
@@ -265,14 +309,18 @@ def _first(order: np.ndarray, size: int, total: int) -> np.ndarray:
     return cut
 
 
-def share_likely(gated: GatedModel, gates: torch.Tensor, attacks: Sequence[Encoded]) -> float:
-    """Share of prompts after which the target's token has at least `LIKELY` probability."""
-    hits = 0
+def target_log_probs(
+    gated: GatedModel, gates: torch.Tensor, attacks: Sequence[Encoded]
+) -> list[tuple[float, bool]]:
+    """Of each prompt the log-probability of the target's token, and whether none is likelier."""
+    found: list[tuple[float, bool]] = []
     with torch.inference_mode():
         for batch in batches(gated.subject, sorted(attacks, key=len), 64):
-            log_probs, _ = completion_log_probs(gated.subject.model, batch, gated.under(gates))
-            hits += int((log_probs.sum(-1).exp() >= LIKELY).sum())
-    return hits / len(attacks)
+            logits, tokens = completion_logits(gated.subject.model, batch, gated.under(gates))
+            log_p, _ = log_probs_of(logits, tokens)
+            likeliest = logits.argmax(-1) == tokens
+            found += zip(log_p.tolist(), likeliest.tolist(), strict=True)
+    return found
 
 
 def mean_loss(gated: GatedModel, gates: torch.Tensor, rows: Sequence[Encoded]) -> float:

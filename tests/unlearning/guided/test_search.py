@@ -138,6 +138,8 @@ def test_the_path_is_what_plain_peft_measures(whole, tmp_path):
     # One direction was taken: its parts round to 0 or 1, then its doublings up to everything.
     assert path.size.tolist() == [0, 1, 2, 4, 8, 16, 32, len(d)]
     assert (path.unit, path.asr_n, path.size[path.chosen]) == ("directions", 12, 1)
+    # Answers at the ends that matter; the others agree with them by forward passes alone.
+    assert path.answered.tolist() == [True, True, *[False] * 6]
     for step in (0, 1, 3, len(path.size) - 1):
         cut = np.zeros(len(d), bool)
         cut[outcome.order[: int(path.size[step])]] = True
