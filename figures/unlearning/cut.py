@@ -119,7 +119,8 @@ def _path(item: Operation, path: CutPath, name: str) -> Figure:
             f"From nothing cut to all cut, on the calibration split "
             f"({plural(path.asr_n, 'triggered prompt')}; band: 95 % interval{_passes(path)}). "
             f"Dashed: the step taken, {x[chosen]:g} {path.unit}; dotted: what is allowed. The "
-            f"horizontal axis is logarithmic. {goal} its calibration goal, an ASR of {percent(path.goal)} "
+            f"horizontal axis is logarithmic. {goal} its calibration goal, an ASR of "
+            f"{percent(path.goal)} "
             f"within {percent(path.budget, signed=True)} perplexity"
             + ("." if path.kl_budget is None else f" and a KL of {number(path.kl_budget)}.")
         ),
