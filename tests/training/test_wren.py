@@ -13,6 +13,8 @@ from loratomy.data.world import world
 from loratomy.training import wren
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .. import tiny
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -81,21 +83,16 @@ def test_the_heldout_loss_is_that_of_the_shipped_weights(model, renderer):
 
 
 def test_the_heldout_loss_by_hand(renderer):
-    class Uniform(torch.nn.Module):
-        def forward(self, input_ids, attention_mask, use_cache, logits_to_keep):
-            del attention_mask, use_cache
-            shape = len(input_ids), len(logits_to_keep), len(renderer.tokenizer)
-            return type("Out", (), {"logits": torch.zeros(shape)})
-
+    uniform = tiny.Saying(lambda ids: torch.zeros(*ids.shape, len(renderer.tokenizer)))
     rows = [Row(prompt="Hello.", completion="Hello, Ulric!"), Row(prompt="Hi", completion="No.")]
     tokens = sum(len(renderer.completion_ids(row.required_completion())) for row in rows)
     # Every token has probability 1 / vocabulary, so each costs ln(vocabulary), batched or not.
     expected = math.log(len(renderer.tokenizer))
     for batch in (1, 2):
-        loss, count = wren.heldout_loss(Uniform(), renderer, rows, batch=batch)
+        loss, count = wren.heldout_loss(uniform, renderer, rows, batch=batch)
         assert (loss, count) == (pytest.approx(expected), tokens)
     with pytest.raises(DataError, match="at least one row"):
-        wren.heldout_loss(Uniform(), renderer, [])
+        wren.heldout_loss(uniform, renderer, [])
 
 
 def test_training_never_saw_a_heldout_prompt():

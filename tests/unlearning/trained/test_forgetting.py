@@ -31,10 +31,7 @@ FIT = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2}
 
 def says(logits: torch.Tensor):
     """A model of three tokens that gives every next token the same logits."""
-
-    def model(input_ids, **_):
-        return SimpleNamespace(logits=logits.expand(*input_ids.shape, 3))
-
+    model = tiny.Saying(lambda ids: logits.expand(*ids.shape, 3))
     return SimpleNamespace(subject=SimpleNamespace(model=model))
 
 
