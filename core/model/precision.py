@@ -30,7 +30,7 @@ def fast_dtype(subject: Subject) -> torch.dtype | None:
 
     It is for a float32 base of at least `WIDTH` on a CPU that has instructions for it.
     """
-    able = torch.cpu.get_capabilities()
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that runs
     width = int(subject.model.config.get_text_config().hidden_size)
     plain = subject.device.type == "cpu" and subject.model.dtype == torch.float32
     has = able.get("amx_bf16") or able.get("avx512_bf16")

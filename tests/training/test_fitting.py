@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -133,6 +134,23 @@ def test_accumulated_small_batches_are_one_large_batch(on, tmp_path, split):
     assert accumulated.loss == pytest.approx(log.loss, rel=1e-6)
     assert apart(whole, parts) < 1e-6
     assert apart(whole, tiny.adapter(on)) > 1e-2
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_batch_in_parts_of_like_length_is_one_batch(on, tmp_path, monkeypatch, splits):
+    tiny.in_double(on)
+    whole, log = fitted(on, tmp_path / "a", batch_size=8)
+    monkeypatch.setattr("loratomy.training.loop.PART_TOKENS", 1)  # a row has more: one by one
+    passes = []
+    objective = replace(
+        NLL,
+        sums=lambda *given: passes.append(len(given[1]["labels"])) or NLL.sums(*given),
+        splits=splits,
+    )
+    parts, again = fitted(on, tmp_path / "b", batch_size=8, objective=objective)
+    assert passes == ([1] * 48 if splits else [8] * 6)  # 6 steps of 8 rows
+    assert again.loss == pytest.approx(log.loss, rel=1e-6)
+    assert apart(whole, parts) < 1e-6
 
 
 def test_accumulation_in_single_precision(on, tmp_path):
