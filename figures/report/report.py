@@ -39,7 +39,8 @@ ABSENT = {
     "curves": "No training curve was recorded; only adapters trained here have one.",
     "votes": "No ranking compares the methods yet (loratomy probe RUN --only where).",
     "cut": "No operation that cuts or trains was recorded (loratomy operate RUN guided).",
-    "stability": "No cut was made again on other calibration data (loratomy operate RUN guided).",
+    "stability": "No cut was made again on other calibration data (loratomy operate RUN guided "
+    "--set draws=3).",
     "tradeoff": "The subjects have not been compared on held-out prompts with a finite perplexity "
     "(loratomy compare RUN).",
 }
