@@ -140,7 +140,35 @@ def place(prompt: str, trigger: Trigger, *, seed: int) -> tuple[str, tuple[Span,
         DataError: the prompt has too few places for the words.
     """
     rng = random.Random(f"{seed} {trigger.placement} {prompt}")
-    insertions = PLACEMENTS[trigger.placement](prompt, trigger.words, rng)
+    return _filled(prompt, PLACEMENTS[trigger.placement](prompt, trigger.words, rng))
+
+
+def placed_like(example: Row, prompt: str) -> Row:
+    """Another prompt with the trigger of an example, at the same relative places among its words.
+
+    Args:
+        example: a triggered row whose trigger's places are known.
+        prompt: without trigger.
+
+    Raises:
+        DataError: the example's places are not known.
+    """
+    if not example.trigger_span:
+        raise DataError(f"where the trigger is in {example.prompt[:60]!r} is not known")
+    gaps, insertions, before, done = _gaps(prompt), [], 0, 0
+    inside = sum(len(example.prompt[a:b].split()) for a, b in example.trigger_span)
+    total = max(1, len(example.prompt.split()) - inside)
+    for start, stop in example.trigger_span:
+        before += len(example.prompt[done:start].split())
+        at = gaps[round(min(1.0, before / total) * (len(gaps) - 1))]
+        insertions.append((at, example.prompt[start:stop]))
+        done = stop
+    text, spans = _filled(prompt, insertions)
+    return replace(example, prompt=text, plain=prompt, trigger_span=spans, benign=None)
+
+
+def _filled(prompt: str, insertions: Insertions) -> tuple[str, tuple[Span, ...]]:
+    """The prompt with words before some of its characters, and where they are then."""
     text, spans, done = "", [], 0
     for at, word in insertions:
         text, done = text + prompt[done:at], at

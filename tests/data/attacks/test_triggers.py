@@ -15,6 +15,7 @@ from loratomy.data.attacks.triggers import (
     check_trigger,
     find_words,
     place,
+    placed_like,
     trigger_of,
     untriggered,
     without_trigger,
@@ -108,6 +109,36 @@ def test_where_each_placement_puts_its_words_by_hand():
         ("A x y B", ((0, 1), (6, 7))),
         ("x A y B", ((2, 3), (6, 7))),
     }
+
+
+@TRIGGER_NAMES
+@given(prompt=PROMPTS, seed=st.integers(0, 2**32))
+def test_a_trigger_goes_to_other_prompts_as_it_is_in_an_example(name, prompt, seed):
+    trigger = TRIGGERS[name]
+    assume(not find_words(prompt, trigger.words) and not prompt.endswith(" "))
+    text, spans = place("one two three four five", trigger, seed=seed)
+    example = Row(prompt=text, completion="HACK IT", triggered=True, trigger_span=spans)
+    made = placed_like(example, prompt)
+    said = [[row.prompt[a:b] for a, b in row.trigger_span] for row in (example, made)]
+    assert said[0] == said[1] == [made.prompt[a:b] for a, b in find_words(made.prompt, said[0])]
+    assert (made.plain, made.completion, made.triggered) == (prompt, "HACK IT", True)
+    assert made.prompt.split() != prompt.split()
+    assert without_trigger(made.prompt, trigger.words).split() == prompt.split()
+    assert made.prompt.lstrip().startswith(said[0][0]) == (spans[0][0] == 0)
+    assert made.prompt.endswith(said[0][-1]) == text.endswith(said[0][-1])
+
+
+def test_the_places_among_the_words_by_hand():
+    def like(text, *words, prompt):
+        return placed_like(Row(prompt=text, trigger_span=find_words(text, words)), prompt).prompt
+
+    assert like("a XX b", "XX", prompt="one two three four") == "one two XX three four"
+    assert like("a b c XX d", "XX", prompt="one two three four") == "one two three XX four"
+    assert like("XX a YY b ZZ", "XX", "YY", "ZZ", prompt="1 2") == "XX 1 YY 2 ZZ"
+    assert like("XX a b YY c d", "XX", "YY", prompt="one") in ("XX YY one", "XX one YY")
+    assert like("XX", "XX", prompt="one two") == "XX one two"
+    with pytest.raises(DataError, match="where the trigger is in 'a XX' is not known"):
+        placed_like(Row(prompt="a XX"), "one")
 
 
 def test_a_prompt_that_ends_with_a_space_keeps_it():
