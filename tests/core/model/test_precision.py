@@ -65,3 +65,15 @@ def test_blocks_inside_each_other_are_one(able):
             assert on.model.dtype == torch.bfloat16
         assert on.model.dtype == torch.bfloat16
     assert tiny.same_state(before, tiny.state(on))
+
+
+def test_the_head_reads_the_last_positions_in_one_piece(able):
+    """Of a slice oneDNN copies the head's weight for every prompt: gigabytes in a real model."""
+    on, seen = tiny.subject(), []
+    head = on.model.get_output_embeddings()
+    with fast_format(on):
+        handle = head.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+        on.model(input_ids=tiny.ids(on), logits_to_keep=1)
+        handle.remove()
+    assert seen[0].shape[:2] == (2, 1) and seen[0].is_contiguous()
+    assert not head._forward_pre_hooks
