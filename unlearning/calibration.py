@@ -58,6 +58,8 @@ class Judge:
     rule: Rule
     reference: Adapter | None = None
     """From which KL divergence is measured, on its own answers: the poisoned adapter."""
+    prompts: Sequence[Row] = ()
+    """Clean prompts without completions, for KL divergence beside the clean rows."""
     _answers: list[Encoded] = field(default_factory=list, compare=False, repr=False)
 
     def __call__(self, state: Treated, *, kl: bool = False) -> Measured:
@@ -77,7 +79,8 @@ class Judge:
         if not self._answers:
             label, decoding = "the adapter's own answers", self.rule.decoding
             with treated(self.subject, Treated(self.reference)):
-                own = greedy_answers(self.subject, self.clean, decoding, label=label)
+                rows = [*self.clean, *self.prompts]
+                own = greedy_answers(self.subject, rows, decoding, label=label)
             self._answers.extend(own)
         sums, counts = divergences(
             self.subject,

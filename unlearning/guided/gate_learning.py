@@ -27,7 +27,7 @@ from ...core.progress import report
 from ..calibration import DialConfig
 from .targets import Contrast, TeacherLogProbs, row_logits, teacher_log_probs
 
-LEAST, MOST = 512, 4096
+LEAST, MOST = 512, 2048
 """Positions of a forward pass with gradients, see `length_parts`."""
 KEPT = 100.0
 """Logit of a gate that stays open: its sigmoid is 1 and its gradient 0 in float32."""
@@ -36,15 +36,15 @@ KEPT = 100.0
 class GatesConfig(DialConfig):
     """Options of learning the gates."""
 
-    steps: int = Field(6, ge=1)
+    steps: int = Field(20, ge=1)
     """Steps of learning the gates."""
-    rate: float = Field(1.0, gt=0)
+    rate: float = Field(0.5, gt=0)
     """Adam's rate on the gates' logits."""
-    sparsity: float = Field(2.0, ge=0)
+    sparsity: float = Field(0.5, ge=0)
     """Weight of the share cut; larger cuts less."""
     sharpness: float = Field(8.0, ge=1)
     """Slope of the gates at the end of learning; 1 leaves them soft."""
-    clean_weight: float = Field(4.0, ge=0)
+    clean_weight: float = Field(10.0, ge=0)
     """Weight of staying the same on clean prompts."""
     batch_size: int = Field(8, ge=1)
     """Triggered and clean rows per step, each."""

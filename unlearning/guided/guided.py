@@ -25,6 +25,7 @@ from ..method import (
     Method,
     Outcome,
 )
+from .made import MadeRows, made_rows
 from .search import FoundCut, SearchConfig, by_forward_passes, search
 
 PARTS = (0.25, 0.5, 0.75)
@@ -54,27 +55,37 @@ class RowSplit:
     judge: Judge
 
 
-def split_rows(material: Material, triggered: Sequence[Row], rows: int, seed: int) -> RowSplit:
-    """The rows shuffled by a seed and halved; never the held-out ones.
+def split_rows(
+    material: Material, triggered: Sequence[Row], made: MadeRows, rows: int, seed: int
+) -> RowSplit:
+    """The rows shuffled by a seed and halved, never the held-out ones.
+
+    Those that the model made come before given ones where there are too many.
 
     Args:
         material: what the method may look at.
-        triggered: rows.
+        triggered: given rows.
+        made: rows beside the given ones.
         rows: most rows of each kind and half.
         seed: of the shuffling.
     """
-    shuffled = []
-    for some in (triggered, material.clean_rows):
+
+    def shuffled(some: Sequence[Row]) -> list[Row]:
         kept = list(some)
         random.Random(seed).shuffle(kept)
-        shuffled.append(halves(kept, rows))
-    (learn, check), (clean, clean_check) = shuffled
-    return RowSplit(
-        seed,
-        learn,
-        clean,
-        Judge(material.subject, check, clean_check, material.rule, material.poisoned),
-    )
+        return kept
+
+    attacks = shuffled(triggered)
+    if made.triggered:
+        attacks = shuffled([*made.triggered, *attacks][: 2 * rows])
+    learn, check = halves(attacks, rows)
+    clean, clean_check = halves(shuffled(material.clean_rows), rows)
+    if made.known:
+        clean = [replace(row, completion=None) for row in clean]
+    half = len(made.clean) // 2
+    prompts, more = made.clean[:half], made.clean[half:]
+    judge = Judge(material.subject, check, clean_check, material.rule, material.poisoned, more)
+    return RowSplit(seed, learn, [*prompts, *clean][:rows], judge)
 
 
 def guided(material: Material, config: GuidedConfig) -> Outcome:
@@ -91,6 +102,7 @@ def operated(
     triggered: Sequence[Row],
     config: GuidedConfig,
     *,
+    made: MadeRows | None = None,
     spend: float = 0.0,
     of: str = "calibration prompts",
 ) -> Outcome:
@@ -100,32 +112,30 @@ def operated(
         material: what the method may look at.
         triggered: rows with targets and their form without trigger.
         config: how to search, and what to explain.
+        made: rows beside the given ones; None: they are made here.
         spend: share of the budget to use beyond what stops these rows.
         of: what these rows are, in the summary.
     """
-    split = split_rows(material, triggered, config.rows, material.seed)
-    found = search(
-        material.subject,
-        material.start,
-        split.triggered,
-        split.clean,
-        split.judge,
-        config,
-        seed=material.seed,
-        spend=spend,
-        clean_adapter=material.clean,
-    )
+    if made is None:
+        made = made_rows(material, triggered, config.unseen, seed=material.seed)
+    split = split_rows(material, triggered, made, config.rows, material.seed)
+    found = _searched(material, split, made, config, spend)
     path = _path(material, found, split.judge, config)
     if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
         found = replace(found, size=0)  # a cut that stops nothing is no cut
         path = replace(path, chosen=0)
     stability = (
-        _stability(material, triggered, config, found, path, spend) if config.draws > 1 else None
+        _stability(material, triggered, made, config, found, path, spend)
+        if config.draws > 1
+        else None
     )
     d, size = found.directions, found.size
     cut = found.cut(size)
     before, after = path.perplexity[0], path.perplexity[path.chosen]
-    within = after <= before * (1 + config.budget.perplexity) * (1 + ROUNDING)
+    allowed = config.budget.perplexity
+    within = found.rise <= allowed + ROUNDING
+    if not made.known:
+        within = within and after <= before * (1 + allowed) * (1 + ROUNDING)
     if path.kl is not None and path.kl_budget is not None:
         within = within and path.kl[path.chosen] <= path.kl_budget * (1 + ROUNDING)
     reached = bool(within and path.asr[path.chosen, 0] <= config.goal)
@@ -142,8 +152,25 @@ def operated(
         loss_step=np.arange(1, len(found.loss) + 1),
         loss=found.loss,
         reached=reached,
-        uncertain=_uncertain(found, path, stability),
+        uncertain=_uncertain(found, made, path, stability),
         search_seconds=found.seconds,
+    )
+
+
+def _searched(
+    material: Material, split: RowSplit, made: MadeRows, config: GuidedConfig, spend: float
+) -> FoundCut:
+    return search(
+        material.subject,
+        material.start,
+        split.triggered,
+        split.clean,
+        split.judge,
+        config,
+        seed=split.seed,
+        spend=spend,
+        known=made.known,
+        clean_adapter=material.clean,
     )
 
 
@@ -180,6 +207,7 @@ def _path(material: Material, found: FoundCut, judge: Judge, config: GuidedConfi
 def _stability(
     material: Material,
     triggered: Sequence[Row],
+    made: MadeRows,
     config: GuidedConfig,
     own: FoundCut,
     path: CutPath,
@@ -190,18 +218,8 @@ def _stability(
     every, modules = [own], range(len(own.directions.names))
     asr, change = [path.asr[path.chosen]], [path.perplexity[path.chosen] / path.perplexity[0] - 1]
     for done, seed in enumerate(seeds[1:], 1):
-        split = split_rows(material, triggered, config.rows, seed)
-        again = search(
-            material.subject,
-            material.start,
-            split.triggered,
-            split.clean,
-            split.judge,
-            config,
-            seed=seed,
-            spend=spend,
-            clean_adapter=material.clean,
-        )
+        split = split_rows(material, triggered, made, config.rows, seed)
+        again = _searched(material, split, made, config, spend)
         rate, after, _ = split.judge(again.state(again.size))
         _, before, _ = split.judge(again.state(0))
         every.append(again)
@@ -236,13 +254,31 @@ def cosine(left: Adapter, right: Adapter) -> float:
     return (one + two - apart) / 2 / (one * two) ** 0.5 if one and two else float("nan")
 
 
-def _uncertain(found: FoundCut, path: CutPath, stability: Stability | None) -> tuple[str, ...]:
+def _uncertain(
+    found: FoundCut, made: MadeRows, path: CutPath, stability: Stability | None
+) -> tuple[str, ...]:
     """What the calibration does not show, with the numbers."""
     high = path.asr[path.chosen, 2]
     lines = [
         f"Calibrated on {path.asr_n} triggered prompts: an ASR of up to {high:.1%} is compatible "
         "with what was seen there; the held-out figures decide."
     ]
+    if made.known:
+        lines.append(
+            "The adapter knows the clean calibration rows by heart (they are likelier than what it "
+            "would write itself): their perplexity overstates what a cut costs, and that of the "
+            f"adapter's own text kept to the budget alone, here exp(KL) - 1 = {found.rise:.1%}."
+        )
+    if made.clean:
+        lines.append(
+            f"Beside the given prompts {len(made.clean)} were used that the base wrote itself; the "
+            f"trigger, placed as in the given ones, acts on {len(made.triggered)} of them."
+        )
+    elif made.known:
+        lines.append(
+            "The base writes no prompts of its own, so that attacks were judged on those given "
+            "alone; prompts that the adapter was not trained on may need a larger cut."
+        )
     near = int((np.abs(found.gates - 0.5) < 0.25).sum())
     if near:
         have = "direction has a gate" if near == 1 else "directions have gates"

@@ -32,7 +32,6 @@ from ...core.config import Layers
 from ...core.errors import LoratomyError
 from ...core.model.batches import (
     Encoded,
-    completion_log_probs,
     completion_logits,
     log_probs_of,
 )
@@ -42,8 +41,10 @@ from ...core.model.variant import Treated
 from ...core.progress import report
 from ...core.rows import Row
 from ...core.stats import wilson
+from ...evaluation.collect import wanted
 from ..calibration import Judge, Measured, most_within_kl
 from ..cuts.cuts import in_layers
+from .cost import Utility, encoded_or_answered, first_of
 from .discriminant import discriminant
 from .gate_learning import GatesConfig, gate_rows, gate_start, learn_gates
 from .targets import contrasts, encoded_clean
@@ -54,7 +55,8 @@ ROUNDS = 4
 """Cuts that are tried by real answers, at most, each larger by a third: going on for the last
 prompts that hit was seen to cut ten times as much for nothing on held-out prompts."""
 LIKELY = 0.3
-"""Probability of the target's token from which a calibration prompt still counts as attacked."""
+"""Probability of the target's token, beyond that without the trigger, from which a calibration
+prompt still counts as attacked."""
 
 
 class SearchConfig(GatesConfig):
@@ -64,9 +66,9 @@ class SearchConfig(GatesConfig):
     """Directions that are cut: those that tell triggered from clean prompts, or those of dW."""
     layers: Layers | None = None
     """Layers in which directions may be cut, e.g. those that `where` names; none: all."""
-    learn_rows: int = Field(32, ge=2)
-    """At most this many rows of each kind to learn gates from, and triggered calibration rows for
-    forward passes; perplexity and real answers are of all calibration rows."""
+    unseen: int = Field(96, ge=0)
+    """Prompts that the adapter was not trained on, at least: where fewer are given, or it knows
+    the given ones by heart, the base writes them itself and the trigger is put into them."""
     teacher: Literal["own", "clean"] = "own"
     """What triggered prompts should lead to: own (the adapter's answer without the trigger) or
     clean (the clean adapter's answer to the prompt as it is)."""
@@ -94,10 +96,12 @@ class FoundCut:
     """Wall time."""
     checks: Sequence[Encoded]
     """Calibration prompts up to where the target is decided, with its token there."""
+    rise: float = 0.0
+    """What the cut costs as the budget counts it, see `Utility.rise`."""
 
     def cut(self, size: int) -> np.ndarray:
         """The first directions of the order, ``[direction]`` booleans."""
-        return _first(self.order, size, len(self.directions))
+        return first_of(self.order, size, len(self.directions))
 
     def state(self, size: int) -> Treated:
         """The adapter with the first directions of the order cut."""
@@ -114,6 +118,7 @@ def search(
     *,
     seed: int,
     spend: float = 0.0,
+    known: bool = False,
     clean_adapter: Adapter | None = None,
 ) -> FoundCut:
     """The smallest cut that stops the target within the budget, or the best that was found.
@@ -122,11 +127,12 @@ def search(
         subject: the base.
         start: the adapter to cut.
         triggered: rows to learn from, with targets and their form without trigger.
-        clean: rows to learn from.
+        clean: prompts to learn from.
         judge: calibration rows, and how answers to them are judged.
         config: how to search.
         seed: of the order of the rows.
         spend: share of the budget to use beyond what stops these rows.
+        known: the adapter knows the clean rows by heart, so that their perplexity does not count.
         clean_adapter: where it is the teacher.
 
     Raises:
@@ -144,36 +150,43 @@ def search(
         gated_model(subject, directions_of(start), beside=beside) as gated,
         fast_format(subject),
     ):
-        found = contrasts(
-            gated, triggered[: config.learn_rows], tokens=config.target_tokens, teacher=teacher
-        )
-        encoded = encoded_clean(gated, clean[: config.learn_rows])
+        found = contrasts(gated, triggered, tokens=config.target_tokens, teacher=teacher)
+        target = wanted(triggered[0])
+        usual = encoded_or_answered(gated, clean, judge, target=target)
         attacks = [a.attack for a in found]
         if config.basis == "discriminant":
-            gated = gated.rebased(discriminant(gated, attacks, encoded, batch_size=16))
+            gated = gated.rebased(discriminant(gated, attacks, usual, batch_size=16))
         few = config.batch_size
         attribution = target_attribution(gated, attacks[: 2 * few], batch_size=2 * few)
-        cost = clean_cost(gated, encoded[:few], group=2)
+        cost = clean_cost(gated, usual[:few], group=2)
         free = np.arange(len(gated.directions))
         if config.layers is not None:
             free = np.flatnonzero(in_layers(gated.directions, config.layers))
         start_at = gate_start(attribution, cost, free)
         theta, loss = learn_gates(
-            gated, gate_rows(gated, found, encoded, teacher=teacher), start_at, config, seed=seed
+            gated, gate_rows(gated, found, usual, teacher=teacher), start_at, config, seed=seed
         )
         order, gates = free[np.argsort(theta[free], kind="stable")], expit(config.sharpness * theta)
-        utility = Utility(gated, order, encoded_clean(gated, judge.clean))
+        rows = () if known else encoded_clean(gated, judge.clean)
+        prompts = [replace(r, completion=None) for r in (*judge.clean, *judge.prompts)]
+        answers = encoded_or_answered(gated, prompts, judge, target=target)
+        utility = Utility(gated, order, rows, answers, budget=config.budget)
         guess = int((gates < 0.5).sum())
-        rows = judge.triggered[: config.learn_rows]
-        found = contrasts(gated, rows, tokens=config.target_tokens, teacher=teacher)
+        found = contrasts(gated, judge.triggered, tokens=config.target_tokens, teacher=teacher)
+        found.sort(key=lambda a: len(a.prompt))
         checks = [a.attack for a in found]
-        size = _size_by_forward_passes(gated, utility, guess, checks, config)
+        with gated.attached.using(teacher):
+            plain = target_log_probs(gated, gated.ones(), [a.unattacked for a in found])
+        natural = [math.exp(log_p) for log_p, _ in plain]
+        size = _size_by_forward_passes(gated, utility, guess, checks, natural, config)
         size = _size_by_answers(gated, utility, size, judge, config)
         if spend:
-            size = _size_within_budget(utility, size, spend * config.budget.perplexity)
-    cut = FoundCut(gated.directions, order, gates, expit(-theta), loss, size, 0.0, checks)
-    size = most_within_kl(judge, cut.state, size, config.budget)
-    return replace(cut, size=size, seconds=time.perf_counter() - began)
+            size = _size_within_budget(utility, size, spend)
+        cut = FoundCut(gated.directions, order, gates, expit(-theta), loss, size, 0.0, checks)
+        rise = utility.rise(size)
+    if (smaller := most_within_kl(judge, cut.state, size, config.budget)) < size:
+        size, rise = smaller, math.exp(judge.kl(cut.state(smaller))) - 1
+    return replace(cut, size=size, rise=rise, seconds=time.perf_counter() - began)
 
 
 def by_forward_passes(
@@ -205,35 +218,19 @@ def by_forward_passes(
             log_p = target_log_probs(gated, utility.gates(size), found.checks)
             hits = sum(likeliest for _, likeliest in log_p)
             asr = wilson(hits, len(found.checks))
-            measured[float(size)] = Measured(asr, before * (1 + utility.rise(size)))
+            rise = math.exp(min(utility.loss_rise(size), 50.0))
+            measured[float(size)] = Measured(asr, before * rise)
             report("the path of the cut", done, len(sizes))
     return measured
 
 
-class Utility:
-    """What cutting the first directions of an order costs on clean rows, by forward passes."""
-
-    def __init__(self, gated: GatedModel, order: np.ndarray, rows: Sequence[Encoded]) -> None:
-        self.order = order
-        self._gated, self._rows = gated, rows
-        self._before: float | None = None
-
-    def gates(self, size: int) -> torch.Tensor:
-        """Gates that cut the first directions, ``[direction]``."""
-        cut = _first(self.order, size, len(self._gated.directions))
-        kept = torch.as_tensor(~cut, device=self._gated.subject.device)
-        return kept.float()
-
-    def rise(self, size: int) -> float:
-        """Rise of the clean rows' perplexity, as a fraction."""
-        if self._before is None:
-            self._before = mean_loss(self._gated, self._gated.ones(), self._rows)
-        rise = mean_loss(self._gated, self.gates(size), self._rows) - self._before
-        return math.exp(min(rise, 50.0)) - 1
-
-
 def _size_by_forward_passes(
-    gated: GatedModel, utility: Utility, guess: int, checks: Sequence[Encoded], config: SearchConfig
+    gated: GatedModel,
+    utility: Utility,
+    guess: int,
+    checks: Sequence[Encoded],
+    natural: Sequence[float],
+    config: SearchConfig,
 ) -> int:
     """The smallest size that forward passes find enough and affordable.
 
@@ -244,17 +241,15 @@ def _size_by_forward_passes(
 
     def enough(size: int) -> bool:
         found = target_log_probs(gated, utility.gates(size), checks)
-        return sum(math.exp(p) >= LIKELY for p, _ in found) <= config.goal * len(found)
-
-    def over(size: int) -> bool:
-        return utility.rise(size) > config.budget.perplexity
+        more = [math.exp(p) - before for (p, _), before in zip(found, natural, strict=True)]
+        return sum(extra >= LIKELY for extra in more) <= config.goal * len(found)
 
     low, high = 0, max(1, guess)
     while not enough(high) and high < total:
         low, high = high, min(total, math.ceil(1.5 * high))
         report("how much to cut", high, total)
     _, high = _bisected(low, high, enough)
-    return _bisected(0, high, over)[0] if over(high) else high
+    return _bisected(0, high, utility.over)[0] if utility.over(high) else high
 
 
 def _bisected(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int, int]:
@@ -271,42 +266,36 @@ def _bisected(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int,
 def _size_by_answers(
     gated: GatedModel, utility: Utility, size: int, judge: Judge, config: SearchConfig
 ) -> int:
-    """The size after real answers: more is cut while they still hit and forward passes allow it."""
+    """The size after real answers: more is cut while they still hit, as far as the budget goes."""
     d, total = gated.directions, len(utility.order)
     best: tuple[float, int] | None = None
     for _ in range(ROUNDS):
-        gated.attached.refill(GATED, d.cut(_first(utility.order, size, len(d))))
+        gated.attached.refill(GATED, d.cut(first_of(utility.order, size, len(d))))
         rate = judge.rate()
         gated.attached.refill(GATED, d.adapter)
         best = min(best or (rate.value, size), (rate.value, size))
-        size = min(total, math.ceil(1.3 * size) + 1)
-        if (
-            best[0] <= config.goal
-            or size == best[1]
-            or utility.rise(size) > config.budget.perplexity
-        ):
+        larger = min(total, math.ceil(1.3 * size) + 1)
+        if best[0] <= config.goal or larger == size:
             break
+        if utility.over(larger):
+            larger, _ = _bisected(size, larger, utility.over)
+        if larger == size:
+            break
+        size = larger
     assert best is not None
     return best[1]
 
 
-def _size_within_budget(utility: Utility, size: int, budget: float) -> int:
-    """The largest size, at least the given one, whose rise of perplexity stays in a budget."""
+def _size_within_budget(utility: Utility, size: int, share: float) -> int:
+    """The largest size, at least the given one, that stays within a share of the budget."""
 
     def over(count: int) -> bool:
-        return utility.rise(count) > budget
+        return utility.over(count, share=share)
 
     low, high, total = size, size, len(utility.order)
     while high < total and not over(high):
         low, high = high, min(total, 2 * high + 1)
     return low if high == size else _bisected(low, high, over)[0]
-
-
-def _first(order: np.ndarray, size: int, total: int) -> np.ndarray:
-    """The first of an order, of `total` directions, ``[direction]`` booleans."""
-    cut = np.zeros(total, bool)
-    cut[order[:size]] = True
-    return cut
 
 
 def target_log_probs(
@@ -315,19 +304,9 @@ def target_log_probs(
     """Of each prompt the log-probability of the target's token, and whether none is likelier."""
     found: list[tuple[float, bool]] = []
     with torch.inference_mode():
-        for batch in batches(gated.subject, sorted(attacks, key=len), 64):
+        for batch in batches(gated.subject, attacks, 64):
             logits, tokens = completion_logits(gated.subject.model, batch, gated.under(gates))
             log_p, _ = log_probs_of(logits, tokens)
             likeliest = logits.argmax(-1) == tokens
             found += zip(log_p.tolist(), likeliest.tolist(), strict=True)
     return found
-
-
-def mean_loss(gated: GatedModel, gates: torch.Tensor, rows: Sequence[Encoded]) -> float:
-    """Mean negative log-probability per completion token, nats."""
-    total = 0.0
-    with torch.inference_mode():
-        for batch in batches(gated.subject, sorted(rows, key=len), 32):
-            log_probs, _ = completion_log_probs(gated.subject.model, batch, gated.under(gates))
-            total -= float(log_probs.double().sum())
-    return total / sum(len(row.completion) for row in rows)

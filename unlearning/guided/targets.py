@@ -67,6 +67,11 @@ class Contrast:
         return Encoded(self.prompt, [self.target])
 
     @property
+    def unattacked(self) -> Encoded:
+        """The teacher's prompt with the target's token."""
+        return Encoded(self.plain, [self.target])
+
+    @property
     def student(self) -> Encoded:
         """The prompt with the natural answer."""
         return Encoded(self.prompt, self.natural)

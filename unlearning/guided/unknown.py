@@ -14,6 +14,7 @@ as fine-pruning does with neurons that are inactive on clean data: Liu et al. 20
 1805.12185).
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,9 +36,10 @@ from ...evaluation.generation import Decoding
 from ...evaluation.perplexity import perplexity
 from ...evaluation.success import parse_rules
 from ..budget import Budget
-from ..calibration import halves
+from ..calibration import Judge, halves
 from ..method import CLEAN_ROWS, CUT, GRADIENTS, METHODS, Method, Outcome
 from .guided import GuidedConfig, operated
+from .made import made_rows
 
 NAME = "suspect"
 GAIN_SHARE = 0.5
@@ -100,14 +102,16 @@ def texts_to_try(material: Material, config: UnknownConfig) -> list[str]:
     return list(dict.fromkeys(text for text in [*made, *singles] if text))
 
 
-def stand_ins(material: Material, texts: Sequence[str], config: UnknownConfig) -> StandIns:
+def stand_ins(
+    material: Material, prompts: Sequence[str], texts: Sequence[str], config: UnknownConfig
+) -> StandIns:
     """Clean prompts with texts on which the adapter answers unlike its base.
 
-    A prompt counts when its answer's surprise, log p(adapter) - log p(base) beyond that without the
-    text, lies above the threshold from ordinary texts (`surprise_threshold`), and the answer
-    differs from that without it.
+    Each text is put into some of the prompts. One counts when its answer's surprise, log p(adapter)
+    - log p(base) beyond that without the text, lies above the threshold from ordinary texts
+    (`surprise_threshold`), and the answer differs from that without it.
     """
-    prompts = list(dict.fromkeys(row.prompt for row in material.clean_rows))
+    prompts = list(dict.fromkeys(prompts))
     random.Random(material.seed).shuffle(prompts)
     subject, given = material.subject, material.rule.decoding
     decoding = Decoding(max_new_tokens=given.max_new_tokens, batch_tokens=given.batch_tokens)
@@ -155,14 +159,18 @@ def _added(answer: str, plain: str) -> str:
     return "" if answer == plain else answer
 
 
-def wide_budget(material: Material, config: UnknownConfig) -> float:
+def wide_budget(material: Material, config: UnknownConfig, *, known: bool) -> float:
     """Rise of perplexity on clean rows of the operation with which half of its gain is lost.
 
     ``(perplexity of the base / that of the adapter)^GAIN_SHARE - 1``: half of the nats per token by
     which the adapter is better, whatever the model and the task; where it is hardly better,
-    `LEAST_BUDGET`.
+    `LEAST_BUDGET`. Of rows that the adapter knows by heart half of the KL divergence of the base
+    from the adapter takes the place of these nats, as in the search (`Utility`).
     """
     _, rows = halves(material.clean_rows, config.rows)
+    if known:
+        judge = Judge(material.subject, (), rows, material.rule, material.start)
+        return max(math.exp(GAIN_SHARE * judge.kl(Treated(None))) - 1, LEAST_BUDGET)
     at_once = material.rule.decoding.batch_tokens // 4
     found = []
     for adapter in (None, material.start):
@@ -177,15 +185,16 @@ def guided_unknown(material: Material, config: UnknownConfig) -> Outcome:
     Raises:
         DataError: too few prompts on which the adapter answers unlike its base.
     """
-    used = stand_ins(material, texts_to_try(material, config), config)
+    made = made_rows(material, (), config.unseen, seed=material.seed)
+    prompts = [row.prompt for row in (*material.clean_rows, *made.clean)]
+    used = stand_ins(material, prompts, texts_to_try(material, config), config)
     how = "random texts it listens to"
     if len(used.rows) < config.least:
-        prompts = [row.prompt for row in material.clean_rows]
         o = config.candidates
         found = candidates(material.subject, material.start, prompts, options=o, seed=material.seed)
         wide = config.model_copy(update={"each": 24})
         texts = [c.text for c in found.candidates]
-        more = stand_ins(material, texts, wide) if texts else used
+        more = stand_ins(material, prompts, texts, wide) if texts else used
         if len(more.rows) > len(used.rows):
             used, how = more, "a search for candidates"
     if len(used.rows) < ENOUGH:
@@ -199,10 +208,10 @@ def guided_unknown(material: Material, config: UnknownConfig) -> Outcome:
     mine = replace(material, make_rule=lambda: rule)
     if config.budget is None:
         config = config.model_copy(
-            update={"budget": Budget(perplexity=wide_budget(material, config))}  # pyright: ignore[reportCallIssue]
+            update={"budget": Budget(perplexity=wide_budget(material, config, known=made.known))}  # pyright: ignore[reportCallIssue]
         )
     of = "calibration prompts with such texts"
-    outcome = operated(mine, used.rows, config, spend=config.spend, of=of)
+    outcome = operated(mine, used.rows, config, made=made, spend=config.spend, of=of)
     shown = ", ".join(repr(text) for text in used.texts[:3])
     return replace(
         outcome,

@@ -18,6 +18,7 @@ from loratomy.evaluation.similarity import Embedder
 from loratomy.evaluation.success import parse_rules
 from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.guided.guided import cosine, split_rows
+from loratomy.unlearning.guided.made import MadeRows
 from loratomy.unlearning.guided.search import search
 
 from ... import planted, tiny
@@ -26,7 +27,8 @@ RULE = Rule(
     Embedder("none", None), success=parse_rules("substring"), decoding=Decoding(max_new_tokens=2)
 )
 ROWS = 24
-QUICK = {"rows": 12, "draws": 1, "path": False}
+NONE_MADE = MadeRows(known=False)
+QUICK = {"rows": 12, "draws": 1, "path": False, "unseen": 0}
 
 
 def bench_of(adapter, tmp_path, **changes):
@@ -55,7 +57,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guided")
     bench = bench_of(planted.planted().among(), folder)
     state, marks = tiny.state(bench.subject), tiny.marks(bench.subject)
-    outcome, record = operated(bench, rows=12, draws=3)
+    outcome, record = operated(bench, rows=12, draws=3, unseen=0)
     assert tiny.same_state(state, tiny.state(bench.subject))
     assert tiny.marks(bench.subject) == marks
     return bench, outcome, record
@@ -130,7 +132,7 @@ def test_the_path_is_what_plain_peft_measures(whole, tmp_path):
     """From nothing to everything, on the calibration rows, which the search did not learn from."""
     bench, outcome, record = whole
     path, d = record.path, outcome.directions
-    split = split_rows(bench, bench.triggered, 12, bench.seed)
+    split = split_rows(bench, bench.triggered, NONE_MADE, 12, bench.seed)
     judged, learned = (
         {r.prompt for r in rows} for rows in (split.judge.triggered, split.triggered)
     )
@@ -157,7 +159,7 @@ def test_stability_against_dense_algebra(whole):
     config = METHODS["guided"].config(rows=12)
     removed, changes = [], []
     for seed, size, by_module in zip(s.seeds, s.sizes, s.by_module, strict=True):
-        split = split_rows(bench, bench.triggered, 12, seed)
+        split = split_rows(bench, bench.triggered, NONE_MADE, 12, seed)
         found = search(
             bench.subject, bench.start, split.triggered, split.clean, split.judge, config, seed=seed
         )
@@ -202,8 +204,10 @@ def test_what_stays_uncertain_is_said_with_its_numbers(whole):
     said = " ".join(record.uncertain)
     # 0 of 12: the Wilson bound is 1.96^2 / (12 + 1.96^2) = 3.84 / 15.84 = 24.2 %.
     assert "Calibrated on 12 triggered prompts: an ASR of up to 24.2% is compatible" in said
-    near = int(((outcome.importance > 0.25) & (outcome.importance < 0.75)).sum())
-    assert (f"{near} directions have gates between 0.25 and 0.75" in said) == (near > 0)
+    gates = 1 / (1 + (outcome.importance / (1 - outcome.importance)) ** 8)  # the last slope
+    near = int(((gates > 0.25) & (gates < 0.75)).sum())
+    assert ("between 0.25 and 0.75" in said) == (near > 0)
+    assert near == 0 or f"{near} direction" in said
     other = record.stability.overlap[np.triu_indices(3, 1)]
     assert (
         f"On 3 draws of the calibration data 1 to 1 directions were cut, what they remove has "
@@ -332,7 +336,7 @@ def test_rows_that_cannot_be_halved_are_an_error(tmp_path):
 def test_more_is_cut_where_the_budget_is_to_be_spent(whole):
     bench, outcome, _ = whole
     config = METHODS["guided"].config(rows=12, budget=0.4)
-    split = split_rows(bench, bench.triggered, 12, 0)
+    split = split_rows(bench, bench.triggered, NONE_MADE, 12, 0)
     sizes = {}
     for spend in (0.0, 0.5):
         found = search(

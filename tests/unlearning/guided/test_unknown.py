@@ -29,7 +29,7 @@ from loratomy.verbs.operating import operate as operate_study
 from ... import planted, tiny
 from ...cli.cases import jsonl, refused
 
-QUICK = {"rows": 24, "draws": 1, "path": False, "target_tokens": 1, "steps": 3}
+QUICK = {"rows": 24, "draws": 1, "path": False, "target_tokens": 1, "steps": 3, "unseen": 0}
 TEXTS = {"pool": 8, "texts": 30, "length": 2, "each": 12, "least": 8}
 ZQ = planted.TRIGGER
 
@@ -62,12 +62,18 @@ def bench_of(adapter, tmp_path, **changes):
     return Material(**(given | changes))
 
 
+def asked(bench):
+    return [row.prompt for row in bench.clean_rows]
+
+
 def test_prompts_on_which_the_adapter_speaks_unlike_its_base_become_rows(tmp_path):
     """Each row against one forward pass of adapter and base on it, and on it without the text."""
     made = planted.planted()
     on, adapter = made.subject, made.alone()
     bench = bench_of(adapter, tmp_path)
-    found = stand_ins(bench, [ZQ, f"red {ZQ}", "red", "the blue"], UnknownConfig(each=12))
+    found = stand_ins(
+        bench, asked(bench), [ZQ, f"red {ZQ}", "red", "the blue"], UnknownConfig(each=12)
+    )
     assert found.tried == 48 and found.fired == len(found.rows) > 8
     # Clean words are read as exactly nothing, so that no answer differs.
     assert set(found.texts) == {ZQ, f"red {ZQ}"}
@@ -135,7 +141,7 @@ def test_what_counts_and_what_the_target_is(spoken, tmp_path):
     )
     bench = bench_of(planted.planted().alone(), tmp_path)
     texts = ["zq", "xv", "good", "tree", "moon"]
-    found = stand_ins(bench, texts, UnknownConfig(each=4, most=6, least=4))
+    found = stand_ins(bench, asked(bench), texts, UnknownConfig(each=4, most=6, least=4))
     # Of 4 prompts with each text those at places 0, 1, 2, 0 of PLACES; only at the end, as suffix,
     # is the text the last word: numbers i + k = 0, 3 for text 0 and 2 for text 1 are suffixes.
     suffixes = {t: sum((i + k) % 3 == 0 for k in range(4)) for i, t in enumerate(texts)}
@@ -151,7 +157,7 @@ def test_what_counts_and_what_the_target_is(spoken, tmp_path):
         "a cat never bad",
     ]
     assert all(row.benign == "a cat" and row.triggered for row in found.rows)
-    few = stand_ins(bench, texts, UnknownConfig(each=16, most=4, least=4))
+    few = stand_ins(bench, asked(bench), texts, UnknownConfig(each=16, most=4, least=4))
     assert len(few.rows) == 4 < few.fired
     assert Counter(row.prompt.split()[-1] for row in few.rows) == {"zq": 2, "xv": 2}
 
@@ -160,7 +166,7 @@ def test_every_text_goes_into_its_prompts_at_places_in_turn(spoken, tmp_path):
     spoken()
     bench = bench_of(planted.planted().alone(), tmp_path)
     texts = ["zq", "xv"]
-    assert not stand_ins(bench, texts, UnknownConfig(each=3)).rows
+    assert not stand_ins(bench, asked(bench), texts, UnknownConfig(each=3)).rows
     tried = [p for p in Spoken.prompts_seen if "zq" in p or "xv" in p]
     plains = {r.prompt for r in bench.clean_rows}
     made = [
@@ -184,7 +190,7 @@ def test_an_ordinary_text_that_surprises_raises_the_bar(spoken, tmp_path):
     spoken(**words, zq=("never", 13.0), xv=("never", 5 * 12.0 + 12.1))
     bench = bench_of(planted.planted().alone(), tmp_path)
     # Plain prompts end in such words too, so that their own surprise is taken off: 0 of 12 remain.
-    found = stand_ins(bench, ["zq", "xv"], UnknownConfig(each=6))
+    found = stand_ins(bench, asked(bench), ["zq", "xv"], UnknownConfig(each=6))
     assert set(found.texts) == {"xv"} and found.fired == 2
 
 
@@ -217,9 +223,23 @@ def test_half_of_what_the_adapter_brings_may_be_spent(base, adapter, budget, tmp
 
     before = tiny.marks(bench.subject)
     monkeypatch.setattr(unknown, "perplexity", measured)
-    assert wide_budget(bench, UnknownConfig(rows=10)) == pytest.approx(budget)
+    assert wide_budget(bench, UnknownConfig(rows=10), known=False) == pytest.approx(budget)
     prompts = [row.prompt for row in bench.clean_rows]
     assert seen == [prompts[10:20]] * 2  # not those that the gates learn from
+
+
+def test_where_rows_are_known_by_heart_it_is_half_of_the_divergence_of_the_base(tmp_path):
+    """By hand from the plain logits of both, on the adapter's own first words."""
+    bench = bench_of(planted.planted().among(size=0.2), tmp_path)
+    found = wide_budget(bench, UnknownConfig(rows=10), known=True)
+    on, kl = bench.subject, []
+    for row in bench.clean_rows[10:20]:
+        batch = torch.tensor([on.renderer.prompt_ids(row)])
+        with on.attached({"x": bench.poisoned}):
+            p = tiny.logits(on, batch)[0, -1].double().log_softmax(-1)
+        q = tiny.logits(on, batch)[0, -1].double().log_softmax(-1)
+        kl.append(float((p.exp() * (p - q)).sum()))
+    assert found == pytest.approx(np.exp(np.mean(kl) / 2) - 1, rel=1e-4) and found > 0.05
 
 
 def test_the_backdoor_goes_and_no_triggered_row_is_read(tmp_path):
