@@ -49,13 +49,13 @@ def board_lines(found: Sequence[Standing]) -> list[str]:
         here = [s for s in found if s.comparison == comparison]
         out += [
             f"\nOn {here[0].n} subjects:\n",
-            "| rank | entry | control for | ASR % | perplexity % | accuracy, points | seconds |",
-            "|---|---|---|---|---|---|---|",
+            "| rank | entry | control for | ASR % | perplexity % | KL | accuracy, points | s |",
+            "|---" * 8 + "|",
         ]
         for s in here:
             out.append(
                 f"| {s.rank} | {s.entry} | {s.control_for} | {mean(s.asr)} "
-                f"| {mean(s.perplexity_change, form='+.1f')} "
+                f"| {mean(s.perplexity_change, form='+.1f')} | {mean(s.kl, factor=1, form='.3f')} "
                 f"| {mean(s.accuracy_change, form='+.1f')} | {mean(s.seconds, factor=1)} |"
             )
     return out
@@ -76,7 +76,7 @@ def lower_controls(rows: Sequence[BenchRow], entry: str) -> list[str]:
 
 
 def cell_lines(rows: Sequence[BenchRow], entries: Sequence[str]) -> list[str]:
-    """ASR / change of perplexity of some entries, cell by cell."""
+    """ASR / change of perplexity / KL divergence of some entries, cell by cell."""
     out = [f"| cell | {' | '.join(entries)} |", "|---" * (len(entries) + 1) + "|"]
     known = {(r.cell, r.seed, r.entry): r for r in rows}
     for cell, seed in sorted({(r.cell, r.seed) for r in rows}):
@@ -84,7 +84,8 @@ def cell_lines(rows: Sequence[BenchRow], entries: Sequence[str]) -> list[str]:
         for entry in entries:
             r = known.get((cell, seed, entry))
             asr = r and share(r.asr.value, r.asr.low, r.asr.high)
-            parts.append(f"{asr} / {100 * r.perplexity_change:+.1f}" if r else "–")
+            cost = r and f"{100 * r.perplexity_change:+.1f} / {r.kl:.3f}"
+            parts.append(f"{asr} / {cost}" if r else "–")
         out.append(f"| {cell} s{seed} | {' | '.join(parts)} |")
     return out
 
@@ -118,7 +119,8 @@ def main() -> None:
         f"Held out in each cell: {first.asr.n} triggered, {first.ftr.n} untriggered and "
         f"{first.accuracy.n} clean prompts; no method chose anything on them. Brackets are 95 % "
         "intervals: Wilson for one cell, bootstrap over cells for means. Perplexity and accuracy "
-        "are changes against the poisoned adapter. Every row: `unlearning.csv`.\n"
+        "are changes against the poisoned adapter, KL is the divergence from it in nats per token "
+        "of its own answers to clean prompts. Every row: the CSV file beside this page.\n"
     )
     print("## Goals\n")
     print("\n".join(goal_lines(goals(rows, failed=gave_up(given.table.parent, rows)))))
@@ -130,7 +132,7 @@ def main() -> None:
     print("\n".join(lower_controls(rows, CUT)))
     print("\n## Means")
     print("\n".join(board_lines(standings(rows))))
-    print("\n## Every cell\n\nASR % [95 %] / change of perplexity %.\n")
+    print("\n## Every cell\n\nASR % [95 %] / change of perplexity % / KL.\n")
     print("\n".join(cell_lines(rows, given.entries.split(","))))
 
 
