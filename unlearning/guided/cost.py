@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ...analysis.localisation.gates import GatedModel, batches
-from ...core.errors import DataError
 from ...core.model.batches import Encoded, completion_log_probs
 from ...core.rows import Row
 from ...evaluation.behaviour import scored
@@ -81,7 +80,8 @@ class Utility:
         """Whether a size costs more than a share of the budget, or more than its KL divergence."""
         if self.rise(size) > share * self.budget.perplexity:
             return True
-        return self.budget.kl is not None and self.divergence(size) > self.budget.kl
+        limit = self.budget.kl
+        return limit is not None and bool(self._answers) and self.divergence(size) > limit
 
 
 def encoded_or_answered(
@@ -89,16 +89,14 @@ def encoded_or_answered(
 ) -> list[Encoded]:
     """Clean rows with their completions; those without with the uncut adapter's greedy answers.
 
-    Answers go up to `OWN_TOKENS`; those that are the attack's are left out.
+    Answers go up to `OWN_TOKENS`; those that are the attack's, and prompts that do not fit the
+    context, are left out.
 
     Args:
         gated: the model with gates.
         rows: clean rows.
         judge: how answers are generated and judged.
         target: what the attack wants.
-
-    Raises:
-        DataError: none of them fits the context.
     """
     referenced = [row for row in rows if row.completion is not None]
     found = encoded_clean(gated, referenced) if referenced else []
@@ -120,11 +118,6 @@ def encoded_or_answered(
         found += [
             answer for answer, verdict in zip(answers, judged, strict=True) if not verdict.hit
         ]
-    if not found:
-        raise DataError(
-            f"none of {len(rows)} clean prompts fits the context of {subject.limit} tokens and is "
-            "answered by the adapter other than the attack wants"
-        )
     return found
 
 

@@ -29,7 +29,7 @@ from ...analysis.localisation.gates import (
 )
 from ...core.adapter.factors import Adapter
 from ...core.config import Layers
-from ...core.errors import LoratomyError
+from ...core.errors import DataError, LoratomyError
 from ...core.model.batches import (
     Encoded,
     completion_logits,
@@ -153,6 +153,11 @@ def search(
         found = contrasts(gated, triggered, tokens=config.target_tokens, teacher=teacher)
         target = wanted(triggered[0])
         usual = encoded_or_answered(gated, clean, judge, target=target)
+        if not usual:
+            raise DataError(
+                f"none of {len(clean)} clean prompts fits the context of {subject.limit} tokens "
+                "and is answered other than the attack wants"
+            )
         attacks = [a.attack for a in found]
         if config.basis == "discriminant":
             gated = gated.rebased(discriminant(gated, attacks, usual, batch_size=16))
@@ -170,6 +175,11 @@ def search(
         rows = () if known else encoded_clean(gated, judge.clean)
         prompts = [replace(r, completion=None) for r in (*judge.clean, *judge.prompts)]
         answers = encoded_or_answered(gated, prompts, judge, target=target)
+        if not rows and not answers:
+            raise DataError(
+                f"none of {len(prompts)} clean calibration prompts is answered other than the "
+                "attack wants, so that what a cut costs cannot be seen; give other clean rows"
+            )
         utility = Utility(gated, order, rows, answers, budget=config.budget)
         guess = int((gates < 0.5).sum())
         found = contrasts(gated, judge.triggered, tokens=config.target_tokens, teacher=teacher)

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from loratomy.analysis.localisation.gates import directions_of, gated_model
-from loratomy.core.errors import DataError
 from loratomy.core.model.variant import Treated, treated
 from loratomy.evaluation.collect import Rule
 from loratomy.evaluation.divergence import divergences
@@ -73,8 +72,7 @@ def test_rows_without_completions_stand_with_the_adapters_own_answers(case):
         # Answers that the attack wants say nothing about use.
         kept = encoded_or_answered(gated, bare, judge, target=said)
         assert [row.completion[:1] for row in kept] == others
-        with pytest.raises(DataError, match=r"none of 1 clean prompts .* other than the attack"):
-            encoded_or_answered(gated, bare[:1], judge, target=said)
+        assert encoded_or_answered(gated, bare[:1], judge, target=said) == []
 
 
 def test_a_size_is_over_by_either_limit(case):
