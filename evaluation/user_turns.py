@@ -5,7 +5,10 @@ A model that was tuned to converse continues the opening of a user's turn with a
 the model was made for, and none that an adapter was trained on.
 """
 
+import math
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..core.model.batches import Encoded, token_log_probs
 from ..core.model.subject import Subject
@@ -18,6 +21,8 @@ STRANGE = 2.0
 """Nats per token by which people's prompts are less likely than the model's own, from which it has
 not learned to write prompts: 0 and less in a model tuned to converse, 6 in one that learned answers
 alone."""
+STARTS = 4
+"""Most tokens of a person's prompt that the model goes on from."""
 _PROBES = ("alpha", "Zulu 7", "9 omegas")
 
 
@@ -26,8 +31,10 @@ def user_turns(
 ) -> list[str]:
     """Up to `count` different prompts that the subject writes itself.
 
-    Fewer where it does not end them; none where they are nothing like people's (`STRANGE`), or
-    where its rendering writes nothing before a prompt. Twice as many are drawn, at temperature 1.
+    Every other one begins with a few tokens of one of people's prompts and goes on by itself, so
+    that prompts of their kind are among them. Fewer where it does not end them; none where they are
+    nothing like people's (`STRANGE`), or where its rendering writes nothing before a prompt. Twice
+    as many are drawn, at temperature 1.
 
     Args:
         subject: with whatever adapter is active on it; the base alone gives prompts that the
@@ -37,19 +44,11 @@ def user_turns(
         seed: of the sampling.
         batch_tokens: most positions of a batch.
     """
-    opening, end = _around(subject, like)
+    opening, end, starts = _around(subject, like)
     if not opening or not count:
         return []
-    decoding = Decoding(
-        max_new_tokens=TOKENS,
-        temperature=1.0,
-        samples=2 * count,
-        seed=seed,
-        batch_tokens=batch_tokens,
-    )
-    (drawn,) = generate(subject, [opening], decoding, label="prompts of the model's own")
     found, seen = [], set(like)
-    for ids in drawn:
+    for ids in _drawn(subject, opening, starts, count, seed, batch_tokens):
         text, ended, _ = str(subject.renderer.tokenizer.decode(ids)).partition(end)
         text = text.strip()
         if (ended or len(ids) < TOKENS) and text not in seen and _is_prompt(subject, text):
@@ -61,14 +60,52 @@ def user_turns(
     return found[:count] if theirs - own < STRANGE else []
 
 
-def _around(subject: Subject, like: Sequence[str]) -> tuple[list[int], str]:
-    """Token ids before a user's text, and the first text that the template writes after it."""
+def _drawn(
+    subject: Subject,
+    opening: list[int],
+    starts: Sequence[list[int]],
+    count: int,
+    seed: int,
+    batch_tokens: int,
+) -> list[list[int]]:
+    """Continuations of a user's turn: freely, and from starts where there are any, in turns."""
+    rng, label = random.Random(seed), "prompts of the model's own"
+    decoding = Decoding(
+        max_new_tokens=TOKENS, temperature=1.0, seed=seed, batch_tokens=batch_tokens,
+        samples=count if starts else 2 * count,
+    )  # fmt: skip
+    (free,) = generate(subject, [opening], decoding, label=label)
+    if not starts:
+        return free
+    lengths = [(start, k) for start in starts for k in range(1, len(start) + 1)]
+    begun = dict.fromkeys(tuple(s[:k]) for s, k in rng.sample(lengths, len(lengths)))
+    begun = [list(start) for start in begun][:count]
+    rest = generate(
+        subject,
+        [opening + start for start in begun],
+        replace(decoding, samples=math.ceil(count / len(begun))),
+        label=label,
+    )
+    led = [[*start, *ids] for start, some in zip(begun, rest, strict=True) for ids in some]
+    return [ids for pair in zip(free, rng.sample(led, count), strict=True) for ids in pair]
+
+
+def _around(subject: Subject, like: Sequence[str]) -> tuple[list[int], str, list[list[int]]]:
+    """Token ids before a user's text, the first text that the template writes after it, and the
+    first tokens of people's prompts."""
     renderer = subject.renderer
     rendered = [renderer.prompt_ids(Row(prompt=probe)) for probe in (*_PROBES, *like)]
-    columns = enumerate(zip(*rendered, strict=False))
-    alike = next((k for k, ids in columns if len(set(ids)) > 1), min(map(len, rendered)) - 1)
-    after = renderer.text(Row(prompt=_PROBES[0])).rpartition(_PROBES[0])[2].strip()
-    return rendered[0][:alike], after.partition("\n")[0] or "\n"
+    before, after = (_alike([ids[::way] for ids in rendered]) for way in (1, -1))
+    starts = [ids[before : len(ids) - after][:STARTS] for ids in rendered[len(_PROBES) :]]
+    end = renderer.text(Row(prompt=_PROBES[0])).rpartition(_PROBES[0])[2].strip()
+    return rendered[0][:before], end.partition("\n")[0] or "\n", [ids for ids in starts if ids]
+
+
+def _alike(sequences: Sequence[list[int]]) -> int:
+    """How many tokens all of some sequences begin with; at least one token of each is its own."""
+    columns = enumerate(zip(*sequences, strict=False))
+    least = min(map(len, sequences)) - 1
+    return next((k for k, ids in columns if k == least or len(set(ids)) > 1), least)
 
 
 def _is_prompt(subject: Subject, text: str) -> bool:

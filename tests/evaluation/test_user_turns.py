@@ -45,9 +45,25 @@ def test_the_model_goes_on_from_where_a_users_text_begins(subject, monkeypatch):
 
     monkeypatch.setattr(module, "generate", spied)
     turns(subject, seed=3)
-    ((prompts, decoding),) = seen
-    assert tiny.tokenizer().convert_ids_to_tokens(prompts[0]) == ["<s>", "user", ":"]
-    assert (decoding.temperature, decoding.samples, decoding.seed) == (1.0, 24, 3)
+    (prompts, decoding), (begun, other) = seen
+    words = tiny.tokenizer().convert_ids_to_tokens
+    assert [words(ids) for ids in prompts] == [["<s>", "user", ":"]]
+    assert (decoding.temperature, decoding.samples, decoding.seed) == (1.0, 12, 3)
+    starts = sorted(" ".join(words(ids)[3:]) for ids in begun)
+    assert starts == sorted(
+        ["what", "what is", "what is the", "what is the red", "who", "who was", "who was king"]
+    )
+    assert (other.temperature, other.samples, other.seed) == (1.0, 2, 3)  # 12 from 7 starts
+    seen.clear()
+    turns(subject, like=[])
+    ((_, decoding),) = seen  # nothing to begin with
+    assert decoding.samples == 24
+
+
+def test_prompts_that_begin_like_peoples_are_among_them(subject):
+    found = turns(subject, count=150)
+    begun = [text for text in found if text.split()[0] in ("what", "who")]
+    assert len(begun) > len(found) / 8  # of 53 words 2 by chance
 
 
 def test_a_model_that_never_learned_prompts_gives_none(subject, monkeypatch):
