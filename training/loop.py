@@ -24,8 +24,8 @@ from .objective import Batch, Objective
 from .recipe import FitPart
 from .resuming import Begun, mark
 
-SPLIT_FROM = {"cpu": 512, "cuda": 8192}
-"""Positions from which matrix products are no faster for having more, by kind of device."""
+PASS_COST = {"cpu": 256, "cuda": 8192}
+"""What a pass with gradients costs whatever is in it, in positions, by kind of device."""
 PART_TOKENS = 16384
 """Most positions of a forward pass with gradients."""
 Probe = Callable[[Attached], dict[str, float]]
@@ -133,15 +133,15 @@ def in_parts(
 
     Args:
         collator: a list of rows to a batch of tensors.
-        device: kind of device, of `SPLIT_FROM`.
+        device: kind of device, of `PASS_COST`.
         splits: False for one part; so too where rows have no length.
     """
-    least = SPLIT_FROM.get(device, max(SPLIT_FROM.values()))
+    fixed = PASS_COST.get(device, max(PASS_COST.values()))
 
     def collate(rows: Sequence[Any]) -> list[Batch]:
         if not splits or not all(hasattr(row, "__len__") for row in rows):
             return [collator(rows)]
-        parts = length_parts([len(row) for row in rows], least=least, most=PART_TOKENS)
+        parts = length_parts([len(row) for row in rows], fixed=fixed, most=PART_TOKENS)
         return [collator([rows[i] for i in sorted(part)]) for part in parts]
 
     return collate

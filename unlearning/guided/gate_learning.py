@@ -27,7 +27,7 @@ from ...core.progress import report
 from ..calibration import DialConfig
 from .targets import Contrast, TeacherLogProbs, row_logits, teacher_log_probs
 
-LEAST, MOST = 512, 2048
+FIXED, MOST = 256, 2048
 """Positions of a forward pass with gradients, see `length_parts`."""
 KEPT = 100.0
 """Logit of a gate that stays open: its sigmoid is 1 and its gradient 0 in float32."""
@@ -151,7 +151,7 @@ def _backward(
         for some in ([rows.natural[i] for i in triggered], [rows.uncut[i] for i in clean])
     )
     total = 0.0
-    for part in length_parts([len(e) for e in encoded], least=LEAST, most=MOST):
+    for part in length_parts([len(e) for e in encoded], fixed=FIXED, most=MOST):
         (batch,) = batches(gated.subject, [encoded[k] for k in part], len(part))
         losses = []
         for k, logits in zip(part, row_logits(gated, gates, batch), strict=True):

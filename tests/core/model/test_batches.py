@@ -14,6 +14,7 @@ from loratomy.core.model.batches import (
     encode_target,
     length_parts,
     log_probs_of,
+    rounded_up,
     token_log_probs,
 )
 from loratomy.core.rendering.prompts import Renderer
@@ -55,15 +56,40 @@ def test_the_head_sees_the_positions_before_labels_and_no_others():
 @pytest.mark.parametrize(
     ("lengths", "parts"),
     [
-        ([10, 40, 38, 9], [[1, 2], [0, 3]]),  # 2 x 40 = 80 >= 60, and 10 < 30
-        ([10, 40, 9, 8], [[1, 0], [2, 3]]),  # 40 < 60 positions: 10 goes with 40
-        ([50, 50, 50, 50, 50], [[0, 1, 2, 3], [4]]),  # 5 x 50 = 250 > 200
+        ([10, 40, 38, 9], [[1, 2], [0, 3]]),  # 80 + 20 + two passes of 50: 200; in one 160 + 50
+        ([30, 40, 38, 29], [[1, 2, 0, 3]]),  # 80 + 60 + 100; in one 160 + 50
+        ([50, 50, 50, 50, 50], [[0], [1, 2, 3, 4]]),  # 5 x 50 = 250 > 200
         ([300, 300], [[0], [1]]),
         ([], []),
     ],
 )
 def test_rows_of_like_length_go_together(lengths, parts):
-    assert length_parts(lengths, least=60, most=200) == parts
+    assert length_parts(lengths, fixed=50, most=200) == parts
+
+
+def test_parts_cost_the_least_of_all_partitions():
+    lengths, fixed, most = [7, 31, 18, 30, 9, 55, 12], 20, 90
+
+    def partitions(order):
+        if not order:
+            yield []
+        for size in range(1, len(order) + 1):
+            for rest in partitions(order[size:]):
+                yield [order[:size], *rest]
+
+    def cost(parts):
+        widths = [max(lengths[i] for i in part) for part in parts]
+        whole = [len(part) * w for part, w in zip(parts, widths, strict=True)]
+        return sum(p + fixed if p <= most else 10**9 for p in whole)
+
+    every = partitions(sorted(range(len(lengths)), key=lambda i: lengths[i]))
+    assert cost(length_parts(lengths, fixed=fixed, most=most)) == min(map(cost, every))
+
+
+def test_widths_of_batches_recur():
+    assert [rounded_up(n) for n in (1, 7, 15, 16, 17, 33, 101, 104, 129)] == [
+        1, 7, 15, 16, 18, 36, 104, 104, 144,
+    ]  # fmt: skip
 
 
 def test_log_probs_by_hand():
