@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .fused import fused_factors
 from .hooks import hooks
 from .subject import Subject
 
@@ -70,7 +71,7 @@ def fast_format(subject: Subject) -> Iterator[None]:
     try:
         for p, data in kept:
             p.data = data.to(fast)
-        with hooks(handles), disable_input_dtype_casting(model):
+        with hooks(handles), disable_input_dtype_casting(model), fused_factors(model):
             yield
     finally:
         for p, data in kept:
