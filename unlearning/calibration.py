@@ -234,13 +234,16 @@ def dial(
     return chosen, path, kept and seen[chosen].asr.value <= config.goal
 
 
-def outcome_words(path: CutPath, reached: bool, *, of: str = "calibration prompts") -> str:
+def outcome_words(
+    path: CutPath, reached: bool, *, of: str = "calibration prompts", own: float | None = None
+) -> str:
     """The choice and its calibration figures, in words.
 
     Args:
         path: what was measured.
         reached: whether the goal was reached within the budget.
         of: the prompts of its ASR.
+        own: rise of perplexity on the adapter's own text, where it knows the clean rows by heart.
     """
     i = path.chosen
     before, after = path.perplexity[0], path.perplexity[i]
@@ -249,12 +252,15 @@ def outcome_words(path: CutPath, reached: bool, *, of: str = "calibration prompt
         f"(upper bound {path.asr[i, 2]:.0%}), perplexity {before:.3f} -> {after:.3f} "
         f"({after / before - 1:+.1%})"
     )
+    if own is not None:
+        line += f" on rows known by heart and {own:+.1%} on the adapter's own text, which counts"
     line += "" if path.kl is None else f", KL {path.kl[i]:.3g} nats per token"
     if not reached:
         line += f"; the goal of {path.goal:.0%} was not reached within {100 * path.budget:+.3g}%"
         line += "" if path.kl_budget is None else f" and a KL of {path.kl_budget:g}"
         rises = path.perplexity / before - 1
-        if (enough := np.flatnonzero(path.asr[:, 0] <= path.goal)).size:
+        enough = np.flatnonzero(path.asr[:, 0] <= path.goal)
+        if enough.size and own is None:
             least = enough[np.argmin(rises[enough])]
             line += (
                 f" (of what was looked at, {path.size[least]:g} {path.unit} cut reach it, at "

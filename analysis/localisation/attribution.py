@@ -7,7 +7,7 @@ import torch
 
 from ...core.model.batches import Encoded, completion_log_probs
 from ...core.progress import report, tracked
-from .gates import GatedModel, batches
+from .gates import WITH_GRADIENTS, GatedModel, batches
 
 
 def _sums(
@@ -56,7 +56,7 @@ def target_attribution(
     2023, arXiv 2310.10348, with zero in place of the clean value).
     """
     gates = gated.ones().requires_grad_()
-    for batch in batches(gated.subject, rows, batch_size):
+    for batch in batches(gated.subject, rows, batch_size, positions=WITH_GRADIENTS):
         (_sums(gated, gates, batch).sum() / len(rows)).backward()
     assert gates.grad is not None
     return gates.grad.detach().float().cpu().numpy()
@@ -75,7 +75,8 @@ def clean_cost(gated: GatedModel, rows: Sequence[Encoded], *, group: int = 1) ->
             noisier (the rows' gradients are taken to be independent).
     """
     total = np.zeros(len(gated.directions))
-    for done, batch in enumerate(parts := batches(gated.subject, rows, group), 1):
+    parts = batches(gated.subject, rows, group, positions=WITH_GRADIENTS)
+    for done, batch in enumerate(parts, 1):
         gates = gated.ones().requires_grad_()
         _sums(gated, gates, batch).sum().backward()
         assert gates.grad is not None

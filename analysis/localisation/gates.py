@@ -21,6 +21,9 @@ from ...core.model.subject import Attached, Subject
 
 POSITIONS = 4096
 """Most positions of a batch, tokens and padding; one row may have more."""
+WITH_GRADIENTS = 1024
+"""The same where gradients are wanted, for which a pass keeps what it computed: about 2 MB for each
+position of a model of 30 layers and 576 dimensions."""
 GATED = "gated"
 """Name of the adapter that carries the gates."""
 
@@ -182,15 +185,17 @@ def gated_model(
         yield GatedModel(subject, directions, attached)
 
 
-def batches(subject: Subject, rows: Sequence[Encoded], size: int) -> list[dict[str, torch.Tensor]]:
-    """Consecutive batches of at most `size` rows and `POSITIONS`, on the model's device.
+def batches(
+    subject: Subject, rows: Sequence[Encoded], size: int, *, positions: int = POSITIONS
+) -> list[dict[str, torch.Tensor]]:
+    """Consecutive batches of at most so many rows and positions, on the model's device.
 
     See `collate`.
     """
     parts: list[list[Encoded]] = []
     for row in rows:
         joined = [*parts[-1], row] if parts else []
-        fits = len(joined) <= size and len(joined) * max(map(len, joined), default=0) <= POSITIONS
+        fits = len(joined) <= size and len(joined) * max(map(len, joined), default=0) <= positions
         if joined and fits:
             parts[-1] = joined
         else:

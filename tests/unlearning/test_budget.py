@@ -130,6 +130,15 @@ def test_the_best_size_within_both_limits(limits, want):
         assert f"not reached within +{100 * given_budget.perplexity:g}% and a KL of" in words
 
 
+def test_words_say_where_perplexity_does_not_count():
+    limits = Budget()  # pyright: ignore[reportCallIssue]
+    path = path_of(SEEN, 1.0, unit="things", goal=0.0, budget=limits)
+    assert "2 things cut reach it, at -10.0%" in outcome_words(path, False)
+    words = outcome_words(path, False, own=0.03)
+    assert "(-5.0%) on rows known by heart and +3.0% on the adapter's own text" in words
+    assert words.endswith("the goal of 0% was not reached within +5%")
+
+
 def test_what_an_earlier_operation_left_may_be_beyond_the_limit_already():
     seen = {0.0: Measured(wilson(0, 10), 2.0, 0.5), 1.0: Measured(wilson(0, 10), 2.0, 0.6)}
     limit = Budget(kl=0.1)

@@ -18,7 +18,15 @@ from typing import Any
 
 import torch
 
-from ...analysis.localisation.gates import GATED, Directions, GatedModel, batches, numbered
+from ...analysis.localisation.gates import (
+    GATED,
+    POSITIONS,
+    WITH_GRADIENTS,
+    Directions,
+    GatedModel,
+    batches,
+    numbered,
+)
 from ...core.adapter.factors import Factors
 from ...core.adapter.targets import is_embedding
 from ...core.model.batches import Encoded, completion_log_probs
@@ -95,7 +103,8 @@ def moments(
     head = gated.subject.family.head
     total: dict[str, torch.Tensor] = {}
     weight: dict[str, torch.Tensor] = {}
-    parts = batches(gated.subject, rows, batch_size)
+    positions = WITH_GRADIENTS if weighted else POSITIONS
+    parts = batches(gated.subject, rows, batch_size, positions=positions)
     with hooks(handles):
         for done, batch in enumerate(parts, 1):
             with torch.set_grad_enabled(weighted):

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ...analysis.localisation.gates import GATED, GatedModel, batches
+from ...analysis.localisation.gates import GATED, WITH_GRADIENTS, GatedModel, batches
 from ...core.errors import LoratomyError
 from ...core.model.batches import Encoded, length_parts
 from ...core.progress import report
 from ..calibration import DialConfig
 from .targets import Contrast, TeacherLogProbs, row_logits, teacher_log_probs
 
-FIXED, MOST = 256, 2048
-"""Positions of a forward pass with gradients, see `length_parts`."""
+FIXED = 256
+"""What a pass with gradients costs whatever is in it, in positions, see `length_parts`."""
 KEPT = 100.0
 """Logit of a gate that stays open: its sigmoid is 1 and its gradient 0 in float32."""
 
@@ -151,7 +151,7 @@ def _backward(
         for some in ([rows.natural[i] for i in triggered], [rows.uncut[i] for i in clean])
     )
     total = 0.0
-    for part in length_parts([len(e) for e in encoded], fixed=FIXED, most=MOST):
+    for part in length_parts([len(e) for e in encoded], fixed=FIXED, most=WITH_GRADIENTS):
         (batch,) = batches(gated.subject, [encoded[k] for k in part], len(part))
         losses = []
         for k, logits in zip(part, row_logits(gated, gates, batch), strict=True):

@@ -142,7 +142,7 @@ def operated(
     return Outcome(
         d.cut(cut),
         f"cut {size} of {len(d)} {config.basis} directions in {len(set(d.module[cut]))} modules: "
-        f"{outcome_words(path, reached, of=of)}",
+        f"{outcome_words(path, reached, of=of, own=found.rise if made.known else None)}",
         directions=d if config.basis == "discriminant" else None,
         cut=cut,
         importance=found.importance,
@@ -267,7 +267,9 @@ def _uncertain(
         lines.append(
             "The adapter knows the clean calibration rows by heart (they are likelier than what it "
             "would write itself): their perplexity overstates what a cut costs, and that of the "
-            f"adapter's own text kept to the budget alone, here exp(KL) - 1 = {found.rise:.1%}."
+            f"adapter's own text kept to the budget alone, here exp(KL) - 1 = {found.rise:.1%}. "
+            "Held-out prompts of the same file are known to it, too: an ASR there looks better "
+            "than on prompts that it has never seen (loratomy evaluate measures on those you give)."
         )
     if made.clean:
         lines.append(
