@@ -17,6 +17,7 @@ from ..core.config import Config
 from ..core.errors import LoratomyError
 from ..core.memory import peak_memory
 from ..core.model.batches import encode
+from ..core.model.precision import fast_dtype, number_format
 from ..core.model.variant import Treated
 from ..core.records.io import jsonable
 from ..core.records.results import CutPath, FitUsed, Operation, Setting, Stability
@@ -293,13 +294,22 @@ def operate(
         loss=outcome.loss,
         reached=outcome.reached,
         summary=outcome.summary,
-        uncertain=outcome.uncertain,
+        uncertain=(*outcome.uncertain, *_precision(material, outcome)),
         texts=outcome.texts,
         search_seconds=seconds if found is None else found,
         seconds=seconds,
         peak_bytes=peak.bytes,
         **_directions(material, outcome, before),
     )
+
+
+def _precision(material: Material, outcome: Outcome) -> tuple[str, ...]:
+    """In which number format it was fitted or searched, where that is not the base's own."""
+    subject = material.subject
+    if fast_dtype(subject) is None or (outcome.fit is None and outcome.search_seconds is None):
+        return ()
+    line = f"Made in {number_format(subject)}; held-out figures are measured in {subject.dtype}."
+    return (line,)
 
 
 def _written(option: Any, dumped: Any) -> str:

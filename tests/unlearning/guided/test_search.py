@@ -419,3 +419,14 @@ def test_only_the_layers_named_are_cut(tmp_path):
         assert not set(elsewhere.directions.layer[elsewhere.cut]) - set(others)
     with pytest.raises(LoratomyError, match="the adapter has no layer 99"):
         operated(bench, **QUICK, layers=[99])
+
+
+def test_the_record_says_the_number_format_of_the_search(whole, tmp_path, monkeypatch):
+    assert not any("bfloat16" in line for line in whole[2].uncertain)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr("loratomy.core.model.precision.WIDTH", 8)
+    _, record = operated(bench_of(planted.planted().among(), tmp_path), **QUICK)
+    assert record.uncertain[-1] == (
+        "Made in bfloat16 (factors and losses float32); held-out figures are measured in float32."
+    )
+    assert record.path.asr[record.path.chosen, 0] == 0
