@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from loratomy.bench.cells import attack_cells
+from loratomy.bench.cells import Cell, attack_cells
 from loratomy.bench.failures import read_notes
 from loratomy.bench.goals import CUT, Tried, goals
 from loratomy.bench.leaderboard import standings
@@ -92,10 +92,13 @@ def cell_lines(rows: Sequence[BenchRow], entries: Sequence[str]) -> list[str]:
 
 def gave_up(folder: Path, rows: Sequence[BenchRow]) -> list[Tried]:
     """Entries that were tried in a cell of the bench and gave up there."""
-    names, seeds = sorted({r.cell for r in rows}), 1 + max(r.seed for r in rows)
+    seeds = 1 + max(r.seed for r in rows)
+    planted = {(c.name, c.seed): c for c in attack_cells("", seeds=seeds, out=folder)}
+    subjects = sorted({(r.cell, r.seed) for r in rows})
+    given = {(n, s): Cell(Path(n), n, None, s, own=True) for n, s in subjects}
     return [
         (entry, cell.name, cell.seed)
-        for cell in attack_cells(",".join(names), seeds=seeds, out=folder)
+        for cell in map((given | planted).__getitem__, subjects)
         for entry, notes in read_notes(folder, cell).items()
         if entry in notes and notes[entry].tried
     ]
@@ -104,16 +107,17 @@ def gave_up(folder: Path, rows: Sequence[BenchRow]) -> list[Tried]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("table", type=Path, help="bench.parquet")
+    parser.add_argument("--title", default="The unlearning bench", help="of the page")
     parser.add_argument("--note", default="", help="machine, commit and command, in words")
     parser.add_argument(
         "--entries",
-        default="poisoned,guided,guided-repair,guided-unknown-repair,negative,crow,tsbd,finetune",
+        default="poisoned,guided,guided-repair,guided-unknown-repair,needle,negative,crow,tsbd,finetune",
         help="entries of the table of cells",
     )
     given = parser.parse_args()
     rows = read_bench_table(given.table)
     first = rows[0]
-    print("# The unlearning bench\n")
+    print(f"# {given.title}\n")
     print(given.note + "\n")
     print(
         f"Held out in each cell: {first.asr.n} triggered, {first.ftr.n} untriggered and "

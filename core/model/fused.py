@@ -41,11 +41,10 @@ class _LinearWithFactors(torch.autograd.Function):
         shape, dtype = ctx.given
         g = grads[0].reshape(-1, weight.shape[0]).to(weight.dtype)
         back = g @ up
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = (g @ weight).addmm_(back, down).view(shape).to(dtype)
-        d_a = (back.T @ flat).float()
-        d_b = (g.T @ inner).float().mul_(ctx.scaling)
+        for_x, _, _, for_a, for_b, _ = ctx.needs_input_grad
+        d_x = (g @ weight).addmm_(back, down).view(shape).to(dtype) if for_x else None
+        d_a = (back.T @ flat).float() if for_a else None
+        d_b = (g.T @ inner).float().mul_(ctx.scaling) if for_b else None
         return d_x, None, None, d_a, d_b, None
 
 
