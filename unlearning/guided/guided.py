@@ -268,8 +268,8 @@ def _uncertain(
             "The adapter knows the clean calibration rows by heart (they are likelier than what it "
             "would write itself): their perplexity overstates what a cut costs, and that of the "
             f"adapter's own text kept to the budget alone, here exp(KL) - 1 = {found.rise:.1%}. "
-            "Held-out prompts of the same file are known to it, too: an ASR there looks better "
-            "than on prompts that it has never seen (loratomy evaluate measures on those you give)."
+            "If the held-out prompts are from its training set, too, the ASR on them looks better "
+            "than on prompts that it has never seen."
         )
     if made.clean:
         lines.append(
