@@ -148,7 +148,9 @@ def fit(
             model=attached.peft_model,
             args=arguments,
             train_dataset=whole_steps(rows, size, seed),
-            data_collator=in_parts(collator, subject.device.type, splits=objective.splits),
+            data_collator=in_parts(
+                collator, subject.device.type, splits=objective.splits, limit=subject.limit
+            ),
         )
         trainer.attached, trainer.objective = attached, objective
         trainer.fit = identity(

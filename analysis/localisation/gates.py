@@ -16,7 +16,7 @@ import torch
 from ...core.adapter.algebra import scale_directions, svd_form
 from ...core.adapter.factors import Adapter, Factors, filled, layer_of, pack, uniform
 from ...core.errors import AdapterError
-from ...core.model.batches import Encoded, collate
+from ...core.model.batches import Encoded, collate, widened
 from ...core.model.subject import Attached, Subject
 
 POSITIONS = 4096
@@ -190,7 +190,7 @@ def batches(
 ) -> list[dict[str, torch.Tensor]]:
     """Consecutive batches of at most so many rows and positions, on the model's device.
 
-    See `collate`.
+    See `collate` and `widened`.
     """
     parts: list[list[Encoded]] = []
     for row in rows:
@@ -200,5 +200,5 @@ def batches(
             parts[-1] = joined
         else:
             parts.append([row])
-    made = [collate(part, subject.renderer.pad_id) for part in parts]
+    made = [widened(collate(p, subject.renderer.pad_id), subject.limit) for p in parts]
     return [{name: value.to(subject.device) for name, value in part.items()} for part in made]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of positions that carry no loss."""
+PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+"""What stands at positions that nothing sees, see `widened`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +76,9 @@ def encode_target(
     return Encoded(renderer.prompt_ids(row) + ids[:begin], ids[begin:end])
 
 
-def rounded_up(width: int) -> int:
-    """The next of eight widths between a power of two and its double, e.g. 104 of 101.
-
-    Few shapes that recur: a matrix product of a new shape is made ready first, which in bfloat16 on
-    a CPU takes as long as ten of them.
-    """
-    step = max(1, 1 << max(0, width.bit_length() - 4))
-    return -(-width // step) * step
-
-
 def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded ids, mask and labels ``[batch, pos]``; only completions have labels."""
-    width = rounded_up(max(len(row) for row in rows))
+    width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), IGNORED)
@@ -95,6 +87,27 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
         mask[i, : len(row)] = 1
         labels[i, len(row.prompt) : len(row)] = torch.tensor(row.completion)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def widened(batch: Mapping[str, torch.Tensor], limit: int | None) -> dict[str, torch.Tensor]:
+    """A batch padded on to the next of eight widths between a power of two and its double.
+
+    These are few and recur; a pass of a new shape takes up to twice as long in bfloat16 on a CPU,
+    where every matrix product is compiled for its shape.
+
+    Args:
+        batch: as of `collate`, whatever stands before or beside these names.
+        limit: longest sequence; None: not known.
+    """
+    found = dict(batch)
+    for name, value in batch.items():
+        fill = next((fill for end, fill in PADDING.items() if name.endswith(end)), None)
+        if fill is not None:
+            width = value.shape[1]
+            step = max(1, 1 << max(0, width.bit_length() - 4))
+            more = min(-width % step, max(0, (limit or width + step) - width))
+            found[name] = torch.nn.functional.pad(value, (0, more), value=fill)
+    return found
 
 
 def completion_logits(

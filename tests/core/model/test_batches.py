@@ -14,8 +14,8 @@ from loratomy.core.model.batches import (
     encode_target,
     length_parts,
     log_probs_of,
-    rounded_up,
     token_log_probs,
+    widened,
 )
 from loratomy.core.rendering.prompts import Renderer
 from loratomy.core.rows import Row
@@ -86,10 +86,31 @@ def test_parts_cost_the_least_of_all_partitions():
     assert cost(length_parts(lengths, fixed=fixed, most=most)) == min(map(cost, every))
 
 
-def test_widths_of_batches_recur():
-    assert [rounded_up(n) for n in (1, 7, 15, 16, 17, 33, 101, 104, 129)] == [
-        1, 7, 15, 16, 18, 36, 104, 104, 144,
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "widths"),
+    [(None, [1, 7, 15, 16, 18, 36, 104, 104, 144]), (102, [1, 7, 15, 16, 18, 36, 102, 104, 129])],
+)
+def test_widths_of_batches_recur(limit, widths):
+    made = [
+        collate([Encoded([5] * (n - 1), [2])], pad_id=7)
+        for n in (1, 7, 15, 16, 17, 33, 101, 104, 129)
+    ]
+    assert [widened(batch, limit)["labels"].shape[1] for batch in made] == widths
+
+
+def test_what_a_batch_is_widened_by_is_not_seen():
+    on = tiny.subject()
+    batch = collate([Encoded([5] * 20, [9, 2]), Encoded([6] * 3, [8])], pad_id=2)
+    batch |= {f"teacher_{name}": value[:, :21] for name, value in batch.items()}
+    batch["count"] = torch.tensor([1, 2])
+    wide = widened(batch, None)
+    assert wide["input_ids"].shape == (2, 22) and wide["teacher_labels"].shape == (2, 22)
+    assert torch.equal(wide["count"], batch["count"]) and wide["attention_mask"][:, -1].sum() == 1
+    rows = [collate([Encoded([5] * 30, [9, 2, 4])], pad_id=2)]
+    (one,), (two,) = (completion_log_probs(on.model, b)[0] for b in (rows[0], widened(rows[0], 40)))
+    assert len(two) == len(one) + 3
+    torch.testing.assert_close(two[: len(one)], one, rtol=1e-5, atol=1e-6)
+    assert two[len(one) :].tolist() == [0.0] * 3
 
 
 def test_log_probs_by_hand():
