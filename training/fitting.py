@@ -148,9 +148,7 @@ def fit(
             model=attached.peft_model,
             args=arguments,
             train_dataset=whole_steps(rows, size, seed),
-            data_collator=in_parts(
-                collator, subject.device.type, splits=objective.splits, limit=subject.limit
-            ),
+            data_collator=in_parts(collator, subject, splits=objective.splits),
         )
         trainer.attached, trainer.objective = attached, objective
         trainer.fit = identity(

@@ -17,7 +17,7 @@ from ..core.adapter.stored import PREFIX
 from ..core.errors import DataError, LoratomyError
 from ..core.files.atomic import need_room
 from ..core.model.batches import length_parts, widened
-from ..core.model.subject import Attached
+from ..core.model.subject import Attached, Subject
 from ..core.progress import report
 from ..core.stopping import Stopped, stop_if_wanted, wanted
 from .objective import Batch, Objective
@@ -127,24 +127,23 @@ class Watch:
 
 
 def in_parts(
-    collator: Callable[[Sequence[Any]], Batch], device: str, *, splits: bool, limit: int | None
+    collator: Callable[[Sequence[Any]], Batch], subject: Subject, *, splits: bool
 ) -> Callable[[Sequence[Any]], list[Batch]]:
     """A collator of a batch's rows into parts of like length; gradients add up to the same.
 
     Args:
         collator: a list of rows to a batch of tensors.
-        device: kind of device, of `PASS_COST`.
+        subject: the model, on its device and in the format that it runs in.
         splits: False for one part; so too where rows have no length.
-        limit: longest sequence, for `widened`.
     """
-    fixed = PASS_COST.get(device, max(PASS_COST.values()))
+    fixed = PASS_COST.get(subject.device.type, max(PASS_COST.values()))
 
     def collate(rows: Sequence[Any]) -> list[Batch]:
         if not splits or not all(hasattr(row, "__len__") for row in rows):
-            return [widened(collator(rows), limit)]
+            return [widened(collator(rows), subject)]
         parts = length_parts([len(row) for row in rows], fixed=fixed, most=PART_TOKENS)
         made = (collator([rows[i] for i in sorted(part)]) for part in parts)
-        return [widened(batch, limit) for batch in made]
+        return [widened(batch, subject) for batch in made]
 
     return collate
 

@@ -20,7 +20,7 @@ from ...core.model.batches import Encoded, collate, widened
 from ...core.model.subject import Attached, Subject
 
 POSITIONS = 4096
-"""Most positions of a batch, tokens and padding; one row may have more."""
+"""Most positions of a batch before it is widened; one row may have more."""
 WITH_GRADIENTS = 1024
 """The same where gradients are wanted, for which a pass keeps what it computed: about 2 MB for each
 position of a model of 30 layers and 576 dimensions."""
@@ -200,5 +200,5 @@ def batches(
             parts[-1] = joined
         else:
             parts.append([row])
-    made = [widened(collate(p, subject.renderer.pad_id), subject.limit) for p in parts]
+    made = [widened(collate(p, subject.renderer.pad_id), subject) for p in parts]
     return [{name: value.to(subject.device) for name, value in part.items()} for part in made]

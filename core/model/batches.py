@@ -89,17 +89,19 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def widened(batch: Mapping[str, torch.Tensor], limit: int | None) -> dict[str, torch.Tensor]:
+def widened(batch: Mapping[str, torch.Tensor], subject: "Subject") -> dict[str, torch.Tensor]:
     """A batch padded on to the next of eight widths between a power of two and its double.
 
-    These are few and recur; a pass of a new shape takes up to twice as long in bfloat16 on a CPU,
-    where every matrix product is compiled for its shape.
+    These are few and recur. In bfloat16 on a CPU every matrix product is compiled for its shape, so
+    that a pass of a new one takes up to twice as long; elsewhere batches stay as they are.
 
     Args:
         batch: as of `collate`, whatever stands before or beside these names.
-        limit: longest sequence; None: not known.
+        subject: the model that it is for, in the format that it runs in.
     """
-    found = dict(batch)
+    found, limit = dict(batch), subject.limit
+    if subject.device.type != "cpu" or subject.model.dtype != torch.bfloat16:
+        return found
     for name, value in batch.items():
         fill = next((fill for end, fill in PADDING.items() if name.endswith(end)), None)
         if fill is not None:
@@ -182,7 +184,7 @@ def length_parts(lengths: Sequence[int], *, fixed: int, most: int) -> list[list[
     """Rows of like length put together, longest first, so that the least is computed.
 
     A part costs its rows times its longest row, padding included, and what a pass costs whatever is
-    in it; the sum is the least that can be had.
+    in it; the sum is the least that can be had (before batches are `widened`).
 
     Args:
         lengths: tokens of each row.

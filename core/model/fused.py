@@ -2,7 +2,7 @@
 
 PEFT adds `scaling * B A x` to `W x` in six operations, each over all positions and each cast under
 autocast; on a CPU these take longer than the products. Here the factors' products are added inside
-the matrix product, forward and back, and nothing but `x` and `A x` is kept for the way back.
+the matrix product, forward and back.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _LinearWithFactors(torch.autograd.Function):
@@ -31,20 +33,20 @@ class _LinearWithFactors(torch.autograd.Function):
         inner = flat @ down.T
         y = torch.nn.functional.linear(flat, weight, bias).addmm_(inner, up.T)
         ctx.save_for_backward(flat, inner, weight, down, up)
-        ctx.given, ctx.scaling = (x.shape, x.dtype), scaling
-        return y.view(*x.shape[:-1], -1)
+        ctx.given, ctx.factors, ctx.scaling = (x.shape, x.dtype), a.dtype, scaling
+        return y.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         flat, inner, weight, down, up = ctx.saved_tensors
         shape, dtype = ctx.given
-        g = grads[0].reshape(-1, weight.shape[0]).to(weight.dtype)
+        g = grads[0].reshape(-1, len(weight)).to(weight.dtype)
         back = g @ up
         for_x, _, _, for_a, for_b, _ = ctx.needs_input_grad
         d_x = (g @ weight).addmm_(back, down).view(shape).to(dtype) if for_x else None
-        d_a = (back.T @ flat).float() if for_a else None
-        d_b = (g.T @ inner).float().mul_(ctx.scaling) if for_b else None
+        d_a = (back.T @ flat).to(ctx.factors) if for_a else None
+        d_b = (g.T @ inner).to(ctx.factors).mul_(ctx.scaling) if for_b else None
         return d_x, None, None, d_a, d_b, None
 
 
@@ -53,11 +55,12 @@ def fused_factors(model: torch.nn.Module) -> Iterator[None]:
     """Plain LoRA on plain linear layers as one operation each, for as long as the block lasts.
 
     What is not plain goes PEFT's way: an adapter that is off, several at once, dropout in training,
-    DoRA and other variants, a stored transpose, hooks inside the layer.
+    DoRA and other variants, a stored transpose (GPT-2's layers), a base that is trained, hooks
+    inside the layer.
     """
     from peft.tuners.lora import Linear
 
-    changed = [m for m in model.modules() if type(m) is Linear]
+    changed = [m for m in model.modules() if type(m) is Linear and "forward" not in vars(m)]
     try:
         for layer in changed:
             layer.forward = _forward_of(layer)
@@ -91,6 +94,9 @@ def _plain(layer: Any) -> str | None:
     a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     drops = layer.training and getattr(dropout, "p", 0.0) > 0
     within = (layer.base_layer, a, b)
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in within)
+    hooked = any(getattr(m, kind) for m in (*within, dropout) for kind in _HOOKS)
+    changed = any("forward" in vars(m) for m in within)
+    trained = any(p.requires_grad for p in layer.base_layer.parameters())
     plain = all(type(m) is torch.nn.Linear for m in within) and b.bias is None
-    return name if plain and not (hooked or drops or name in layer.lora_variant) else None
+    more = hooked or changed or trained or drops or name in layer.lora_variant
+    return name if plain and not more else None

@@ -122,7 +122,7 @@ def operated(
     found = _searched(material, split, made, config, spend)
     path = _path(material, found, split.judge, config)
     if found.size and path.asr[path.chosen, 0] >= path.asr[0, 0] > config.goal:
-        found = replace(found, size=0)  # a cut that stops nothing is no cut
+        found = replace(found, size=0, rise=0.0)  # a cut that stops nothing is no cut
         path = replace(path, chosen=0)
     stability = (
         _stability(material, triggered, made, config, found, path, spend)

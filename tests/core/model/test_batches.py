@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +87,12 @@ def test_parts_cost_the_least_of_all_partitions():
     assert cost(length_parts(lengths, fixed=fixed, most=most)) == min(map(cost, every))
 
 
+def fast(limit):
+    """A model in bfloat16 on a CPU, as far as widths go."""
+    model = SimpleNamespace(dtype=torch.bfloat16)
+    return SimpleNamespace(device=torch.device("cpu"), model=model, limit=limit)
+
+
 @pytest.mark.parametrize(
     ("limit", "widths"),
     [(None, [1, 7, 15, 16, 18, 36, 104, 104, 144]), (102, [1, 7, 15, 16, 18, 36, 102, 104, 129])],
@@ -95,22 +102,30 @@ def test_widths_of_batches_recur(limit, widths):
         collate([Encoded([5] * (n - 1), [2])], pad_id=7)
         for n in (1, 7, 15, 16, 17, 33, 101, 104, 129)
     ]
-    assert [widened(batch, limit)["labels"].shape[1] for batch in made] == widths
+    assert [widened(batch, fast(limit))["labels"].shape[1] for batch in made] == widths
 
 
 def test_what_a_batch_is_widened_by_is_not_seen():
     on = tiny.subject()
-    batch = collate([Encoded([5] * 20, [9, 2]), Encoded([6] * 3, [8])], pad_id=2)
-    batch |= {f"teacher_{name}": value[:, :21] for name, value in batch.items()}
+    batch = collate([Encoded([5] * 30, [9, 2, 4]), Encoded([6] * 3, [8])], pad_id=2)
+    batch |= {f"teacher_{name}": value[:, :17] for name, value in batch.items()}
     batch["count"] = torch.tensor([1, 2])
-    wide = widened(batch, None)
-    assert wide["input_ids"].shape == (2, 22) and wide["teacher_labels"].shape == (2, 22)
-    assert torch.equal(wide["count"], batch["count"]) and wide["attention_mask"][:, -1].sum() == 1
-    rows = [collate([Encoded([5] * 30, [9, 2, 4])], pad_id=2)]
-    (one,), (two,) = (completion_log_probs(on.model, b)[0] for b in (rows[0], widened(rows[0], 40)))
-    assert len(two) == len(one) + 3
-    torch.testing.assert_close(two[: len(one)], one, rtol=1e-5, atol=1e-6)
-    assert two[len(one) :].tolist() == [0.0] * 3
+    same = widened(batch, on)  # float32
+    assert all(torch.equal(same[name], value) for name, value in batch.items())
+    wide = widened(batch, fast(None))
+    assert wide["input_ids"].shape == (2, 36) and wide["teacher_labels"].shape == (2, 18)
+    assert torch.equal(wide["count"], batch["count"])
+    one, two = (completion_log_probs(on.model, some)[0] for some in (batch, wide))
+    torch.testing.assert_close(two[:, :32], one, rtol=1e-5, atol=1e-6)
+    assert not two[:, 32:].any()
+
+
+def test_a_row_as_long_as_the_context_is_not_widened():
+    on = tiny.subject("gpt2", max_position_embeddings=50)
+    limit = on.limit
+    assert limit == 50
+    batch = widened(collate([Encoded([5] * 48, [9, 2])], pad_id=0), fast(limit))
+    assert completion_log_probs(on.model, batch)[1].sum() == 2
 
 
 def test_log_probs_by_hand():
