@@ -83,8 +83,8 @@ class Outcome:
     """Whether the method met its own goal on its calibration data."""
     uncertain: tuple[str, ...] = ()
     """What stays uncertain, a sentence each."""
-    search_seconds: float | None = None
-    """Wall time until the edit was found; None: all of it."""
+    explained_seconds: float = 0.0
+    """Wall time after the edit was found, of what explains it."""
     earlier_seconds: float = 0.0
     """Wall time of what an earlier process did of it before it was stopped."""
 
@@ -275,7 +275,6 @@ def operate(
     with peak_memory(material.subject.device) as peak:
         outcome = method.run(material, config)
     seconds = time.perf_counter() - began + outcome.earlier_seconds
-    found = outcome.search_seconds
     return outcome, Operation(
         subject=subject or name,
         method=name,
@@ -296,7 +295,7 @@ def operate(
         summary=outcome.summary,
         uncertain=(*outcome.uncertain, *_precision(material, outcome)),
         texts=outcome.texts,
-        search_seconds=seconds if found is None else found,
+        search_seconds=seconds - outcome.explained_seconds,
         seconds=seconds,
         peak_bytes=peak.bytes,
         **_directions(material, outcome, before),
@@ -306,7 +305,7 @@ def operate(
 def _precision(material: Material, outcome: Outcome) -> tuple[str, ...]:
     """In which number format it was fitted or searched, where that is not the base's own."""
     subject = material.subject
-    if fast_dtype(subject) is None or (outcome.fit is None and outcome.search_seconds is None):
+    if fast_dtype(subject) is None or not len(outcome.loss):
         return ()
     line = f"Made in {number_format(subject)}; held-out figures are measured in {subject.dtype}."
     return (line,)

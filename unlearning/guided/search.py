@@ -8,7 +8,6 @@ to the calibration prompts confirm it; where they do not, more is cut. Nothing e
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -92,8 +91,6 @@ class FoundCut:
     """Loss along the steps."""
     size: int
     """Directions to cut."""
-    seconds: float
-    """Wall time."""
     checks: Sequence[Encoded]
     """Calibration prompts up to where the target is decided, with its token there."""
     rise: float = 0.0
@@ -140,7 +137,6 @@ def search(
         AdapterError: dW is zero everywhere.
         LoratomyError: a clean adapter is to teach, and there is none.
     """
-    began = time.perf_counter()
     beside, teacher = {}, GATED
     if config.teacher == "clean":
         if clean_adapter is None:
@@ -192,11 +188,11 @@ def search(
         size = _size_by_answers(gated, utility, size, judge, config)
         if spend:
             size = _size_within_budget(utility, size, spend)
-        cut = FoundCut(gated.directions, order, gates, expit(-theta), loss, size, 0.0, checks)
+        cut = FoundCut(gated.directions, order, gates, expit(-theta), loss, size, checks)
         rise = utility.rise(size)
     if (smaller := most_within_kl(judge, cut.state, size, config.budget)) < size:
         size, rise = smaller, math.exp(judge.kl(cut.state(smaller))) - 1
-    return replace(cut, size=size, rise=rise, seconds=time.perf_counter() - began)
+    return replace(cut, size=size, rise=rise)
 
 
 def by_forward_passes(
