@@ -106,7 +106,7 @@ def widened(batch: Mapping[str, torch.Tensor], subject: "Subject") -> dict[str, 
         fill = next((fill for end, fill in PADDING.items() if name.endswith(end)), None)
         if fill is not None:
             width = value.shape[1]
-            step = max(1, 1 << max(0, width.bit_length() - 4))
+            step = 1 << max(0, width.bit_length() - 4)
             more = min(-width % step, max(0, (limit or width + step) - width))
             found[name] = torch.nn.functional.pad(value, (0, more), value=fill)
     return found
