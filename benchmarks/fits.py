@@ -193,7 +193,9 @@ def measured(name: str, base: str, count: int, folder: str) -> dict[str, float]:
 def run(
     base: Annotated[str, typer.Option(help="The base to fit.")] = "smollm2",
     rows: Annotated[int, typer.Option(min=BATCH, help="Rows of the epoch.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; of an even number the lower middle one is shown.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds; the (lower) middle one is shown.")
+    ] = 3,
 ) -> None:
     """Print the comparison as Markdown."""
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +203,8 @@ def run(
             {name: measured(name, base, rows, folder) for name in SIDES} for _ in range(rounds)
         ]
         larger = measured("ours", base, min(200, 3 * rows), folder)
-    middle = sorted(found, key=lambda r: r["plain"]["seconds"] / r["ours"]["seconds"])[(rounds - 1) // 2]
+    found.sort(key=lambda r: r["plain"]["seconds"] / r["ours"]["seconds"])
+    middle = found[(rounds - 1) // 2]
     mine, theirs, rate = middle["ours"], middle["plain"], middle["product"]
     reached = mine["operations"] / mine["seconds"]
     print(
