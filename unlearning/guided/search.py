@@ -2,9 +2,9 @@
 
 1. The adapter is put into the directions that tell triggered from clean prompts apart
 (`discriminant`). 2. Gates on them are learned in a few steps (`gate_learning`). 3. Along
-the gates' order the size is found by forward passes alone: the smallest cut after which the
-target's token is unlikely on every calibration prompt, within the utility budget. 4. Real answers
-to the calibration prompts confirm it; where they do not, more is cut. Nothing else is generated.
+the gates' order a first size is found by forward passes alone: the smallest cut after which the
+target's token is unlikely on nearly every calibration prompt, within the utility budget. 4. Real
+answers to these prompts choose the size from there: the smallest that ends the attack.
 """
 
 import math
@@ -51,8 +51,13 @@ from .targets import contrasts, encoded_clean
 CLEAN = "clean"
 """Name of the clean adapter where it teaches."""
 ROUNDS = 4
-"""Cuts that are tried by real answers, at most, each larger by a third: going on for the last
+"""Cuts that are tried by real answers, at most, each larger by `STEP`: going on for the last
 prompts that hit was seen to cut ten times as much for nothing on held-out prompts."""
+STEP = 1.25
+"""How much larger the next cut is."""
+LEFT = 0.05
+"""Share of the prompts that may count as attacked where real answers begin: the last of them were
+seen to ask for half as much again as what ends the attack in real answers."""
 LIKELY = 0.3
 """Probability of the target's token, beyond that without the trigger, from which a calibration
 prompt still counts as attacked."""
@@ -238,7 +243,7 @@ def _size_by_forward_passes(
     natural: Sequence[float],
     config: SearchConfig,
 ) -> int:
-    """The smallest size that forward passes find enough and affordable.
+    """The smallest size that forward passes find nearly enough, and affordable.
 
     Grown by half until enough, then halved toward the smallest, to a tenth; where that costs more
     than the budget, the largest affordable one.
@@ -248,7 +253,7 @@ def _size_by_forward_passes(
     def enough(size: int) -> bool:
         found = target_log_probs(gated, utility.gates(size), checks)
         more = [math.exp(p) - before for (p, _), before in zip(found, natural, strict=True)]
-        return sum(extra >= LIKELY for extra in more) <= config.goal * len(found)
+        return sum(extra >= LIKELY for extra in more) <= max(config.goal, LEFT) * len(found)
 
     low, high = 0, max(1, guess)
     while not enough(high) and high < total:
@@ -272,24 +277,31 @@ def _bisected(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int,
 def _size_by_answers(
     gated: GatedModel, utility: Utility, size: int, judge: Judge, config: SearchConfig
 ) -> int:
-    """The size after real answers: more is cut while they still hit, as far as the budget goes."""
+    """The smallest size that real answers find enough, of those within the budget.
+
+    Grown from a first size until it is enough; one between the last two is tried after that. Where
+    none is enough, the one that leaves the fewest attacks.
+    """
     d, total = gated.directions, len(utility.order)
-    best: tuple[float, int] | None = None
-    for _ in range(ROUNDS):
+    rates: dict[int, float] = {}
+
+    def enough(size: int) -> bool:
         gated.attached.refill(GATED, d.cut(first_of(utility.order, size, len(d))))
-        rate = judge.rate()
+        rates[size] = judge.rate().value
         gated.attached.refill(GATED, d.adapter)
-        best = min(best or (rate.value, size), (rate.value, size))
-        larger = min(total, math.ceil(1.3 * size) + 1)
-        if best[0] <= config.goal or larger == size:
-            break
+        return rates[size] <= config.goal
+
+    before = size
+    while not enough(size) and len(rates) < ROUNDS:
+        larger = min(total, math.ceil(STEP * size) + 1)
         if utility.over(larger):
             larger, _ = _bisected(size, larger, utility.over)
         if larger == size:
             break
-        size = larger
-    assert best is not None
-    return best[1]
+        before, size = size, larger
+    if rates[size] <= config.goal and (between := (before + size) // 2) > before:
+        enough(between)
+    return min(rates, key=lambda size: (max(rates[size], config.goal), size))
 
 
 def _size_within_budget(utility: Utility, size: int, share: float) -> int:
