@@ -1,6 +1,7 @@
 """Guided surgery on a planted backdoor: what is cut, what is said of it, and what is never done."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from loratomy.evaluation.similarity import Embedder
 from loratomy.evaluation.success import parse_rules
 from loratomy.unlearning import METHODS, operate
 from loratomy.unlearning.guided.guided import cosine, split_rows
+from loratomy.unlearning.guided.guided import operated as guided_operated
 from loratomy.unlearning.guided.made import MadeRows
-from loratomy.unlearning.guided.search import search
+from loratomy.unlearning.guided.search import SearchConfig, _size_by_answers, search
 
 from ... import planted, tiny
 
@@ -277,6 +279,49 @@ def test_a_budget_that_nothing_meets_is_kept_and_no_success(tmp_path, budget):
     assert f"the goal of 0% was not reached within {100 * budget:+g}%" in record.summary
     assert ("cut reach it, at " in record.summary) == bool((path.asr[:, 0] == 0).any())
     assert path.asr[path.chosen, 0] <= path.asr[0, 0]  # the best that was found
+
+
+@pytest.mark.parametrize(
+    ("stopped", "allowed", "tried", "taken"),
+    [
+        (40, 100, [40], 40),  # at once
+        (44, 100, [40, 51, 45], 45),  # between the last two
+        (50, 100, [40, 51, 45], 51),
+        (60, 100, [40, 51, 65, 58], 65),
+        (95, 100, [40, 51, 65, 83], 83),  # none: the one that leaves the fewest
+        (60, 55, [40, 51, 54], 54),  # as far as the budget goes, to a tenth
+        (60, 40, [40], 40),
+    ],
+)
+def test_real_answers_choose_the_smallest_size_that_ends_the_attack(stopped, allowed, tried, taken):
+    seen = []
+    attached = SimpleNamespace(refill=lambda name, cut: seen.append(cut) if cut else None)
+    total = 120
+
+    class Directions:
+        adapter = None
+
+        def __len__(self):
+            return total
+
+        def cut(self, mask):
+            return int(mask.sum())
+
+    gated = SimpleNamespace(directions=Directions(), attached=attached)
+    utility = SimpleNamespace(order=np.arange(total), over=lambda size: size > allowed)
+    rates = SimpleNamespace(rate=lambda: SimpleNamespace(value=max(0.0, 1 - seen[-1] / stopped)))
+    assert _size_by_answers(gated, utility, 40, rates, SearchConfig()) == taken
+    assert seen == tried
+
+
+def test_a_cut_that_stops_nothing_of_an_adapter_known_by_heart_costs_nothing(tmp_path):
+    bench = bench_of(planted.planted().among(rank=6, size=0.1), tmp_path)
+    options = QUICK | {"basis": "singular", "budget": 0.0, "steps": 2}
+    config = METHODS["guided"].config(**options)
+    outcome = guided_operated(bench, bench.triggered, config, made=MadeRows(known=True))
+    assert not outcome.cut.any() and not outcome.reached
+    assert "and +0.0% on the adapter's own text, which counts" in outcome.summary
+    assert any("exp(KL) - 1 = 0.0%" in line for line in outcome.uncertain)
 
 
 def test_a_goal_beyond_zero_counts_as_reached_where_it_is_met(tmp_path):
