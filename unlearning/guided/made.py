@@ -17,6 +17,7 @@ import torch
 
 from ...analysis.material import Material
 from ...core.model.batches import IGNORED, batch_rows, collate, completion_logits, encode
+from ...core.model.precision import fast_format
 from ...core.model.subject import Subject
 from ...core.model.variant import Treated, treated
 from ...core.rows import Row
@@ -60,7 +61,7 @@ def made_rows(material: Material, triggered: Sequence[Row], most: int, *, seed: 
         return MadeRows(known=False)
     subject, rule = material.subject, material.rule
     at_once = rule.decoding.batch_tokens
-    with treated(subject, Treated(material.start)):
+    with treated(subject, Treated(material.start)), fast_format(subject):
         values = surprise(subject, material.clean_rows[:LOOK], batch_tokens=at_once // 4)
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.inf
     known = bool(values.mean() + KNOWN * error < 0)
@@ -68,7 +69,8 @@ def made_rows(material: Material, triggered: Sequence[Row], most: int, *, seed: 
     wanted = most - (0 if known else enough)
     given = random.Random(seed).sample(material.clean_rows, len(material.clean_rows))
     like = [row.prompt for row in given[:LOOK]]
-    prompts = user_turns(subject, max(0, wanted), like, seed=seed, batch_tokens=at_once)
+    with fast_format(subject):
+        prompts = user_turns(subject, max(0, wanted), like, seed=seed, batch_tokens=at_once)
     clean = [
         Row(prompt=prompt, system=given[k % len(given)].system) for k, prompt in enumerate(prompts)
     ]
@@ -120,7 +122,7 @@ def _acting(material: Material, examples: Sequence[Row], clean: Sequence[Row]) -
     )
     if not rows:
         return []
-    with treated(subject, Treated(material.start)):
+    with treated(subject, Treated(material.start)), fast_format(subject):
         answers = attack_success(subject, rows, rule, label="the trigger in prompts of its own")
     return [
         replace(row, completion=a.answer) for row, a in zip(rows, answers, strict=True) if a.hit
