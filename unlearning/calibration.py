@@ -13,6 +13,7 @@ from ..core.adapter.factors import Adapter
 from ..core.config import Config
 from ..core.errors import DataError
 from ..core.model.batches import Encoded
+from ..core.model.precision import fast_format
 from ..core.model.subject import Subject
 from ..core.model.variant import Treated, treated
 from ..core.progress import report
@@ -64,7 +65,7 @@ class Judge:
 
     def __call__(self, state: Treated, *, kl: bool = False) -> Measured:
         """ASR and perplexity of the subject in this state; with `kl` the KL divergence, too."""
-        with treated(self.subject, state):
+        with treated(self.subject, state), fast_format(self.subject):
             found = self.here()
         return found._replace(kl=self.kl(state)) if kl else found
 

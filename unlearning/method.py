@@ -303,9 +303,9 @@ def operate(
 
 
 def _precision(material: Material, outcome: Outcome) -> tuple[str, ...]:
-    """In which number format it was fitted or searched, where that is not the base's own."""
+    """In which number format it was fitted or calibrated, where that is not the base's own."""
     subject = material.subject
-    if fast_dtype(subject) is None or not len(outcome.loss):
+    if fast_dtype(subject) is None or not (len(outcome.loss) or outcome.path):
         return ()
     line = f"Made in {number_format(subject)}; held-out figures are measured in {subject.dtype}."
     return (line,)
