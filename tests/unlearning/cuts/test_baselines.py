@@ -1,6 +1,7 @@
 """Cuts of the merged model and baselines, against hand arithmetic and dense float64 algebra."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -425,3 +426,29 @@ def test_temperature_leaves_the_adapter_and_asks_for_draws(tmp_path):
     assert METHODS["temperature"].config().value == 1.0
     with pytest.raises(ValueError, match="greater than 0"):
         METHODS["temperature"].config(value=0)
+
+
+def test_calibrating_in_the_fast_format_leaves_the_weights_exact(tmp_path, monkeypatch):
+    """Answers come from a base in bfloat16; what is written comes from its own weights."""
+    on, formats, states = tiny.subject(), [], []
+    bench, before = bench_on(on, tiny.adapter(on, size=0.1), tmp_path), tiny.state(on)
+
+    def hits(subject, rows, *_, **__):
+        """The first state is attacked, the second is not."""
+        formats.append(subject.model.dtype)
+        return [SimpleNamespace(hit=len(formats) == 1) for _ in rows]
+
+    monkeypatch.setattr("loratomy.unlearning.calibration.attack_success", hits)
+    for width in (256, 8):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False
+        )
+        monkeypatch.setattr("loratomy.core.model.precision.WIDTH", width)
+        formats.clear()
+        state, record = run("wanda", bench, budget=1e9)
+        assert set(formats) == {torch.float32 if width == 256 else torch.bfloat16}
+        assert any("Made in bfloat16" in line for line in record.uncertain) == (width == 8)
+        states.append(state.weights)
+    assert record.path.asr[record.path.chosen, 0] == 0 < record.path.chosen
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+    assert tiny.same_state(before, tiny.state(on))
