@@ -41,8 +41,10 @@ def same_change(made: Operation, *, after: bool = False) -> dict[str, Any]:
 
     Counts are a budget among singular directions of the poisoned adapter alone. For every other
     edit the norm of the change is: directions of another basis are not orthogonal and remove more
-    each, and what is projected, scaled or cut on top of an earlier operation is no such count. An
-    edit that changed nothing has controls that cut nothing: nothing can be ahead of itself.
+    each, and what is projected, scaled or cut on top of an earlier operation is no such count. Only
+    where an edit changes more than the whole adapter, so that no cut is as large, the count is all
+    there is to go by. An edit that changed nothing has controls that cut nothing: nothing can be
+    ahead of itself.
 
     Args:
         made: the edit.
@@ -51,6 +53,8 @@ def same_change(made: Operation, *, after: bool = False) -> dict[str, Any]:
     cut = int((made.kept == 0).sum()) if made.basis == "singular" and not after else 0
     if cut == made.directions_cut > 0 or not made.change_norm > ROUNDING:
         return {"directions": cut}
+    if made.change_norm >= 1 and made.directions_cut:
+        return {"directions": made.directions_cut}
     return {"change": made.change_norm}
 
 

@@ -115,6 +115,9 @@ def test_only_singular_directions_of_the_adapter_itself_are_a_budget_by_count(ma
         _, other = made(name, replace(bench, clean=clean), **options)
         assert other.change_norm > 0
         assert same_change(other) == {"change": other.change_norm}
+    larger = replace(other, change_norm=1.2)  # than all of the adapter: no cut is as large
+    assert same_change(larger) == {"change": 1.2}
+    assert same_change(replace(larger, directions_cut=3)) == {"directions": 3}
     first, record = operate("truncate", bench, METHODS["truncate"].config(rank=1))
     after = replace(bench, after=first.adapter)
     _, later = operate("truncate", after, METHODS["truncate"].config(rank=1), before=record)
