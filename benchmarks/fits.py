@@ -1,4 +1,4 @@
-"""Fits of a real chat model beside plain PEFT and the Trainer, and the memory of a cut, by rows.
+"""Fits of a real chat model beside plain PEFT and the Trainer, and their memory by rows.
 
     python benchmarks/fits.py > benchmarks/results/fits.md
 
@@ -44,7 +44,7 @@ def rows_of(subject: Any, count: int, cache: Path) -> list[Any]:
             for row, answer in zip(asked, answers, strict=True)
         ]
         cache.write_text(rows_to_jsonl(found), encoding="utf-8")
-    return read_rows(cache)[:count]
+    return read_rows(cache)
 
 
 def loss_of(subject: Any, adapter: Any, encoded: list[Any]) -> float:
@@ -77,7 +77,7 @@ def begun(base: str, count: int, folder: Path) -> tuple[Any, Any, list[Any]]:
     from loratomy.training.fitting import fresh_adapter
 
     subject = loaded_base(base, "auto", "auto")
-    rows = rows_of(subject, count, folder / "rows.jsonl")
+    rows = rows_of(subject, count, folder / f"rows-{count}.jsonl")
     adapter = fresh_adapter(subject, r=16, alpha=32, seed=0)
     return subject, adapter, [encode(subject.renderer, row, limit=None) for row in rows]
 
@@ -209,7 +209,7 @@ def run(
     reached = mine["operations"] / mine["seconds"]
     print(
         f"One epoch of {rows} rows in steps of {BATCH}, {base}, rank 16 on every linear layer, "
-        f"{os.cpu_count()} cores, median of {rounds} rounds by ratio:\n\n"
+        f"{os.cpu_count()} cores, the (lower) middle one of {rounds} rounds by ratio:\n\n"
         "| | seconds | peak memory, GB | loss on the rows after it |\n|---|---|---|---|\n"
         f"| `fit` | {mine['seconds']:.1f} | {mine['peak'] / 1e9:.2f} | {mine['loss']:.4f} |\n"
         f"| plain PEFT and Trainer, micro-batches of 2, float32 | {theirs['seconds']:.1f} | "

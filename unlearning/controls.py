@@ -24,7 +24,8 @@ class BudgetConfig(Config):
     """Options of the controls with another operation's budget: exactly one of the two."""
 
     directions: int | None = Field(None, ge=0)
-    """Singular directions to cut, as many as an operation that cuts singular directions."""
+    """Singular directions to cut, as many as an operation that cuts singular directions, or one
+    that changes more than the whole adapter."""
     change: float | None = Field(None, ge=0)
     """Norm of the change over that of the poisoned adapter, for all other operations: directions
     are cut until what is removed reaches it."""
@@ -43,8 +44,8 @@ def same_change(made: Operation, *, after: bool = False) -> dict[str, Any]:
     edit the norm of the change is: directions of another basis are not orthogonal and remove more
     each, and what is projected, scaled or cut on top of an earlier operation is no such count. Only
     where an edit changes more than the whole adapter, so that no cut is as large, the count is all
-    there is to go by. An edit that changed nothing has controls that cut nothing: nothing can be
-    ahead of itself.
+    there is to go by, and such a control is a smaller change. An edit that changed nothing has
+    controls that cut nothing: nothing can be ahead of itself.
 
     Args:
         made: the edit.
@@ -135,9 +136,10 @@ def best_layer(material: Material, config: LayerConfig) -> Outcome:
         tried[layer] = (asr.value, perplexity)
     layer = min(tried, key=lambda k: tried[k])
     cut = d.layer == layer
-    return cut_outcome(
+    made = cut_outcome(
         d, cut, f"took out layer {layer}, the best single one on calibration rows: {cut.sum()} cut"
     )
+    return replace(made, judged=True)
 
 
 METHODS.register("control-layer")(

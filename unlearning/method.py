@@ -81,6 +81,8 @@ class Outcome:
     """Loss along them."""
     reached: bool = True
     """Whether the method met its own goal on its calibration data."""
+    judged: bool = False
+    """Whether it was chosen by answers without a path that shows them."""
     uncertain: tuple[str, ...] = ()
     """What stays uncertain, a sentence each."""
     explained_seconds: float = 0.0
@@ -305,7 +307,7 @@ def operate(
 def _precision(material: Material, outcome: Outcome) -> tuple[str, ...]:
     """In which number format it was fitted or calibrated, where that is not the base's own."""
     subject = material.subject
-    if fast_dtype(subject) is None or not (len(outcome.loss) or outcome.path):
+    if fast_dtype(subject) is None or not (len(outcome.loss) or outcome.path or outcome.judged):
         return ()
     line = f"Made in {number_format(subject)}; held-out figures are measured in {subject.dtype}."
     return (line,)

@@ -132,3 +132,13 @@ def test_a_fit_after_a_cut_still_shows_that_cut_in_its_own_basis(make_bench, sub
     _, later = operate("finetune", after, METHODS["finetune"].config(epochs=1), before=other)
     assert later.basis == "discriminant" and later.directions_cut == record.directions_cut
     assert np.array_equal(later.kept, record.kept, equal_nan=True)
+
+
+def test_the_best_layer_says_in_which_format_it_was_chosen(make_bench, small, monkeypatch):
+    assert not any(
+        "bfloat16" in line for line in made("control-layer", make_bench(small))[1].uncertain
+    )
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr("loratomy.core.model.precision.WIDTH", 8)
+    _, record = made("control-layer", make_bench(small))
+    assert record.uncertain[-1].startswith("Made in bfloat16")

@@ -274,10 +274,11 @@ def _uncertain(
             "than on prompts that it has never seen."
         )
     if made.clean:
-        lines.append(
-            f"Beside the given prompts {len(made.clean)} were used that the base wrote itself; the "
-            f"trigger, placed as in the given ones, acts on {len(made.triggered)} of them."
-        )
+        line = f"Beside the given prompts {len(made.clean)} were used that the base wrote itself"
+        if made.placed:
+            line += "; the trigger, placed as in the given ones, acts on "
+            line += f"{len(made.triggered)} of them"
+        lines.append(f"{line}.")
     elif made.known:
         lines.append(
             "The base writes no prompts of its own, so that attacks were judged on those given "

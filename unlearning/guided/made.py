@@ -45,6 +45,8 @@ class MadeRows:
     """Prompts alone."""
     triggered: Sequence[Row] = ()
     """Those of them with the trigger on which it acts."""
+    placed: bool = False
+    """Whether the trigger was put into them: it is known where given rows have it."""
 
 
 def made_rows(material: Material, triggered: Sequence[Row], most: int, *, seed: int) -> MadeRows:
@@ -78,7 +80,9 @@ def made_rows(material: Material, triggered: Sequence[Row], most: int, *, seed: 
         subject.renderer, clean, subject.limit, new_tokens=rule.decoding.max_new_tokens
     )
     examples = [row for row in triggered if row.trigger_span]
-    return MadeRows(known, clean, _acting(material, examples, clean) if examples else ())
+    if not examples:
+        return MadeRows(known, clean)
+    return MadeRows(known, clean, _acting(material, examples, clean), placed=True)
 
 
 def surprise(subject: Subject, rows: Sequence[Row], *, batch_tokens: int) -> np.ndarray:

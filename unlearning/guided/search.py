@@ -4,7 +4,7 @@
 (`discriminant`). 2. Gates on them are learned in a few steps (`gate_learning`). 3. Along
 the gates' order a first size is found by forward passes alone: the smallest cut after which the
 target's token is unlikely on nearly every calibration prompt, within the utility budget. 4. Real
-answers to these prompts choose the size from there: the smallest that ends the attack.
+answers to these prompts choose from there on: of the sizes tried the smallest that ends the attack.
 """
 
 import math
@@ -51,8 +51,9 @@ from .targets import contrasts, encoded_clean
 CLEAN = "clean"
 """Name of the clean adapter where it teaches."""
 ROUNDS = 4
-"""Cuts that are tried by real answers, at most, each larger by `STEP`: going on for the last
-prompts that hit was seen to cut ten times as much for nothing on held-out prompts."""
+"""Cuts that are tried by real answers, at most, each larger by `STEP`, before the one between:
+going on for the last prompts that hit was seen to cut ten times as much for nothing on held-out
+prompts."""
 STEP = 1.25
 """How much larger the next cut is."""
 LEFT = 0.05
@@ -277,10 +278,10 @@ def _bisected(low: int, high: int, is_high: Callable[[int], bool]) -> tuple[int,
 def _size_by_answers(
     gated: GatedModel, utility: Utility, size: int, judge: Judge, config: SearchConfig
 ) -> int:
-    """The smallest size that real answers find enough, of those within the budget.
+    """Of the sizes tried the smallest that real answers find enough, within the budget.
 
-    Grown from a first size until it is enough; one between the last two is tried after that. Where
-    none is enough, the one that leaves the fewest attacks.
+    Grown from a first size until it is enough, never below it; one between the last two is tried
+    after that. Where none is enough, the one that leaves the fewest attacks.
     """
     d, total = gated.directions, len(utility.order)
     rates: dict[int, float] = {}
@@ -299,7 +300,8 @@ def _size_by_answers(
         if larger == size:
             break
         before, size = size, larger
-    if rates[size] <= config.goal and (between := (before + size) // 2) > before:
+    between = (before + size) // 2
+    if rates[size] <= config.goal and between > before and not utility.over(between):
         enough(between)
     return min(rates, key=lambda size: (max(rates[size], config.goal), size))
 

@@ -114,6 +114,7 @@ def test_only_what_given_rows_lack_is_made(material):
     assert len(made_rows(unknown, material.triggered, 14, seed=0).clean) <= 2
     bare = [replace(row, trigger_span=()) for row in material.triggered]
     nothing = made_rows(material, bare, 30, seed=0)
+    assert not nothing.placed and made_rows(material, material.triggered, 30, seed=0).placed
     assert nothing.clean and not nothing.triggered
     assert np.array_equal(
         [r.prompt for r in nothing.clean],

@@ -281,19 +281,8 @@ def test_a_budget_that_nothing_meets_is_kept_and_no_success(tmp_path, budget):
     assert path.asr[path.chosen, 0] <= path.asr[0, 0]  # the best that was found
 
 
-@pytest.mark.parametrize(
-    ("stopped", "allowed", "tried", "taken"),
-    [
-        (40, 100, [40], 40),  # at once
-        (44, 100, [40, 51, 45], 45),  # between the last two
-        (50, 100, [40, 51, 45], 51),
-        (60, 100, [40, 51, 65, 58], 65),
-        (95, 100, [40, 51, 65, 83], 83),  # none: the one that leaves the fewest
-        (60, 55, [40, 51, 54], 54),  # as far as the budget goes, to a tenth
-        (60, 40, [40], 40),
-    ],
-)
-def test_real_answers_choose_the_smallest_size_that_ends_the_attack(stopped, allowed, tried, taken):
+def sizes_tried(stopped, over):
+    """The sizes that real answers try from 40 of 120 on, and the one taken, by a rule for both."""
     seen = []
     attached = SimpleNamespace(refill=lambda name, cut: seen.append(cut) if cut else None)
     total = 120
@@ -308,10 +297,30 @@ def test_real_answers_choose_the_smallest_size_that_ends_the_attack(stopped, all
             return int(mask.sum())
 
     gated = SimpleNamespace(directions=Directions(), attached=attached)
-    utility = SimpleNamespace(order=np.arange(total), over=lambda size: size > allowed)
+    utility = SimpleNamespace(order=np.arange(total), over=over)
     rates = SimpleNamespace(rate=lambda: SimpleNamespace(value=max(0.0, 1 - seen[-1] / stopped)))
-    assert _size_by_answers(gated, utility, 40, rates, SearchConfig()) == taken
-    assert seen == tried
+    return seen, _size_by_answers(gated, utility, 40, rates, SearchConfig())
+
+
+@pytest.mark.parametrize(
+    ("stopped", "allowed", "tried", "taken"),
+    [
+        (40, 100, [40], 40),  # at once
+        (44, 100, [40, 51, 45], 45),  # between the last two
+        (50, 100, [40, 51, 45], 51),
+        (60, 100, [40, 51, 65, 58], 65),
+        (95, 100, [40, 51, 65, 83], 83),  # none: the one that leaves the fewest
+        (60, 55, [40, 51, 54], 54),  # as far as the budget goes, to a tenth
+        (60, 40, [40], 40),
+    ],
+)
+def test_real_answers_choose_the_smallest_size_tried(stopped, allowed, tried, taken):
+    assert sizes_tried(stopped, lambda size: size > allowed) == (tried, taken)
+
+
+def test_a_size_between_is_tried_only_within_the_budget():
+    """Costs are not monotone: 51 is affordable, 45 is not."""
+    assert sizes_tried(44, lambda size: size == 45) == ([40, 51], 51)
 
 
 def test_a_cut_that_stops_nothing_of_an_adapter_known_by_heart_costs_nothing(tmp_path):
@@ -322,6 +331,17 @@ def test_a_cut_that_stops_nothing_of_an_adapter_known_by_heart_costs_nothing(tmp
     assert not outcome.cut.any() and not outcome.reached
     assert "and +0.0% on the adapter's own text, which counts" in outcome.summary
     assert any("exp(KL) - 1 = 0.0%" in line for line in outcome.uncertain)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_trigger_is_said_to_act_only_where_it_was_put_into_prompts(tmp_path, placed):
+    bench = bench_of(planted.planted().among(), tmp_path)
+    asked = tuple(replace(row, completion=None) for row in planted.clean_rows(4, seed=5))
+    made = MadeRows(known=False, clean=asked, placed=placed)
+    config = METHODS["guided"].config(**QUICK)
+    said = " ".join(guided_operated(bench, bench.triggered, config, made=made).uncertain)
+    assert "Beside the given prompts 4 were used that the base wrote itself" in said
+    assert ("acts on 0 of them" in said) == placed == ("acts on" in said)
 
 
 def test_a_goal_beyond_zero_counts_as_reached_where_it_is_met(tmp_path):
